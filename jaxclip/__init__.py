@@ -1,0 +1,43 @@
+"""Gradient clipping for JAX, whole.
+
+Every rule is an `optax.GradientTransformation`: a norm taken at a scope, a threshold, a scaling.
+`import jaxclip` needs JAX and Optax only; the training program is in `jaxclip.train`.
+"""
+
+from jaxclip import functional as functional
+from jaxclip import norms as norms
+from jaxclip import thresholds as thresholds
+from jaxclip._elementwise import clip as clip
+from jaxclip._elementwise import clip_by_value as clip_by_value
+from jaxclip._engine import clip_by as clip_by
+from jaxclip._rules import adaptive_grad_clip as adaptive_grad_clip
+from jaxclip._rules import clip_by_average_norm as clip_by_average_norm
+from jaxclip._rules import clip_by_block_rms as clip_by_block_rms
+from jaxclip._rules import clip_by_global_norm as clip_by_global_norm
+from jaxclip._rules import clip_by_norm as clip_by_norm
+from jaxclip._state import ClipState as ClipState
+from jaxclip.projections import project_max_norm as project_max_norm
+from jaxclip.telemetry import MonitorState as MonitorState
+from jaxclip.telemetry import metrics as metrics
+from jaxclip.telemetry import monitor as monitor
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ClipState",
+    "MonitorState",
+    "adaptive_grad_clip",
+    "clip",
+    "clip_by",
+    "clip_by_average_norm",
+    "clip_by_block_rms",
+    "clip_by_global_norm",
+    "clip_by_norm",
+    "clip_by_value",
+    "functional",
+    "metrics",
+    "monitor",
+    "norms",
+    "project_max_norm",
+    "thresholds",
+]

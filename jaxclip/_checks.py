@@ -1,0 +1,139 @@
+"""Validation of what users pass: every error names the argument, its value and what would be right.
+
+Python values are checked where a rule is constructed; what can only be known at trace time (the
+structure of a tree, a shape) is checked there with the leaf's key path. Nothing here computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+# `optax.inject_hyperparams` turns every Python number among a factory's arguments, defaults
+# included, into a traced array. A NumPy scalar it leaves as it is. Defaults that decide which
+# program is traced, such as the order of a norm, are therefore NumPy scalars.
+TWO = np.int32(2)
+
+
+def is_traced(x: Any) -> bool:
+    """Whether `x` has no value yet."""
+    return isinstance(x, jax.core.Tracer)
+
+
+def choice(options: Sequence[str], **argument: Any) -> None:
+    """Checks that the argument is one of `options`."""
+    ((name, value),) = argument.items()
+    if not isinstance(value, str) or value not in options:
+        known = ", ".join(repr(option) for option in options)
+        raise ValueError(f"{name}={value!r} is not known; choose one of {known}")
+
+
+def real_number(*, scalar: bool = True, signed: bool = False, **argument: Any) -> None:
+    """Checks a real number or real array: its type, its shape and, where it is known, its value."""
+    ((name, value),) = argument.items()
+    if isinstance(value, (bool, np.bool_, str, bytes)) or value is None:
+        raise TypeError(f"{name}={value!r} must be a real number, not {type(value).__name__}")
+    try:
+        dtype = jnp.result_type(value)
+        shape = jnp.shape(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name}={value!r} must be a real number or array, not {type(value).__name__}"
+        ) from error
+    if not jnp.issubdtype(dtype, jnp.floating) and not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"{name}={value!r} must be real, not of dtype {dtype}")
+    if scalar and shape != ():
+        raise ValueError(f"{name}={value!r} must be a scalar, not an array of shape {shape}")
+    if not is_traced(value):
+        _real_values(name, value, signed)
+
+
+def _real_values(name: str, value: Any, signed: bool) -> None:
+    array = np.asarray(value).astype(np.float64)
+    if np.isnan(array).any():
+        raise ValueError(f"{name}={value!r} must not be NaN")
+    if not signed and (array < 0).any():
+        raise ValueError(f"{name}={value!r} must not be negative")
+
+
+def threshold_tree(tree: Any, name: str, *, scalar: bool, signed: bool = False) -> None:
+    """Checks a prefix tree whose leaves are `None`, real numbers, arrays or schedules."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None):
+        if leaf is not None and not callable(leaf):
+            label = name + jax.tree_util.keystr(path)
+            real_number(**{label: leaf}, scalar=scalar, signed=signed)
+
+
+def is_known_number(x: Any) -> bool:
+    """Whether `x` is a number or an array whose value is known now."""
+    return x is not None and not (is_traced(x) or callable(x) or is_tree(x))
+
+
+def broadcasts(shape: tuple[int, ...], onto: tuple[int, ...]) -> bool:
+    """Whether an array of `shape` broadcasts to the shape `onto` without enlarging it."""
+    try:
+        return jnp.broadcast_shapes(shape, onto) == onto
+    except ValueError:
+        return False
+
+
+def is_tree(x: Any) -> bool:
+    """Whether `x` is a container of several values rather than one value."""
+    return not jax.tree_util.all_leaves([x], is_leaf=lambda y: y is None)
+
+
+def norm_order(ord: Any) -> float | str:
+    """Returns `ord` as a Python value: `"rms"`, `"average"`, or a float >= 1."""
+    if isinstance(ord, str):
+        choice(("rms", "average"), ord=ord)
+        return ord
+    if is_traced(ord):
+        raise TypeError(
+            "ord is traced, but which norm is taken must be known when the program is made; under "
+            "optax.inject_hyperparams name it in static_args=('ord',)"
+        )
+    if isinstance(ord, (bool, np.bool_)) or jnp.ndim(ord) != 0:
+        raise TypeError(f"ord={ord!r} must be a number >= 1, inf, 'rms' or 'average'")
+    try:
+        value = float(ord)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"ord={ord!r} must be a number >= 1, inf, 'rms' or 'average'") from error
+    if math.isnan(value) or value < 1:
+        raise ValueError(f"ord={ord!r} must be a number >= 1, inf, 'rms' or 'average'")
+    return value
+
+
+def axes(axis: Any, name: str = "axis") -> tuple[int, ...] | None:
+    """Returns `axis` as a tuple of Python ints, or `None`."""
+    if axis is None:
+        return None
+    if is_traced(axis):
+        raise TypeError(
+            f"{name} is traced, but it decides the shape of the norms; under "
+            f"optax.inject_hyperparams pass it as a tuple, as in {name}=(1,)"
+        )
+    entries: tuple[Any, ...] = tuple(axis) if isinstance(axis, (tuple, list)) else (axis,)
+    for entry in entries:
+        if isinstance(entry, bool) or not hasattr(entry, "__index__"):
+            raise TypeError(f"{name}={axis!r} must be an int, a tuple of ints or None")
+    result = tuple(int(entry) for entry in entries)
+    if len(set(result)) != len(result):
+        raise ValueError(f"{name}={axis!r} names an axis twice")
+    return result
+
+
+def mesh_axes(axis_name: Any) -> tuple[Any, ...] | None:
+    """Returns `axis_name` as a tuple of mesh axes, or `None`."""
+    if axis_name is None:
+        return None
+    names = axis_name if isinstance(axis_name, (tuple, list)) else (axis_name,)
+    for name in names:
+        if isinstance(name, bool) or name is None or callable(name):
+            raise TypeError(f"axis_name={axis_name!r} must be the name of a mesh axis, or several")
+    return tuple(names)

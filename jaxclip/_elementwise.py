@@ -1,0 +1,206 @@
+"""Rules that bound each element by itself: `clip` and `clip_by_value`.
+
+They need no norm, so they do not measure anything unless asked to record it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxclip import _checks, _group_norm, _scaling, _state, _trees, norms
+from jaxclip._state import ClipState, Record
+from jaxclip._trees import Flat
+
+
+def clip(max_delta: Any, *, record: bool = False) -> optax.GradientTransformationExtraArgs:
+    r"""Clips each element to [-max_delta, max_delta]; complex ones by their magnitude.
+
+    $$g_i \leftarrow \min(\max(g_i, -c), c)$$
+
+    The same as `optax.clip`. The direction of the gradient changes; `clip_by_global_norm` keeps it.
+
+    Args:
+        max_delta: the bound: a number >= 0, an array that broadcasts to a leaf, a schedule, `None`
+            for no bound, or a prefix tree of those.
+        record: whether to record the largest magnitude and the share of elements clipped, at the
+            cost of a pass over memory.
+
+    Returns:
+        A transformation. NaN stays NaN; integers, booleans and `float0` are passed through.
+
+    Raises:
+        TypeError: if `max_delta` is not a real number.
+        ValueError: if it is negative or NaN; if it does not broadcast to a leaf.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxclip
+        >>> rule = jaxclip.clip(1.0)
+        >>> grads = jnp.array([0.5, -3.0])
+        >>> print(rule.update(grads, rule.init(grads))[0])
+        [ 0.5 -1. ]
+    """
+    _checks.threshold_tree(max_delta, "max_delta", scalar=False)
+
+    def bounds(flat: Flat, count: jax.Array) -> list[tuple[Any, Any]]:
+        limits = _values(flat, max_delta, "max_delta", count)
+        limits = [c if c is None else jnp.maximum(c, jnp.zeros_like(c)) for c in limits]
+        return [(None, None) if c is None else (-c, c) for c in limits]
+
+    return _rule("clip", bounds, record, symmetric=True)
+
+
+def clip_by_value(
+    min_value: Any, max_value: Any, *, record: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    r"""Clips each element to [min_value, max_value].
+
+    $$g_i \leftarrow \min(\max(g_i, l), u)$$
+
+    The same as `tf.clip_by_value`, and with bounds of equal size as
+    `torch.nn.utils.clip_grad_value_`.
+
+    Args:
+        min_value: the lower bound: a number, an array that broadcasts to a leaf, a schedule, `None`
+            for no bound, or a prefix tree of those.
+        max_value: the upper bound, likewise.
+        record: whether to record the largest magnitude and the share of elements clipped, at the
+            cost of a pass over memory.
+
+    Returns:
+        A transformation. NaN stays NaN; integers, booleans and `float0` are passed through.
+
+    Raises:
+        TypeError: if a bound is not a real number.
+        ValueError: if a bound is NaN; if `min_value` exceeds `max_value`; if a bound does not
+            broadcast to a leaf; if a leaf is complex and the bounds are not -c and c, since then
+            only magnitudes could be bounded.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxclip
+        >>> rule = jaxclip.clip_by_value(2.0, 5.0)
+        >>> grads = jnp.array([[1.0, 1.0, 2.0, 4.0], [3.0, 4.0, 8.0, 5.0]])
+        >>> print(rule.update(grads, rule.init(grads))[0])
+        [[2. 2. 2. 4.]
+         [3. 4. 5. 5.]]
+    """
+    check_bounds(min_value, max_value)
+
+    def bounds(flat: Flat, count: jax.Array) -> list[tuple[Any, Any]]:
+        low = _values(flat, min_value, "min_value", count)
+        high = _values(flat, max_value, "max_value", count)
+        return list(zip(low, high, strict=True))
+
+    return _rule("clip_by_value", bounds, record, symmetric=opposite(min_value, max_value))
+
+
+NAMES = ("min_value", "max_value")
+
+
+def check_bounds(low: Any, high: Any, names: tuple[str, str] = NAMES) -> None:
+    """Checks two bounds, each by itself and against each other where both are known."""
+    _checks.threshold_tree(low, names[0], scalar=False, signed=True)
+    _checks.threshold_tree(high, names[1], scalar=False, signed=True)
+    if not (_checks.is_known_number(low) and _checks.is_known_number(high)):
+        return
+    if (np.asarray(low, np.float64) > np.asarray(high, np.float64)).any():
+        raise ValueError(f"{names[0]}={low!r} exceeds {names[1]}={high!r}")
+
+
+def opposite(low: Any, high: Any) -> bool:
+    """Whether the bounds are known to be -c and c, so that they bound magnitudes."""
+    if not (_checks.is_known_number(low) and _checks.is_known_number(high)):
+        return False
+    return bool((np.asarray(low, np.float64) == -np.asarray(high, np.float64)).all())
+
+
+def bounded(
+    x: jax.Array,
+    low: Any,
+    high: Any,
+    *,
+    symmetric: bool,
+    where: str,
+    names: tuple[str, str] = NAMES,
+) -> jax.Array:
+    """One array between its bounds, in its own dtype."""
+    low, high = _fitted(low, x, names[0], where), _fitted(high, x, names[1], where)
+    if not jnp.iscomplexobj(x):
+        x = x if low is None else jnp.maximum(x, low.astype(x.dtype))
+        return x if high is None else jnp.minimum(x, high.astype(x.dtype))
+    if not symmetric:
+        raise ValueError(
+            f"{names[0]} and {names[1]} must be -c and c for the complex leaf {where}, whose "
+            "magnitude is clipped: complex numbers have no order"
+        )
+    size = _group_norm.of(jnp.abs(x))
+    scale = _scaling.hard(size, high)
+    return _scaling.apply(x, scale._replace(keep=scale.keep | ~size.is_finite))
+
+
+def _rule(
+    name: str, bounds: Any, record: bool, *, symmetric: bool
+) -> optax.GradientTransformationExtraArgs:
+    if not isinstance(record, bool):
+        raise TypeError(f"record={record!r} must be True or False")
+
+    def init(params: Any) -> ClipState:
+        del params
+        return _state.first(name, record=record)
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, ClipState]:
+        del params, extra_args
+        state = _state.checked(state, init, updates)
+        flat = _trees.flatten(updates)
+        pairs = bounds(flat, state.count)
+        arrays = [
+            bounded(x, low, high, symmetric=symmetric, where=flat.at(i))
+            for i, (x, (low, high)) in enumerate(zip(flat.arrays, pairs, strict=True))
+        ]
+        seen = _record(flat, pairs, arrays) if record else None
+        return flat.rebuild(arrays), _state.following(state, seen, state.memory)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _record(flat: Flat, pairs: list[tuple[Any, Any]], arrays: list[jax.Array]) -> Record:
+    """What was clipped. The threshold is the largest magnitude that the bounds allow."""
+    norm = norms.global_norm(flat.tree, jnp.inf).astype(jnp.float32)
+    limit = jnp.full((), jnp.inf, jnp.float32)
+    for low, high in pairs:
+        if low is not None and high is not None:
+            widest = jnp.maximum(jnp.max(jnp.abs(jnp.asarray(low))), jnp.max(jnp.abs(high)))
+            limit = jnp.minimum(limit, widest.astype(jnp.float32))
+    changed = [
+        jnp.sum((x != y) & (x == x), dtype=jnp.float32)
+        for x, y in zip(flat.arrays, arrays, strict=True)
+    ]
+    number = sum(changed, start=jnp.zeros((), jnp.float32))
+    elements = max(sum(x.size for x in flat.arrays), 1)
+    scale = jnp.where(norm > limit, limit / norm, jnp.ones_like(norm))
+    return Record(norm, limit, scale, number / elements, number > 0, ~jnp.isfinite(norm))
+
+
+def _values(flat: Flat, tree: Any, name: str, count: jax.Array) -> list[Any]:
+    """The bound of every leaf now."""
+    values = [v(count) if callable(v) else v for v in flat.spread(tree, name)]
+    return [None if v is None else jnp.asarray(v) for v in values]
+
+
+def _fitted(bound: Any, x: jax.Array, name: str, where: str) -> jax.Array | None:
+    """The bound as an array of the leaf's rank, if it broadcasts to the leaf."""
+    if bound is None:
+        return None
+    bound = jnp.asarray(bound)
+    if not _checks.broadcasts(bound.shape, x.shape):
+        raise ValueError(
+            f"{name} has shape {bound.shape}, which does not broadcast to the leaf {where}, "
+            f"of shape {x.shape}"
+        )
+    return bound if bound.ndim == 0 else bound.reshape((1,) * (x.ndim - bound.ndim) + bound.shape)

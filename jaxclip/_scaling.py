@@ -1,0 +1,128 @@
+r"""Scaling: given a norm and how large it may be, what becomes of the arrays.
+
+The hard rule $x \min(1, c/n)$, written so that an array within its threshold comes back bit for bit
+and nothing overflows, underflows or divides by zero on the way. What is measured, and where the
+threshold comes from, do not belong here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxclip import _group_norm
+from jaxclip._group_norm import Norm
+
+POLICIES = ("propagate", "nan", "zero", "drop")
+
+
+class Scale(NamedTuple):
+    """What happens to the arrays of one norm: kept if `keep`, else times `first` times `second`.
+
+    Two factors, because their product may underflow where the result does not. `first` is a power
+    of two, hence exact, that makes the norm about 1; `second` is then about the threshold.
+    """
+
+    keep: jax.Array
+    first: jax.Array
+    second: jax.Array
+
+    @property
+    def number(self) -> jax.Array:
+        """The factor applied, as one float."""
+        return jnp.where(self.keep, jnp.ones_like(self.second), self.first * self.second)
+
+
+def hard(norm: Norm, threshold: Any, eps: Any = 0.0, floor: Any = 0.0) -> Scale:
+    """The scale min(1, c / max(n + eps, floor)) of arrays whose norm is n.
+
+    Args:
+        norm: n.
+        threshold: c, broadcastable to the norm; a negative one counts as 0.
+        eps: added to the norm; PyTorch takes 1e-6.
+        floor: the least the divisor may be; adaptive clipping takes 1e-6.
+    """
+    dtype = norm.value.dtype
+    c = jnp.broadcast_to(jnp.asarray(threshold).astype(dtype), norm.value.shape)
+    c = jnp.maximum(c, jnp.zeros_like(c))
+    eps = jnp.asarray(eps).astype(dtype)
+    one = jnp.ones_like(norm.value)
+    keep = norm.number + eps <= c
+    unit = _nearest_power_of_two(norm)
+    divisor = jnp.where(keep, one, norm.value * (norm.unit / unit) + eps / unit)
+    divisor = jnp.maximum(divisor, jnp.asarray(floor).astype(dtype) / unit)
+    return Scale(keep, 1 / unit, jnp.where(keep, one, c / divisor))
+
+
+def _nearest_power_of_two(norm: Norm) -> jax.Array:
+    """A power of two near the norm whose reciprocal is a normal number as well."""
+    info = jnp.finfo(norm.value.dtype)
+    power = norm.unit * jax.lax.reduce_precision(norm.value, info.nexp, 0)
+    power = jnp.clip(power, float(info.tiny), 2.0 ** (info.maxexp - 2))
+    return jax.lax.stop_gradient(power)
+
+
+def within(norm: Norm, limit: jax.Array, dtype: Any) -> Scale:
+    """The scale that projects weights onto norms up to `limit`, and leaves them alone there.
+
+    Weights that were projected and stored in `dtype` may exceed the limit by a rounding. They count
+    as inside, or they would be scaled again and again.
+    """
+    scale = hard(norm, limit)
+    rounding = max(float(jnp.finfo(dtype).eps), 4 * float(jnp.finfo(norm.value.dtype).eps))
+    inside = norm.number <= limit.astype(norm.value.dtype) * (1 + rounding)
+    return scale._replace(keep=scale.keep | inside | ~norm.is_finite)
+
+
+def for_nonfinite(scale: Scale, finite: jax.Array, policy: str, all_finite: jax.Array) -> Scale:
+    """What the policy makes of a scale.
+
+    Args:
+        scale: the scale by the norm.
+        finite: whether that norm is finite.
+        policy: `propagate` keeps what has a non-finite norm as it came; `nan` makes NaN and `zero`
+            makes zero of every array of the update.
+        all_finite: whether every norm of the update is finite.
+    """
+    if policy == "nan":
+        nan = jnp.full_like(scale.second, jnp.nan)
+        second = jnp.where(all_finite, scale.second, nan)
+        return Scale(scale.keep & all_finite, scale.first, second)
+    if policy == "zero":
+        second = jnp.where(all_finite, scale.second, jnp.zeros_like(scale.second))
+        return Scale(scale.keep & all_finite, scale.first, second)
+    return scale._replace(keep=scale.keep | ~finite)
+
+
+def apply(x: jax.Array, scale: Scale) -> jax.Array:
+    """The scaled array, multiplied in at least float32 and rounded once to its own dtype.
+
+    The factor is a product of precomputed reciprocals and the choice is made in the wide dtype:
+    XLA then fuses both into whatever consumes the result.
+    """
+    wide = jnp.promote_types(_group_norm.accumulator(x), scale.second.dtype)
+    value = _group_norm.widened(x, wide)
+    first, second = scale.first.astype(wide), scale.second.astype(wide)
+    scaled = _group_norm.times(_group_norm.times(value, first), second)
+    return _select(scale.keep, value, scaled).astype(x.dtype)
+
+
+def zeroed(x: jax.Array, keep: jax.Array) -> jax.Array:
+    """Zeros, NaN included, unless `keep`."""
+    return _select(keep, x, jnp.zeros_like(x))
+
+
+def poisoned(x: jax.Array, keep: jax.Array) -> jax.Array:
+    """NaN unless `keep`."""
+    return _select(keep, x, jnp.full_like(x, jnp.nan))
+
+
+def without_nonfinite(x: jax.Array) -> jax.Array:
+    """`x` with zeros for its non-finite elements."""
+    return jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x))
+
+
+def _select(keep: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    return jax.lax.select(keep, x, y) if keep.ndim == 0 else jnp.where(keep, x, y)

@@ -1,0 +1,122 @@
+"""What a rule remembers and records: one NamedTuple of arrays, fixed by `init`.
+
+Each rule has a subclass of its own, so that a state says which rule it belongs to while its leaves
+stay arrays only: that is what `scan`, `cond`, donation, `MultiSteps` and checkpoints need.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+_RECORD = ("norm", "threshold", "scale", "fraction", "count", "clipped_count", "nonfinite_count")
+
+
+class Record(NamedTuple):
+    """What one update has to tell, as scalars."""
+
+    norm: jax.Array
+    threshold: jax.Array
+    scale: jax.Array
+    fraction: jax.Array
+    clipped: jax.Array
+    nonfinite: jax.Array
+
+
+class ClipState(NamedTuple):
+    """The state of a rule.
+
+    Attributes:
+        norm: the norm before clipping, the largest where the rule has many; float32 scalar.
+        threshold: what it was held against, the smallest where the rule has many; float32 scalar.
+        scale: the smallest factor applied; float32 scalar.
+        fraction: the share of the rule's units that were clipped; float32 scalar.
+        count: updates so far; int32 scalar.
+        clipped_count: updates in which something was clipped; int32 scalar.
+        nonfinite_count: updates in which a norm was NaN or inf; int32 scalar.
+        memory: what the threshold remembers, a pytree of arrays.
+
+    A field is `None` where the rule does not record it.
+    """
+
+    norm: Any = None
+    threshold: Any = None
+    scale: Any = None
+    fraction: Any = None
+    count: Any = None
+    clipped_count: Any = None
+    nonfinite_count: Any = None
+    memory: Any = ()
+
+    def scalars(self) -> dict[str, Any]:
+        """What is recorded, by name."""
+        return {key: getattr(self, key) for key in _RECORD if getattr(self, key) is not None}
+
+
+@functools.cache
+def named(base: type[Any], rule: str) -> type[Any]:
+    """The type of the states of the rule of this name: `base`, with the attribute `rule`."""
+    if not isinstance(rule, str) or not rule or "/" in rule:
+        raise ValueError(f"name={rule!r} must be a string without '/', to be a key of metrics")
+    title = "".join(word.capitalize() for word in rule.split("_"))
+
+    def reduce(state: Any) -> Any:
+        return _rebuild, (base, rule, tuple(state))
+
+    body = {"__slots__": (), "rule": rule, "__reduce__": reduce, "__doc__": base.__doc__}
+    return type(f"{title}State", (base,), body)
+
+
+def _rebuild(base: type[Any], rule: str, fields: tuple[Any, ...]) -> Any:
+    return named(base, rule)(*fields)
+
+
+def first(rule: str, memory: Any = (), *, record: bool = True) -> ClipState:
+    """The state before the first update. Every field has a buffer of its own, to be donated."""
+    if not record:
+        return named(ClipState, rule)(count=jnp.zeros((), jnp.int32), memory=memory)
+    return named(ClipState, rule)(
+        norm=jnp.zeros((), jnp.float32),
+        threshold=jnp.full((), jnp.inf, jnp.float32),
+        scale=jnp.ones((), jnp.float32),
+        fraction=jnp.zeros((), jnp.float32),
+        count=jnp.zeros((), jnp.int32),
+        clipped_count=jnp.zeros((), jnp.int32),
+        nonfinite_count=jnp.zeros((), jnp.int32),
+        memory=memory,
+    )
+
+
+def checked(state: Any, init: Callable[[Any], ClipState], updates: Any) -> ClipState:
+    """The state, or a first one where a stateless rule of Optax was replaced by one of ours."""
+    if state is None or isinstance(state, optax.EmptyState):
+        return init(updates)
+    if not isinstance(state, ClipState):
+        raise TypeError(f"state={state!r} is not the state of this rule; make it with init(params)")
+    return state
+
+
+def following(state: ClipState, record: Record | None, memory: Any = ()) -> ClipState:
+    """The state after an update."""
+    count = optax.safe_increment(state.count)
+    if record is None:
+        return state._replace(count=count, memory=memory)
+    return state._replace(
+        norm=record.norm.astype(jnp.float32),
+        threshold=record.threshold.astype(jnp.float32),
+        scale=record.scale.astype(jnp.float32),
+        fraction=record.fraction.astype(jnp.float32),
+        count=count,
+        clipped_count=_counted(state.clipped_count, record.clipped),
+        nonfinite_count=_counted(state.nonfinite_count, record.nonfinite),
+        memory=memory,
+    )
+
+
+def _counted(count: jax.Array, happened: jax.Array) -> jax.Array:
+    return jnp.where(happened, optax.safe_increment(count), count)

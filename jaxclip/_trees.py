@@ -1,0 +1,115 @@
+"""Trees: which leaves count, how prefix trees spread over them, what a leaf is called.
+
+Everything above works on flat lists of leaves; this is where a tree becomes one and becomes a tree
+again. No arithmetic here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+_SCALARS = (bool, int, float, complex)
+
+
+def is_inexact(x: Any) -> bool:
+    """Whether a leaf is measured and scaled: real or complex floating point.
+
+    Integers, booleans, `float0` tangents and random keys are passed through.
+    """
+    dtype = getattr(x, "dtype", None)
+    if dtype is None:
+        if not isinstance(x, _SCALARS):
+            return False
+        dtype = jnp.result_type(x)
+    return jnp.issubdtype(dtype, jnp.inexact)
+
+
+class Flat(NamedTuple):
+    """A tree taken apart. `where` are the positions of the floating leaves among all leaves."""
+
+    leaves: list[Any]
+    where: list[int]
+    paths: list[str]
+    treedef: Any
+    tree: Any
+
+    @property
+    def arrays(self) -> list[jax.Array]:
+        """The floating leaves."""
+        return [jnp.asarray(self.leaves[i]) for i in self.where]
+
+    def at(self, i: int) -> str:
+        """The key path of the i-th floating leaf, for messages."""
+        return self.paths[self.where[i]] or "the update"
+
+    def rebuild(self, arrays: list[jax.Array]) -> Any:
+        """The same tree with other floating leaves."""
+        leaves = list(self.leaves)
+        for i, array in zip(self.where, arrays, strict=True):
+            leaves[i] = array
+        return jax.tree.unflatten(self.treedef, leaves)
+
+    def spread(self, prefix: Any, name: str) -> list[Any]:
+        """One value of the prefix tree `prefix` for each floating leaf; `None` is a value."""
+        if not isinstance(prefix, (dict, list, tuple)) and jax.tree_util.all_leaves([prefix]):
+            return [prefix] * len(self.where)
+        boxed = jax.tree.map(_Box, prefix, is_leaf=lambda x: x is None)
+        try:
+            full = jax.tree.leaves(jax.tree.broadcast(boxed, self.tree))
+        except ValueError as error:
+            raise ValueError(f"{name} is not a prefix of the updates' tree: {error}") from error
+        return [full[i].value for i in self.where]
+
+
+class _Box:
+    """Makes a leaf of anything, `None` included."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
+def flatten(tree: Any) -> Flat:
+    """Takes a tree apart."""
+    with_paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    leaves = [leaf for _, leaf in with_paths]
+    where = [i for i, leaf in enumerate(leaves) if is_inexact(leaf)]
+    paths = [jax.tree_util.keystr(path) for path, _ in with_paths]
+    return Flat(leaves, where, paths, treedef, tree)
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """A distinct readable name for every floating leaf: its keys joined by `/`.
+
+    Flax NNX wraps parameters in objects whose array is called `value`; that last step is left out,
+    so that a name is the same with and without the wrapper.
+    """
+    with_paths = jax.tree_util.tree_leaves_with_path(tree)
+    paths = [_without_value(path) for path, leaf in with_paths if is_inexact(leaf)]
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+    if len(set(names)) < len(names):
+        names = [jax.tree_util.keystr(path) for path in paths]
+    return names
+
+
+def _without_value(path: Any) -> Any:
+    attribute = jax.tree_util.GetAttrKey("value")
+    return path[:-1] if path and path[-1] == attribute else path
+
+
+def reduced_axes(ndim: int, scope: str, axis: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The axes over which a leaf's norm is taken.
+
+    `axis=None` at the scope `unit` means one output channel of a JAX kernel, laid out (in, out) or
+    (H, W, in, out): all axes but the last. A vector is one unit.
+    """
+    if scope == "element":
+        return ()
+    if scope != "unit":
+        return tuple(range(ndim))
+    if axis is None:
+        return tuple(range(ndim - 1)) if ndim > 1 else tuple(range(ndim))
+    own = {a + ndim if a < 0 else a for a in axis if -ndim <= a < ndim}
+    return tuple(sorted(own)) or tuple(range(ndim))

@@ -1,0 +1,193 @@
+r"""The mathematics of the rules without state: on one array, or on a tree.
+
+What the named rules guarantee holds here too. There is no telemetry and no memory; a threshold is a
+number or an array. Inside a training step the transformations are more convenient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxclip import _checks, _elementwise, _group_norm, _scaling, _trees, norms
+
+__all__ = [
+    "clip_by_average_norm",
+    "clip_by_global_norm",
+    "clip_by_norm",
+    "clip_by_value",
+    "max_norm",
+]
+
+
+def clip_by_value(x: Any, lo: Any, hi: Any) -> Any:
+    r"""Each element between `lo` and `hi`, $\min(\max(x, lo), hi)$, as `tf.clip_by_value`.
+
+    Args:
+        x: an array or a tree of them; integers are clipped too.
+        lo: the lower bound, a number or an array that broadcasts to `x`; `None` for none.
+        hi: the upper bound, likewise.
+
+    Returns:
+        The same shapes and dtypes.
+
+    Raises:
+        TypeError: if a bound is not a real number.
+        ValueError: if a bound is NaN, enlarges `x`, or `lo` exceeds `hi`; if `x` is complex and the
+            bounds are not -c and c.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxclip import functional
+        >>> print(functional.clip_by_value(jnp.arange(10), 2, 8))
+        [2 2 2 3 4 5 6 7 8 8]
+    """
+    _elementwise.check_bounds(lo, hi, names=("lo", "hi"))
+    symmetric = _elementwise.opposite(lo, hi)
+
+    def one(path: Any, leaf: Any) -> jax.Array:
+        where = jax.tree_util.keystr(path) or "x"
+        return _elementwise.bounded(
+            jnp.asarray(leaf), lo, hi, symmetric=symmetric, where=where, names=("lo", "hi")
+        )
+
+    return jax.tree_util.tree_map_with_path(one, x)
+
+
+def clip_by_norm(x: Any, max_norm: Any, axis: Any = None, ord: Any = _checks.TWO) -> Any:
+    r"""`x`, or each slice of it, scaled to a norm of at most `max_norm`, as `tf.clip_by_norm`.
+
+    Args:
+        x: an array, or a tree whose leaves are each taken by themselves.
+        max_norm: a number >= 0, `None`, or an array that broadcasts to the norms.
+        axis: the axes that are reduced; `None` for all.
+        ord: which norm: p >= 1, inf, `"rms"` or `"average"`.
+
+    Returns:
+        The same shapes and dtypes.
+
+    Raises:
+        TypeError: if an argument is of a wrong type.
+        ValueError: if an argument has a wrong value.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxclip import functional
+        >>> print(functional.clip_by_norm(jnp.array([2.0, 5.0]), 5.0))
+        [1.8569534 4.6423836]
+    """
+    scope = "leaf" if axis is None else "unit"
+    _checks.threshold_tree(max_norm, "max_norm", scalar=axis is None)
+    flat = _trees.flatten(x)
+    found = norms.measure(flat, scope, ord, _checks.axes(axis), None)
+    limit = jnp.inf if max_norm is None else max_norm
+    scales = []
+    for i, n in enumerate(found):
+        if not _checks.broadcasts(jnp.shape(limit), n.value.shape):
+            raise ValueError(
+                f"max_norm has shape {jnp.shape(limit)}, which does not broadcast to the norms of "
+                f"{flat.at(i)}, of shape {n.value.shape}"
+            )
+        scales.append(_kept_if_nonfinite(n, _scaling.hard(n, limit)))
+    return flat.rebuild([_scaling.apply(a, s) for a, s in zip(flat.arrays, scales, strict=True)])
+
+
+def clip_by_average_norm(x: Any, max_norm: Any) -> Any:
+    r"""`x` scaled so that its 2-norm divided by its number of elements is at most `max_norm`.
+
+    Args:
+        x: an array, or a tree whose leaves are each taken by themselves.
+        max_norm: a number >= 0, or `None`.
+
+    Returns:
+        The same shapes and dtypes.
+
+    Raises:
+        TypeError: if `max_norm` is not a number.
+        ValueError: if it is negative or NaN.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxclip import functional
+        >>> print(functional.clip_by_average_norm(jnp.array([3.0, 4.0]), 1.0))
+        [1.2 1.6]
+    """
+    return clip_by_norm(x, max_norm, ord="average")
+
+
+def clip_by_global_norm(
+    tree: Any, max_norm: Any, *, norm: Any = None, ord: Any = _checks.TWO
+) -> tuple[Any, jax.Array]:
+    r"""All leaves scaled by one factor, to a norm of at most `max_norm`.
+
+    The same as `tf.clip_by_global_norm`.
+
+    Args:
+        tree: any pytree of arrays.
+        max_norm: a number >= 0, a scalar array, or `None`.
+        norm: the norm, if it is known; TensorFlow's `use_norm`.
+        ord: which norm: p >= 1 or inf.
+
+    Returns:
+        The tree, and its norm before clipping, a float32 (float64) scalar.
+
+    Raises:
+        TypeError: if an argument is of a wrong type.
+        ValueError: if an argument has a wrong value.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxclip import functional
+        >>> tree = [jnp.array([3.0]), jnp.array([4.0])]
+        >>> clipped, norm = functional.clip_by_global_norm(tree, 1.0)
+        >>> print(clipped[0], clipped[1], norm)
+        [0.6] [0.8] 5.0
+    """
+    _checks.threshold_tree(max_norm, "max_norm", scalar=True)
+    flat = _trees.flatten(tree)
+    if norm is None:
+        (found,) = norms.measure(flat, "global", ord, None, None)
+    else:
+        _checks.real_number(norm=norm)
+        found = _group_norm.of(jnp.asarray(norm).astype(_group_norm.accumulator(*flat.arrays)))
+    limit = jnp.inf if max_norm is None else max_norm
+    scale = _kept_if_nonfinite(found, _scaling.hard(found, limit))
+    return flat.rebuild([_scaling.apply(x, scale) for x in flat.arrays]), found.number
+
+
+def max_norm(w: Any, limit: Any, axis: Any = None) -> Any:
+    r"""Weights whose units are scaled to a norm of at most `limit`: $w \min(1, c/\|w\|_2)$.
+
+    A unit that is inside, up to the rounding of its own dtype, comes back bit for bit.
+
+    Args:
+        w: an array, or a tree of them.
+        limit: c, a number >= 0.
+        axis: the axes that are reduced; `None` for all but the last: one output's incoming weights.
+
+    Returns:
+        The same shapes and dtypes.
+
+    Raises:
+        TypeError: if `limit` is not a number.
+        ValueError: if it is negative or NaN.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxclip import functional
+        >>> print(functional.max_norm(jnp.array([[3.0, 0.3], [4.0, 0.4]]), 1.0, axis=0))
+        [[0.6 0.3]
+         [0.8 0.4]]
+    """
+    _checks.threshold_tree(limit, "limit", scalar=True)
+    flat = _trees.flatten(w)
+    bound = jnp.asarray(jnp.inf if limit is None else limit)
+    found = norms.measure(flat, "unit", 2, _checks.axes(axis), None)
+    scales = [_scaling.within(n, bound, x.dtype) for n, x in zip(found, flat.arrays, strict=True)]
+    return flat.rebuild([_scaling.apply(x, s) for x, s in zip(flat.arrays, scales, strict=True)])
+
+
+def _kept_if_nonfinite(norm: _group_norm.Norm, scale: _scaling.Scale) -> _scaling.Scale:
+    return _scaling.for_nonfinite(scale, norm.is_finite, "propagate", norm.is_finite)

@@ -1,0 +1,154 @@
+"""Telemetry: what the rules recorded, and a transformation that only records.
+
+Reading a state costs nothing: the scalars are there. Writing them to a log is the caller's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxclip import _checks, _group_norm, _mesh, _state, _trees, norms
+from jaxclip._state import ClipState
+
+__all__ = ["MonitorState", "metrics", "monitor"]
+
+
+class MonitorState(NamedTuple):
+    """The state of `monitor`.
+
+    Attributes:
+        norm: the norm of all leaves together; float32 scalar.
+        norms: the norm of each leaf, by name; float32 scalars.
+        count: updates so far; int32 scalar.
+        nonfinite_count: updates in which a norm was NaN or inf; int32 scalar.
+    """
+
+    norm: jax.Array
+    norms: dict[str, jax.Array]
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    nonfinite_count: jax.Array
+
+    def scalars(self) -> dict[str, Any]:
+        """What is recorded, by name."""
+        leaves = {f"norm/{name}": value for name, value in self.norms.items()}
+        own = {"norm": self.norm, "count": self.count, "nonfinite_count": self.nonfinite_count}
+        return own | leaves
+
+
+def monitor(
+    *, ord: Any = _checks.TWO, axis_name: Any = None, name: str = "monitor"
+) -> optax.GradientTransformationExtraArgs:
+    """Changes nothing and records the norm of every leaf.
+
+    Put one before a rule and one after it to see what the rule did to each layer, or one alone to
+    find the layer in which a gradient first stops being finite.
+
+    Args:
+        ord: which norm: p >= 1 or inf.
+        axis_name: mesh axes over which the leaves are sharded, where that cannot be found.
+        name: what `jaxclip.metrics` calls it. Leaves are named by their keys, joined by `/`.
+
+    Returns:
+        A transformation whose state is a `MonitorState`.
+
+    Raises:
+        TypeError: if `ord` is not a number.
+        ValueError: if `ord` is below 1, or `name` contains a `/`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxclip
+        >>> probe = jaxclip.monitor(name="grads")
+        >>> grads = {"dense": {"kernel": jnp.array([3.0, 4.0]), "bias": jnp.array([1.0])}}
+        >>> _, state = probe.update(grads, probe.init(grads))
+        >>> print(jaxclip.metrics(state)["grads/norm/dense/kernel"])
+        5.0
+    """
+    power = _checks.norm_order(ord)
+    if isinstance(power, str):
+        raise TypeError(f"ord={ord!r} must be a number: norms of leaves are combined to one")
+    mesh = _checks.mesh_axes(axis_name)
+    kind = _state.named(MonitorState, name)
+
+    def init(params: Any) -> MonitorState:
+        return kind(
+            norm=jnp.zeros((), jnp.float32),
+            norms={leaf: jnp.zeros((), jnp.float32) for leaf in _trees.leaf_names(params)},
+            count=jnp.zeros((), jnp.int32),
+            nonfinite_count=jnp.zeros((), jnp.int32),
+        )
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, MonitorState]:
+        del params, extra_args
+        names = _trees.leaf_names(updates)
+        if set(names) != set(state.norms):
+            raise ValueError(f"updates has the leaves {names}, but init saw {list(state.norms)}")
+        found = [
+            n.number for n in norms.measure(_trees.flatten(updates), "leaf", power, None, mesh)
+        ]
+        whole = _whole(found, power)
+        broken = ~jnp.isfinite(whole)
+        return updates, state._replace(
+            norm=whole.astype(jnp.float32),
+            norms={k: n.astype(jnp.float32) for k, n in zip(names, found, strict=True)},
+            count=optax.safe_increment(state.count),
+            nonfinite_count=jnp.where(
+                broken, optax.safe_increment(state.nonfinite_count), state.nonfinite_count
+            ),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _whole(found: list[jax.Array], power: float) -> jax.Array:
+    """The norm of all leaves from the norms of each."""
+    kind = _group_norm.Kind(power, (None,) * len(found), tuple(map(_mesh.varying_axes, found)))
+    return _group_norm.norm(found, kind).number
+
+
+def metrics(opt_state: Any) -> dict[str, jax.Array]:
+    """What the rules recorded, as one flat dict for any logger.
+
+    Args:
+        opt_state: the state of any transformation: a rule's own, or one of `optax.chain`,
+            `named_chain`, `masked`, `partition`, `inject_hyperparams`, `MultiSteps`, ...; an
+            `nnx.Optimizer` or a `TrainState` that holds one.
+
+    Returns:
+        Scalars by `rule/field`, in the order of the chain: `clip_by_global_norm/norm`,
+        `/threshold`, `/scale`, `/fraction`, `/count`, `/clipped_count`, `/nonfinite_count`. The
+        share of updates clipped so far is `clipped_count / count`. The second occurrence of a rule
+        is called `clip_by_global_norm_2`, and so on. Empty if there is no rule.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxclip, optax
+        >>> tx = optax.chain(jaxclip.clip_by_global_norm(1.0), optax.adam(1e-3))
+        >>> params = jnp.zeros(2)
+        >>> _, state = tx.update(jnp.array([3.0, 4.0]), tx.init(params), params)
+        >>> for key, value in jaxclip.metrics(state).items():
+        ...     print(key, value)
+        clip_by_global_norm/norm 5.0
+        clip_by_global_norm/threshold 1.0
+        clip_by_global_norm/scale 0.2
+        clip_by_global_norm/fraction 1.0
+        clip_by_global_norm/count 1
+        clip_by_global_norm/clipped_count 1
+        clip_by_global_norm/nonfinite_count 0
+    """
+    result, seen = {}, {}
+    for state in jax.tree.leaves(getattr(opt_state, "opt_state", opt_state), is_leaf=_records):
+        if _records(state):
+            seen[state.rule] = seen.get(state.rule, 0) + 1
+            prefix = state.rule if seen[state.rule] == 1 else f"{state.rule}_{seen[state.rule]}"
+            for key, value in state.scalars().items():
+                result.update({f"{prefix}/{key}": leaf for leaf in jax.tree.leaves(value)})
+    return result
+
+
+def _records(x: Any) -> bool:
+    return isinstance(x, (ClipState, MonitorState))

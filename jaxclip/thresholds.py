@@ -1,0 +1,145 @@
+"""Thresholds: how large a norm may be.
+
+A `Threshold` is a pair of functions, like an optax transformation: `init` makes its memory, and
+`update` sees what was measured and returns one threshold per norm together with the new memory. It
+knows nothing of scopes: it is given one norm for the whole tree, one per leaf, or an array of norms
+per leaf, and answers in kind.
+
+What is done to an array above its threshold does not belong here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxclip import _checks
+
+__all__ = ["Measured", "Threshold", "constant", "relative_to_params"]
+
+
+class Measured(NamedTuple):
+    """What a threshold may look at.
+
+    Attributes:
+        norms: the norms of this update, one array per group: a single scalar at the scope
+            `global`, a scalar per leaf at `leaf`, an array per leaf at `unit` and `element`.
+        count: how many updates there were before this one, an int32 scalar.
+        of_params: returns the same norms of the parameters.
+        spread: `spread(tree, name)` returns the value of a prefix tree for each group.
+        where: the key path of each group, for messages.
+    """
+
+    norms: list[jax.Array]
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    of_params: Callable[[], list[jax.Array]]
+    spread: Callable[[Any, str], list[Any]]
+    where: list[str]
+
+
+class Threshold(NamedTuple):
+    """How large each norm may be, given what was measured now and before.
+
+    Attributes:
+        init: `init(norms) -> memory`, given zeros of the shapes and dtypes of the norms.
+            The memory is a pytree of arrays whose structure, shapes and dtypes stay fixed.
+        update: `update(memory, measured) -> (thresholds, memory)`, one threshold per norm,
+            broadcastable to it.
+    """
+
+    init: Callable[[list[jax.Array]], Any]
+    update: Callable[[Any, Measured], tuple[list[jax.Array], Any]]
+
+
+def constant(value: Any, *, name: str = "threshold", scope: str | None = None) -> Threshold:
+    """A given threshold.
+
+    Args:
+        value: a number; an array; a schedule `count -> value`; `None` or inf for no limit; or a
+            prefix tree of those, where there is one norm per leaf. An array must broadcast to the
+            norms of a leaf: to a scalar unless the scope is `unit` or `element`.
+        name: what error messages call it.
+        scope: where it will be used, if known: wrong shapes are then refused here and not when an
+            update is traced.
+
+    Returns:
+        A threshold without memory.
+
+    Raises:
+        TypeError: if a value is a bool, a string or not a number.
+        ValueError: if a value is negative or NaN, or has the wrong shape for the scope.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxclip
+        >>> rule = jaxclip.clip_by(jaxclip.thresholds.constant(1.0), scope="leaf")
+        >>> grads = {"w": jnp.array([3.0, 4.0])}
+        >>> print(rule.update(grads, rule.init(grads))[0]["w"])
+        [0.6 0.8]
+    """
+    if scope == "global" and _checks.is_tree(value):
+        raise ValueError(f"{name}={value!r} must be one value: there is one norm for all leaves")
+    _checks.threshold_tree(value, name, scalar=scope in ("global", "leaf"))
+
+    def update(memory: Any, measured: Measured) -> tuple[list[jax.Array], Any]:
+        values = measured.spread(value, name)
+        return [
+            _fitted(_at(v, measured.count), n, name, where)
+            for v, n, where in zip(values, measured.norms, measured.where, strict=True)
+        ], memory
+
+    return Threshold(lambda norms: (), update)
+
+
+def relative_to_params(factor: Any, *, eps: Any = 1e-3, name: str = "factor") -> Threshold:
+    r"""A multiple of the norm of the parameters: $c = \lambda \max(\|w\|, \epsilon)$.
+
+    Args:
+        factor: the multiple: a number, a scalar array, a schedule, or a prefix tree of those.
+        eps: the least norm of parameters reckoned with, so that zeros can leave zero.
+        name: what error messages call `factor`.
+
+    Returns:
+        A threshold without memory. `update` of the rule needs `params`.
+
+    Raises:
+        TypeError: if an argument is a bool, a string or not a number.
+        ValueError: if an argument is negative or NaN.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxclip
+        >>> rule = jaxclip.clip_by(jaxclip.thresholds.relative_to_params(0.1), scope="leaf")
+        >>> params, grads = jnp.array([0.0, 10.0]), jnp.array([3.0, 4.0])
+        >>> print(rule.update(grads, rule.init(params), params)[0])
+        [0.6 0.8]
+    """
+    multiple = constant(factor, name=name)
+    _checks.real_number(eps=eps)
+
+    def update(memory: Any, measured: Measured) -> tuple[list[jax.Array], Any]:
+        factors, memory = multiple.update(memory, measured)
+        sizes = [jnp.maximum(w, jnp.asarray(eps).astype(w.dtype)) for w in measured.of_params()]
+        return [f * w.astype(f.dtype) for f, w in zip(factors, sizes, strict=True)], memory
+
+    return Threshold(multiple.init, update)
+
+
+def _at(value: Any, count: jax.Array) -> Any:
+    """The value of a threshold, or of a schedule now; no limit for `None`."""
+    value = value(count) if callable(value) else value
+    return jnp.inf if value is None else value
+
+
+def _fitted(value: Any, norm: jax.Array, name: str, where: str) -> jax.Array:
+    """The threshold in the norm's dtype, if it broadcasts to the norm without enlarging it."""
+    array = jnp.asarray(value)
+    if not _checks.broadcasts(array.shape, norm.shape):
+        raise ValueError(
+            f"{name} has shape {array.shape}, which does not broadcast to the norms of {where}, "
+            f"of shape {norm.shape}"
+        )
+    if array.ndim:
+        array = array.reshape((1,) * (norm.ndim - array.ndim) + array.shape)
+    return array.astype(norm.dtype)
