@@ -7,20 +7,18 @@ their own rooms; this one only puts them together.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from jaxclip import _checks, _group_norm, _mesh, _scaling, _state, _trees, norms, thresholds
+from jaxclip import _checks, _record, _scaling, _state, _trees, thresholds
+from jaxclip._gauge import SCOPES, Gauge, chosen
 from jaxclip._group_norm import Norm
 from jaxclip._scaling import Scale
-from jaxclip._state import ClipState, Record
+from jaxclip._state import ClipState
 from jaxclip._trees import Flat
 from jaxclip.thresholds import Measured, Threshold
-
-SCOPES = ("element", "unit", "leaf", "global")
 
 
 def clip_by(
@@ -114,7 +112,7 @@ def clip_by(
     if not isinstance(threshold, Threshold):
         threshold = thresholds.constant(threshold, scope=scope)
     _state.named(ClipState, name)
-    gauge = _Gauge(
+    gauge = Gauge(
         scope, _checks.norm_order(ord), _checks.axes(axis), _checks.mesh_axes(axis_name), norm_mask
     )
 
@@ -136,73 +134,15 @@ def clip_by(
             for s, n in zip(hard, found, strict=True)
         ]
         arrays = _scaled(flat, gauge.per_leaf(flat, scales), scale_mask, nonfinite, finite)
-        seen = record(found, limits, scales, _clipped(hard, found, nonfinite, finite), finite)
+        seen = _record.record(
+            found, limits, scales, _clipped(hard, found, nonfinite, finite), finite
+        )
         return flat.rebuild(arrays), _state.following(state, seen, memory)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-class _Gauge(NamedTuple):
-    """What is measured: the scope and the kind of norm."""
-
-    scope: str
-    ord: float | str
-    axis: tuple[int, ...] | None
-    axis_name: _mesh.Axes | None
-    norm_mask: Any
-
-    def __call__(self, flat: Flat) -> list[Norm]:
-        which = None if self.norm_mask is None else chosen(flat, self.norm_mask, "norm_mask")
-        return norms.measure(flat, self.scope, self.ord, self.axis, self.axis_name, which)
-
-    def shapes(self, flat: Flat) -> list[tuple[int, ...]]:
-        if self.scope == "global":
-            return [()]
-        if self.scope == "leaf":
-            return [()] * len(flat.where)
-        shapes = []
-        for x in flat.arrays:
-            reduced = _trees.reduced_axes(x.ndim, self.scope, self.axis)
-            shapes.append(tuple(1 if i in reduced else n for i, n in enumerate(x.shape)))
-        return shapes
-
-    def zeros(self, flat: Flat) -> list[jax.Array]:
-        return [jnp.zeros(shape, jnp.float32) for shape in self.shapes(flat)]
-
-    def spread(self, flat: Flat, tree: Any, name: str) -> list[Any]:
-        return [tree] if self.scope == "global" else flat.spread(tree, name)
-
-    def where(self, flat: Flat) -> list[str]:
-        if self.scope == "global":
-            return ["the whole tree"]
-        return [flat.at(i) for i in range(len(flat.where))]
-
-    def per_leaf(self, flat: Flat, scales: list[Scale]) -> list[Scale]:
-        return scales * len(flat.where) if self.scope == "global" else scales
-
-    def given(self, flat: Flat, norm: Any) -> list[Norm]:
-        """Norms measured elsewhere."""
-        dtype = _group_norm.accumulator(*flat.arrays)
-        found = []
-        for value, shape in zip(self.spread(flat, norm, "norm"), self.shapes(flat), strict=True):
-            if value is None or jnp.ndim(value) > len(shape):
-                raise ValueError(f"norm={norm!r} must be a scalar, or one for each leaf")
-            number = jnp.asarray(value).astype(dtype)
-            number = number.reshape((1,) * (len(shape) - number.ndim) + number.shape)
-            found.append(_group_norm.of(jnp.broadcast_to(number, shape)))
-        return found
-
-
-def chosen(flat: Flat, mask: Any, name: str) -> list[bool]:
-    """Which leaves a mask selects, a prefix tree of bools or a function to one."""
-    values = flat.spread(mask(flat.tree) if callable(mask) else mask, name)
-    for value in values:
-        if not isinstance(value, (bool, jnp.bool_)) or _checks.is_traced(value):
-            raise TypeError(f"{name} has the leaf {value!r}; it must hold True and False only")
-    return [bool(value) for value in values]
-
-
-def _found(gauge: _Gauge, flat: Flat, norm: Any, policy: str) -> tuple[list[Norm], jax.Array]:
+def _found(gauge: Gauge, flat: Flat, norm: Any, policy: str) -> tuple[list[Norm], jax.Array]:
     """The norms, and whether all of them were finite.
 
     Under `drop` they are of what remains when non-finite elements are left out, which costs a
@@ -210,9 +150,9 @@ def _found(gauge: _Gauge, flat: Flat, norm: Any, policy: str) -> tuple[list[Norm
     """
     if norm is not None and policy != "drop":
         found = gauge.given(flat, norm)
-        return found, all_finite(found)
+        return found, _record.all_finite(found)
     found = gauge(flat)
-    finite = all_finite(found)
+    finite = _record.all_finite(found)
     if policy != "drop" or not found:
         return found, finite
 
@@ -224,7 +164,7 @@ def _found(gauge: _Gauge, flat: Flat, norm: Any, policy: str) -> tuple[list[Norm
 
 
 def _measured(
-    gauge: _Gauge, flat: Flat, found: list[Norm], count: jax.Array, params: Any
+    gauge: Gauge, flat: Flat, found: list[Norm], count: jax.Array, params: Any
 ) -> Measured:
     def of_params() -> list[jax.Array]:
         if params is None:
@@ -272,41 +212,3 @@ def _clipped(
     """Which norms were clipped: none of them if the policy disposed of the whole update."""
     clipped = [~scale.keep & norm.is_finite for scale, norm in zip(hard, found, strict=True)]
     return [c & finite for c in clipped] if policy in ("nan", "zero") else clipped
-
-
-def record(
-    found: list[Norm],
-    limits: list[jax.Array],
-    scales: list[Scale],
-    clipped: list[jax.Array],
-    finite: jax.Array,
-) -> Record:
-    """What happened, over all norms and over the devices on which they differ."""
-    units = sum(c.size * _mesh.shards(_mesh.varying_axes(c)) for c in clipped)
-    number = _total([jnp.sum(c, dtype=jnp.float32) for c in clipped])
-    return Record(
-        norm=_largest([n.number for n in found], 0.0),
-        threshold=-_largest([-jnp.asarray(c) for c in limits], -jnp.inf),
-        scale=-_largest([-s.number for s in scales], -1.0),
-        fraction=number / max(units, 1),
-        clipped=number > 0,
-        nonfinite=~finite,
-    )
-
-
-def all_finite(found: list[Norm]) -> jax.Array:
-    """Whether all norms are finite, on every device."""
-    return _largest([~n.is_finite for n in found], 0.0) == 0
-
-
-def _largest(parts: list[jax.Array], default: float) -> jax.Array:
-    parts = [jnp.max(part.astype(jnp.float32)) for part in parts if part.size]
-    if not parts:
-        return jnp.full((), default, jnp.float32)
-    return _mesh.max_over(parts, [_mesh.varying_axes(part) for part in parts])
-
-
-def _total(parts: list[jax.Array]) -> jax.Array:
-    if not parts:
-        return jnp.zeros((), jnp.float32)
-    return _mesh.sum_over(parts, [_mesh.varying_axes(part) for part in parts])

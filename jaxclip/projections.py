@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip import _checks, _engine, _group_norm, _scaling, _state, _trees, norms
+from jaxclip import _checks, _gauge, _group_norm, _record, _scaling, _state, _trees, norms
 from jaxclip._group_norm import Norm
 from jaxclip._scaling import Scale
 from jaxclip._state import ClipState, Record
@@ -114,22 +114,22 @@ def _projection(
         arrays = steps.arrays
         for i in chosen:
             arrays[i] = _step(weights.arrays[i], arrays[i], moved[i], scales[i])
-        seen = _record([found[i] for i in chosen], list(scales.values()))
+        seen = _seen([found[i] for i in chosen], list(scales.values()))
         return steps.rebuild(arrays), _state.following(state, seen, state.memory)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _record(found: list[Projected], scales: list[Scale]) -> Record:
+def _seen(found: list[Projected], scales: list[Scale]) -> Record:
     measured, limits = [p.norm for p in found], [p.limit for p in found]
     clipped = [~scale.keep for scale in scales]
-    return _engine.record(measured, limits, scales, clipped, _engine.all_finite(measured))
+    return _record.record(measured, limits, scales, clipped, _record.all_finite(measured))
 
 
 def _chosen(weights: Flat, mask: Any) -> list[bool]:
     if mask is None:
         return [w.ndim >= 2 for w in weights.arrays]
-    return _engine.chosen(weights, mask, "mask")
+    return _gauge.chosen(weights, mask, "mask")
 
 
 def _moved(w: jax.Array, u: jax.Array) -> jax.Array:

@@ -1,0 +1,79 @@
+"""What a rule measures: a scope and a kind of norm, laid over a tree.
+
+One norm for the whole tree, or one per leaf; where it is told which leaves count. The arithmetic of
+norms is in `_group_norm`, what is done with them in `_engine`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxclip import _checks, _group_norm, _mesh, _trees, norms
+from jaxclip._group_norm import Norm
+from jaxclip._scaling import Scale
+from jaxclip._trees import Flat
+
+SCOPES = ("element", "unit", "leaf", "global")
+
+
+class Gauge(NamedTuple):
+    """What is measured: the scope and the kind of norm."""
+
+    scope: str
+    ord: float | str
+    axis: tuple[int, ...] | None
+    axis_name: _mesh.Axes | None
+    norm_mask: Any
+
+    def __call__(self, flat: Flat) -> list[Norm]:
+        which = None if self.norm_mask is None else chosen(flat, self.norm_mask, "norm_mask")
+        return norms.measure(flat, self.scope, self.ord, self.axis, self.axis_name, which)
+
+    def shapes(self, flat: Flat) -> list[tuple[int, ...]]:
+        if self.scope == "global":
+            return [()]
+        if self.scope == "leaf":
+            return [()] * len(flat.where)
+        shapes = []
+        for x in flat.arrays:
+            reduced = _trees.reduced_axes(x.ndim, self.scope, self.axis)
+            shapes.append(tuple(1 if i in reduced else n for i, n in enumerate(x.shape)))
+        return shapes
+
+    def zeros(self, flat: Flat) -> list[jax.Array]:
+        return [jnp.zeros(shape, jnp.float32) for shape in self.shapes(flat)]
+
+    def spread(self, flat: Flat, tree: Any, name: str) -> list[Any]:
+        return [tree] if self.scope == "global" else flat.spread(tree, name)
+
+    def where(self, flat: Flat) -> list[str]:
+        if self.scope == "global":
+            return ["the whole tree"]
+        return [flat.at(i) for i in range(len(flat.where))]
+
+    def per_leaf(self, flat: Flat, scales: list[Scale]) -> list[Scale]:
+        return scales * len(flat.where) if self.scope == "global" else scales
+
+    def given(self, flat: Flat, norm: Any) -> list[Norm]:
+        """Norms measured elsewhere."""
+        dtype = _group_norm.accumulator(*flat.arrays)
+        found = []
+        for value, shape in zip(self.spread(flat, norm, "norm"), self.shapes(flat), strict=True):
+            if value is None or jnp.ndim(value) > len(shape):
+                raise ValueError(f"norm={norm!r} must be a scalar, or one for each leaf")
+            number = jnp.asarray(value).astype(dtype)
+            number = number.reshape((1,) * (len(shape) - number.ndim) + number.shape)
+            found.append(_group_norm.of(jnp.broadcast_to(number, shape)))
+        return found
+
+
+def chosen(flat: Flat, mask: Any, name: str) -> list[bool]:
+    """Which leaves a mask selects, a prefix tree of bools or a function to one."""
+    values = flat.spread(mask(flat.tree) if callable(mask) else mask, name)
+    for value in values:
+        if not isinstance(value, (bool, jnp.bool_)) or _checks.is_traced(value):
+            raise TypeError(f"{name} has the leaf {value!r}; it must hold True and False only")
+    return [bool(value) for value in values]

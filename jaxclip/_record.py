@@ -1,0 +1,52 @@
+"""From what was found and done to the scalars that are recorded.
+
+Norms may differ between devices where each device has units of its own; what is recorded may not.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxclip import _mesh
+from jaxclip._group_norm import Norm
+from jaxclip._scaling import Scale
+from jaxclip._state import Record
+
+
+def record(
+    found: list[Norm],
+    limits: list[jax.Array],
+    scales: list[Scale],
+    clipped: list[jax.Array],
+    finite: jax.Array,
+) -> Record:
+    """What happened, over all norms and over the devices on which they differ."""
+    units = sum(c.size * _mesh.shards(_mesh.varying_axes(c)) for c in clipped)
+    number = total([jnp.sum(c, dtype=jnp.float32) for c in clipped])
+    return Record(
+        norm=largest([n.number for n in found], 0.0),
+        threshold=-largest([-jnp.asarray(c) for c in limits], -jnp.inf),
+        scale=-largest([-s.number for s in scales], -1.0),
+        fraction=number / max(units, 1),
+        clipped=number > 0,
+        nonfinite=~finite,
+    )
+
+
+def all_finite(found: list[Norm]) -> jax.Array:
+    """Whether all norms are finite, on every device."""
+    return largest([~n.is_finite for n in found], 0.0) == 0
+
+
+def largest(parts: list[jax.Array], default: float) -> jax.Array:
+    parts = [jnp.max(part.astype(jnp.float32)) for part in parts if part.size]
+    if not parts:
+        return jnp.full((), default, jnp.float32)
+    return _mesh.max_over(parts, [_mesh.varying_axes(part) for part in parts])
+
+
+def total(parts: list[jax.Array]) -> jax.Array:
+    if not parts:
+        return jnp.zeros((), jnp.float32)
+    return _mesh.sum_over(parts, [_mesh.varying_axes(part) for part in parts])
