@@ -130,8 +130,9 @@ def bounded(
     """One array between its bounds, in its own dtype."""
     low, high = _fitted(low, x, names[0], where), _fitted(high, x, names[1], where)
     if not jnp.iscomplexobj(x):
-        x = x if low is None else jnp.maximum(x, low.astype(x.dtype))
-        return x if high is None else jnp.minimum(x, high.astype(x.dtype))
+        # Selected by comparison: what is kept then has the derivative 1, at the bounds too.
+        x = x if low is None else _select(x < low.astype(x.dtype), low, x)
+        return x if high is None else _select(x > high.astype(x.dtype), high, x)
     if not symmetric:
         raise ValueError(
             f"{names[0]} and {names[1]} must be -c and c for the complex leaf {where}, whose "
@@ -140,6 +141,10 @@ def bounded(
     size = _group_norm.of(jnp.abs(x))
     scale = _scaling.hard(size, high)
     return _scaling.apply(x, scale._replace(keep=scale.keep | ~size.is_finite))
+
+
+def _select(beyond: jax.Array, bound: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.where(beyond, jnp.broadcast_to(bound.astype(x.dtype), x.shape), x)
 
 
 def _rule(

@@ -170,11 +170,11 @@ def _measured(
         if params is None:
             raise ValueError("params=None: this rule's threshold needs update(..., params=params)")
         own = _trees.flatten(params)
-        if own.treedef != flat.treedef or own.where != flat.where:
+        if own.treedef != flat.treedef:
             raise ValueError(
                 f"params and updates differ in structure: {own.treedef} against {flat.treedef}"
             )
-        return [n.number for n in gauge(own)]
+        return [n.number for n in gauge(own._replace(where=flat.where))]
 
     return Measured(
         norms=[n.number for n in found],
