@@ -1,0 +1,130 @@
+"""The network: a multilayer perceptron in Flax NNX, and a functional view of it.
+
+What is trained by a scan is a plain tree of arrays, so the module is split once and put together
+again inside the step. Losses are in `losses`, optimizers in `optimizer`.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Tree = Any
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "leaky_relu": jax.nn.leaky_relu,
+    "elu": jax.nn.elu,
+    "gelu": jax.nn.gelu,
+    "swish": jax.nn.swish,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+}
+
+_initializers = jax.nn.initializers
+# Each takes the standard deviation; those that scale by fan-in or fan-out have no use for it.
+INITIALIZERS: dict[str, Callable[[float], Callable[..., jax.Array]]] = {
+    # As TensorFlow's `truncated_normal`: cut at two standard deviations and not rescaled, so what
+    # is drawn has a standard deviation of 0.88 times the one asked for. JAX's follows the same.
+    "truncated_normal": lambda std: _initializers.truncated_normal(std),
+    "normal": lambda std: _initializers.normal(std),
+    "he": lambda std: _initializers.variance_scaling(2.0, "fan_in", "truncated_normal"),
+    "lecun": lambda std: _initializers.variance_scaling(1.0, "fan_in", "truncated_normal"),
+    "glorot": lambda std: _initializers.variance_scaling(1.0, "fan_avg", "uniform"),
+}
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class MLP(nnx.Module):
+    """Linear layers with an activation between them; the last one gives the outputs as they are."""
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        activation: str,
+        init: str,
+        init_std: float,
+        batch_norm: bool,
+        dtype: str,
+        rngs: nnx.Rngs,
+    ):
+        """Draws the kernels; biases start at 0.
+
+        Args:
+          sizes: the width of every layer, inputs and outputs included.
+          activation: a name in `ACTIVATIONS`.
+          init: a name in `INITIALIZERS`.
+          init_std: the standard deviation, for the initialisations that take one.
+          batch_norm: whether to normalise each hidden layer before its activation.
+          dtype: the type of parameters, activations and gradients.
+          rngs: where the random numbers come from.
+        """
+        kernel_init = INITIALIZERS[init](init_std)
+        kind = jnp.dtype(dtype)
+        self.activation = ACTIVATIONS[activation]
+        self.layers = nnx.List(
+            nnx.Linear(m, n, dtype=kind, param_dtype=kind, kernel_init=kernel_init, rngs=rngs)
+            for m, n in itertools.pairwise(sizes)
+        )
+        normed = sizes[1:-1] if batch_norm else ()
+        self.norms = nnx.List(
+            nnx.BatchNorm(n, dtype=kind, param_dtype=kind, rngs=rngs) for n in normed
+        )
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Returns the outputs; `train` normalises by the batch, and remembers its statistics."""
+        *hidden, last = self.layers
+        for i, layer in enumerate(hidden):
+            x = layer(x)
+            if self.norms:
+                x = self.norms[i](x, use_running_average=not train)
+            x = self.activation(x)
+        return last(x)
+
+
+class Network(NamedTuple):
+    """A module's functional view: its parameters, its statistics, and what to do with them."""
+
+    params: Tree
+    stats: Tree
+    apply: Callable[..., tuple[jax.Array, Tree]]
+
+
+def build(
+    sizes: Sequence[int],
+    seed: int,
+    *,
+    activation: str,
+    init: str,
+    init_std: float,
+    batch_norm: bool = False,
+    dtype: str = "float32",
+) -> Network:
+    """Draws an `MLP` and splits it.
+
+    Returns:
+      A `Network` whose `apply(params, stats, x, train=...)` gives the outputs and the new
+      statistics. Both trees are plain: `{"layers": {0: {"bias": ..., "kernel": ...}, ...}}`
+    """
+    module = MLP(
+        sizes,
+        activation=activation,
+        init=init,
+        init_std=init_std,
+        batch_norm=batch_norm,
+        dtype=dtype,
+        rngs=nnx.Rngs(seed),
+    )
+    graph, params, stats = nnx.split(module, nnx.Param, ...)
+
+    def apply(params: Tree, stats: Tree, x: jax.Array, *, train: bool) -> tuple[jax.Array, Tree]:
+        model = nnx.merge(graph, params, stats)
+        outputs = model(x.astype(dtype), train=train)
+        return outputs, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+
+    return Network(nnx.to_pure_dict(params), nnx.to_pure_dict(stats), apply)

@@ -1,0 +1,123 @@
+"""What a run leaves on disk: `config.json`, `metrics.jsonl`, `summary.json`.
+
+`metrics.jsonl` is appended to and flushed line by line, so that a run that dies keeps what it
+wrote; a later run into the same folder begins with another line of kind `run`. JSON has no word
+for a number that is not finite: those are written as the strings "NaN", "Infinity" and
+"-Infinity", which `float()` reads back. Figures are in `figures`, the console in `report`.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import numpy as np
+
+from jaxclip.train.errors import UserError
+from jaxclip.train.loop import Epoch
+
+
+def plain(value: Any) -> Any:
+    """Returns what strict JSON can hold: no arrays, no non-finite numbers."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    # Nine digits tell any two float32 apart.
+    return float(f"{value:.9g}") if isinstance(value, float) else value
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+    os.replace(part, path)
+
+
+def open_folder(out: str) -> Path:
+    """Makes the output folder and sees that it can be written to."""
+    folder = Path(out).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.jsonl").open("a").close()
+    except OSError as error:
+        raise UserError(f"--out={out}: cannot be written to ({error.strerror})") from None
+    return folder
+
+
+class Recorder:
+    """Appends objects to `metrics.jsonl`."""
+
+    def __init__(self, folder: Path):
+        """Opens the file in `folder`, which exists."""
+        self._file: TextIO = (folder / "metrics.jsonl").open("a")
+
+    def __enter__(self) -> "Recorder":
+        """Returns itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Closes the file, however the run ended."""
+        self._file.close()
+
+    def write(self, kind: str, **values: Any) -> None:
+        """Writes one object, and flushes."""
+        self.write_all([{"kind": kind, **values}])
+
+    def write_all(self, objects: list[dict[str, Any]]) -> None:
+        """Writes some objects, one a line, and flushes."""
+        self._file.writelines(json.dumps(plain(o), allow_nan=False) + "\n" for o in objects)
+        self._file.flush()
+
+
+def step_records(epoch: Epoch, every: int, **labels: Any) -> list[dict[str, Any]]:
+    """Returns one object for each `every`-th step of an epoch, with all its telemetry."""
+    rows = range(0, len(epoch.telemetry["loss"]), every)
+    columns = {name: values[::every].tolist() for name, values in epoch.telemetry.items()}
+    return [
+        {"kind": "step", **labels, "epoch": epoch.number, "step": epoch.first_step + row}
+        | {name: values[i] for name, values in columns.items()}
+        for i, row in enumerate(rows)
+    ]
+
+
+def epoch_record(epoch: Epoch, **labels: Any) -> dict[str, Any]:
+    """Returns one object that sums an epoch up."""
+    return {"kind": "epoch", **labels, "epoch": epoch.number} | scores(epoch)
+
+
+def scores(epoch: Epoch) -> dict[str, Any]:
+    """Returns an epoch's figures.
+
+    Those for training are means over its batches as they came. `clipped_fraction` is that of the
+    rule that clipped most, None where no rule records it.
+    """
+    telemetry = epoch.telemetry
+    fractions = [v.mean() for k, v in telemetry.items() if _is_clip_fraction(k)]
+    return {
+        "train_loss": float(telemetry["loss"].mean()),
+        "train_accuracy": float(telemetry["accuracy"].mean()),
+        "test_loss": epoch.test_loss,
+        "test_accuracy": epoch.test_accuracy,
+        "grad_norm_mean": float(telemetry["grads/norm"].mean()),
+        "grad_norm_max": float(telemetry["grads/norm"].max()),
+        "clipped_fraction": float(max(fractions)) if fractions else None,
+        "learning_rate": float(telemetry["learning_rate"][-1]),
+        "seconds": epoch.seconds,
+    }
+
+
+def _is_clip_fraction(key: str) -> bool:
+    return key.endswith("/fraction") and not key.startswith("project_")

@@ -1,0 +1,151 @@
+"""How a rule is written on the command line: `RULE=VALUE[,key=value]`.
+
+RULE is a function's name in `jaxclip`, or a short form. A rule of the library that should be
+available here is one line in a table below; its keywords are read off its signature.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+import jaxclip
+from jaxclip.train.errors import UserError, first_line
+
+Tree = Any
+
+
+class Rule(NamedTuple):
+    """A function of `jaxclip`, its short names, and how its value becomes its first arguments."""
+
+    function: str
+    short: tuple[str, ...] = ()
+    arguments: Callable[[Any], tuple[Any, ...]] = lambda value: (value,)
+
+
+def _bounds(value: Any) -> tuple[Any, ...]:
+    """Reads `-1:2` as the bounds -1 and 2, and `1` as the bounds -1 and 1."""
+    if isinstance(value, tuple):
+        return value
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{value} is neither a number nor low:high")
+    return -value, value
+
+
+CLIPS = (
+    Rule("clip", ("delta",)),
+    Rule("clip_by_value", ("value",), _bounds),
+    Rule("clip_by_norm", ("norm",)),
+    Rule("clip_by_average_norm", ("average_norm",)),
+    Rule("clip_by_block_rms", ("block_rms",)),
+    Rule("clip_by_global_norm", ("global_norm",)),
+    Rule("adaptive_grad_clip", ("adaptive", "agc")),
+)
+PROJECTIONS = (Rule("project_max_norm", ("max_norm",)),)
+
+# What a line of text cannot say: trees, callables, meshes. `layers=` stands in for a mask.
+_NOT_TEXT = ("mask", "norm_mask", "scale_mask", "axis_name")
+
+
+class Spec(NamedTuple):
+    """A rule as the user wrote it: `text`, taken apart."""
+
+    flag: str
+    text: str
+    rule: Rule
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    def error(self, problem: str) -> UserError:
+        """Returns an error that begins with the flag and its value."""
+        return UserError(f"{self.flag} {self.text}: {problem}")
+
+    def build(self, params: Tree, **extra: Any) -> optax.GradientTransformationExtraArgs:
+        """Makes the transformation, and tries its shapes on `params`."""
+        try:
+            made = getattr(jaxclip, self.rule.function)(*self.arguments, **self.options, **extra)
+            state = jax.eval_shape(made.init, params)
+            jax.eval_shape(made.update, params, state, params)
+        except (TypeError, ValueError) as error:
+            raise self.error(first_line(error)) from error
+        return made
+
+
+def parse(text: str, flag: str, rules: tuple[Rule, ...], *own_keys: str) -> Spec:
+    """Takes `RULE=VALUE[,key=value]` apart.
+
+    Args:
+      text: what the user wrote.
+      flag: the flag they wrote it after, for the errors.
+      rules: the rules that may be named.
+      *own_keys: keys besides the rule's own keywords.
+
+    Returns:
+      The rule, its arguments and its options; whether the rule takes them is for `Spec.build`.
+    """
+    head, *pairs = text.split(",")
+    name, equals, value = head.partition("=")
+    names = {name: rule for rule in rules for name in (*rule.short, rule.function)}
+    if name.strip() not in names:
+        raise UserError(f"{flag} {text}: unknown rule {name!r}, choose from {', '.join(names)}")
+    rule = names[name.strip()]
+    spec = Spec(flag, text, rule, (), {})
+    options = _options(spec, pairs, (*_keywords(rule), *own_keys))
+    return spec._replace(arguments=_arguments(spec, equals, value), options=options)
+
+
+def _parameters(rule: Rule) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(getattr(jaxclip, rule.function)).parameters)
+
+
+def _keywords(rule: Rule) -> tuple[str, ...]:
+    """Returns the keywords of a rule that text can give: those with a default."""
+    parameters = _parameters(rule).items()
+    return tuple(k for k, p in parameters if p.default is not p.empty and k not in _NOT_TEXT)
+
+
+def _arguments(spec: Spec, equals: str, value: str) -> tuple[Any, ...]:
+    """Reads the part after `RULE=`, which only a rule without a mandatory argument can omit."""
+    first = next(iter(_parameters(spec.rule).values()))
+    if not equals and first.default is first.empty:
+        raise spec.error(f"needs a value: {spec.text.split(',')[0]}=NUMBER ({first.name})")
+    if equals and first.kind is first.KEYWORD_ONLY:
+        raise spec.error("takes no value of its own, only keywords")
+    try:
+        return spec.rule.arguments(literal(value)) if equals else ()
+    except ValueError as error:
+        raise spec.error(str(error)) from None
+
+
+def _options(spec: Spec, pairs: list[str], keys: tuple[str, ...]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or key not in keys:
+            raise spec.error(f"unknown option {pair!r}, choose from {', '.join(keys) or 'none'}")
+        if key in options:
+            raise spec.error(f"option {key!r} given twice")
+        options[key] = literal(value)
+    return options
+
+
+def literal(text: str) -> Any:
+    """Reads a value: a number, true, false, none, `0:1` for a tuple, else the word itself.
+
+    >>> literal("15"), literal("1e-3"), literal("0:1"), literal("zero")
+    (15, 0.001, (0, 1), 'zero')
+    """
+    text = text.strip()
+    if ":" in text:
+        return tuple(literal(part) for part in text.split(":"))
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text

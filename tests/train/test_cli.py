@@ -1,0 +1,248 @@
+"""The command line: what it writes, and one clear line for every mistake."""
+
+import json
+import subprocess
+import sys
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from jaxclip.train import cli, loop, presets, record
+
+SMALL = ["--dataset", "digits", "--sizes", "8", "--batch-size", "512", "--epochs", "2"]
+
+
+def strictly(line):
+    """Parses JSON as the standard has it: without NaN and Infinity."""
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    return json.loads(line, parse_constant=refuse)
+
+
+def records(folder):
+    return [strictly(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def summary(folder):
+    return strictly((folder / "summary.json").read_text())
+
+
+MISTAKES = [
+    ([], "COMMAND"),
+    (["trian"], "'trian'"),
+    (["train"], "PRESET"),
+    (["train", "nope"], "PRESET=nope: unknown, choose from explode, forward"),
+    (["train", "explode", "--clip", "foo=1"], "--clip foo=1: unknown rule"),
+    (["train", "explode", "--clip", "global_norm=abc"], "--clip global_norm=abc: max_norm='abc'"),
+    (["train", "explode", "--clip", "global_norm=-1"], "--clip global_norm=-1: max_norm=-1"),
+    (["train", "explode", "--clip", "none", "--clip", "value=1"], "--clip none"),
+    (["train", "explode", "--project", "min_norm=1"], "--project min_norm=1: unknown rule"),
+    (["train", "explode", "--batch-size", "0"], "--batch-size=0: must be at least 1"),
+    (["train", "explode", "--batch-size", "9999"], "--batch-size=9999: more than the 1,437"),
+    (["train", "explode", "--batch-size", "1.5"], "--batch-size: invalid int value: '1.5'"),
+    (["train", "explode", "--epochs", "-3"], "--epochs=-3"),
+    (["train", "explode", "--log-every", "0"], "--log-every=0"),
+    (["train", "explode", "--sizes", "8,0"], "--sizes=8,0: must be widths"),
+    (["train", "explode", "--sizes", "8;4"], "--sizes: '8;4' is not a list of widths"),
+    (["train", "explode", "--sizes", "99999,99999"], "at most 500,000,000 parameters"),
+    (["train", "explode", "--learning-rate", "nan"], "--learning-rate=nan"),
+    (["train", "explode", "--learning-rate", "-1"], "--learning-rate=-1.0"),
+    (["train", "explode", "--init-std", "0"], "--init-std=0.0"),
+    (["train", "explode", "--momentum", "1"], "--momentum=1.0"),
+    (["train", "explode", "--decay-steps", "0"], "--decay-steps=0"),
+    (["train", "explode", "--seed", "-1"], "--seed=-1"),
+    (["train", "explode", "--activation", "sine"], "--activation=sine: must be one of relu"),
+    (["train", "explode", "--dtype", "int8"], "--dtype=int8"),
+    (["train", "explode", "--dataset", "cifar"], "--dataset=cifar: unknown"),
+    (["train", "explode", "--data-dir", "/no/such"], "--data-dir=/no/such"),
+    (["train", "explode", "--dataset", "mnist"], "--dataset=mnist"),
+    (["train", "explode", "--out", "/dev/null/x"], "--out=/dev/null/x: cannot be written"),
+    (["demo", "--out", "/dev/null/x"], "--out=/dev/null/x: cannot be written"),
+    (["demo", "--data-dir", "/no/such"], "--data-dir=/no/such"),
+    (["demo", "--dataset", "mnist"], "--data-dir"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+def test_mistakes_are_one_line(arguments, message, capsys, tmp_path):
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("jaxclip: error: ")
+    assert message in said
+    assert said.count("\n") == 1
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_mistake_from_the_shell():
+    command = [sys.executable, "-m", "jaxclip", "train", "explode", "--clip", "global_norm=-1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert (
+        done.stderr == "jaxclip: error: --clip global_norm=-1: max_norm=-1 must not be negative\n"
+    )
+
+
+def test_missing_extra_says_what_to_install():
+    code = (
+        "import sys; sys.modules['flax'] = None; from jaxclip.train import cli; cli.main(['demo'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == (
+        "jaxclip: error: no module flax; install it with: pip install 'jaxclip[train]'\n"
+    )
+
+
+def test_train_writes_everything_and_appends(tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["train", "explode", *SMALL, "--out", str(out)]
+    assert cli.main(command) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert "data: digits (8x8), 1,437 training and 360 test images" in said.out
+    assert "step 1, norms of W1 b1 W2 b2 global" in said.out
+    assert "epoch 1: loss" in said.out
+    first = records(out)
+    assert [r["kind"] for r in first] == ["run", "step", "step", "epoch", "step", "step", "epoch"]
+    assert [r["step"] for r in first if r["kind"] == "step"] == [0, 1, 2, 3]
+    step = first[1]
+    tensors = [f"layers/{i}/{part}" for i in (0, 1) for part in ("kernel", "bias")]
+    for monitor in ("grads", "clipped"):
+        total = np.sqrt(sum(step[f"{monitor}/norm/{name}"] ** 2 for name in tensors))
+        assert step[f"{monitor}/norm"] == pytest.approx(total, rel=1e-5)
+    assert summary(out)["status"] == "finished"
+    assert summary(out)["test_accuracy"] == first[-1]["test_accuracy"]
+    assert strictly((out / "config.json").read_text())["sizes"] == [8]
+    assert matplotlib.image.imread(out / "run.png").shape[2] == 4
+    assert cli.main(command) == 0
+    again = records(out)
+    assert again[: len(first)] == first
+    assert len(again) == 2 * len(first)
+    assert not list(out.glob("*.part"))
+
+
+def test_default_folder_and_report_of_losses(capsys, tmp_path):
+    assert cli.main(["train", "forward", *SMALL, "--epochs", "1", "--log-every", "1"]) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("epoch 0: "))
+    losses = [float(x) for x in line.removeprefix("epoch 0: ").split(" | ")[0].split()]
+    written = records(tmp_path / "work" / "runs" / "forward")
+    assert losses == pytest.approx([r["loss"] for r in written if r["kind"] == "step"], abs=1e-4)
+
+
+def test_non_finite_loss_ends_the_run_with_code_one(tmp_path, capsys):
+    command = ["train", "explode", *SMALL, "--clip", "none", "--learning-rate", "1e30"]
+    assert cli.main([*command, "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("jaxclip: error: the loss is ")
+    assert "first non-finite gradient: layers/0/kernel" in said
+    assert said.count("\n") == 1
+    assert summary(tmp_path / "out")["status"] == "non-finite loss"
+    assert records(tmp_path / "out")[-1]["train_loss"] in ("NaN", "Infinity")
+    assert (tmp_path / "out" / "run.png").exists()
+
+
+def test_interrupt_keeps_what_was_written(tmp_path, monkeypatch, capsys):
+    original = loop.batch_indices
+
+    def interrupted(config, count, epoch):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return original(config, count, epoch)
+
+    monkeypatch.setattr(loop, "batch_indices", interrupted)
+    assert cli.main(["train", "explode", *SMALL, "--out", str(tmp_path)]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert [r["kind"] for r in records(tmp_path)] == ["run", "step", "step", "epoch"]
+    assert summary(tmp_path)["status"] == "stopped"
+    assert summary(tmp_path)["epochs"] == 1
+
+
+def test_presets_shows_every_hyper_parameter(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    assert cli.main(["presets"]) == 0
+    said = capsys.readouterr().out
+    for field in presets.fields()[1:]:
+        assert f"--{field.name.replace('_', '-')}" in said
+    for value in (*presets.PRESETS, "512, 256", "global_norm=15", "22000", "0.001", "max_norm=1.0"):
+        assert value in said
+
+
+def test_presets_are_the_tutorials():
+    rows = {
+        "explode": ((512, 256), "relu", "truncated_normal", "mse", "sgd", 0.1, 256, 30, False),
+        "forward": ((256, 128), "relu", "truncated_normal", "mse", "sgd", 1e-3, 128, 10, False),
+        "value-clip": ((300, 100), "relu", "he", "cross_entropy", "sgd", 0.01, 50, 20, True),
+        "max-norm": ((300, 100), "relu", "he", "cross_entropy", "momentum", 0.01, 50, 20, True),
+    }
+    names = ("sizes", "activation", "init", "loss", "optimizer", "learning_rate")
+    for preset, row in rows.items():
+        config = presets.get(preset)
+        found = tuple(getattr(config, n) for n in (*names, "batch_size", "epochs", "shuffle"))
+        assert found == row
+    assert presets.get("explode").init_std == presets.get("forward").init_std == 0.1
+
+
+def test_every_flag_reaches_its_field():
+    given = {
+        "sizes": (3, 2),
+        "activation": "swish",
+        "init": "lecun",
+        "init_std": 0.2,
+        "batch_norm": True,
+        "dtype": "bfloat16",
+        "loss": "sse",
+        "optimizer": "adamw",
+        "learning_rate": 0.3,
+        "momentum": 0.4,
+        "b1": 0.5,
+        "b2": 0.6,
+        "weight_decay": 0.7,
+        "schedule": "cosine",
+        "end_learning_rate": 0.01,
+        "decay_steps": 9,
+        "power": 2.0,
+        "batch_size": 10,
+        "epochs": 11,
+        "shuffle": True,
+        "clip": ("agc=0.1", "value=1"),
+        "project": ("max_norm=1,axis=0",),
+        "log_every": 12,
+        "report": "losses",
+        "allow_nonfinite": True,
+        "seed": 13,
+    }
+    assert set(given) == {f.name for f in presets.fields()} - {"preset"}
+    arguments = ["train", "explode"]
+    for name, value in given.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name in ("clip", "project"):
+            arguments += [x for rule in value for x in (flag, rule)]
+        elif value is True:
+            arguments.append(flag)
+        else:
+            arguments += [flag, ",".join(map(str, value)) if name == "sizes" else str(value)]
+    options = cli._parser().parse_args(arguments)
+    config = presets.get("explode").override(cli._overrides(options))
+    assert {name: getattr(config, name) for name in given} == given
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (float("nan"), '"NaN"'),
+        (np.float32("inf"), '"Infinity"'),
+        (np.array([1.5, -np.inf]), '[1.5, "-Infinity"]'),
+        ({1: (np.int32(3), None, True, "x")}, '{"1": [3, null, true, "x"]}'),
+    ],
+)
+def test_strict_json(value, text):
+    assert json.dumps(record.plain(value), allow_nan=False) == text
+
+
+def test_float32_survives_the_record():
+    values = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    read = json.loads(json.dumps(record.plain(values)))
+    np.testing.assert_array_equal(np.asarray(read, np.float32), values)

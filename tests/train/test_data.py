@@ -1,0 +1,280 @@
+"""Where the images come from: each branch, its order, and what it says; no TensorFlow, no hang."""
+
+import gzip
+import json
+import shutil
+import socket
+import struct
+import time
+
+import numpy as np
+import pytest
+from tensorflow_datasets.proto import tf_example_pb2
+
+from jaxclip.train import cli, data, mnist
+from jaxclip.train.errors import UserError
+from tests.train.conftest import made_up_image, read_without_tensorflow
+
+# Before the fixture that keeps the tests off the network takes its place.
+connection_trouble = data.connection_trouble
+
+
+def is_made_up(found):
+    images = np.stack([made_up_image(i) for i in range(40)]) / 255
+    np.testing.assert_allclose(np.concatenate([found.train_images, found.test_images]), images)
+    labels = np.concatenate([found.train_labels, found.test_labels])
+    np.testing.assert_array_equal(labels, np.arange(40) % 10)
+    assert found.train_images.dtype == np.float32
+    assert found.train_labels.dtype == np.int32
+    return True
+
+
+def put_originals(folder, content=b"not what LeCun wrote"):
+    folder.mkdir()
+    for name in mnist.FILES:
+        (folder / name).write_bytes(gzip.compress(bytes(16) + content))
+    return folder
+
+
+# The order of places -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("below", ["", "mnist", "mnist/3.0.1"])
+def test_prepared_folder_at_any_of_its_levels(prepared, below):
+    found = data.load(None, str(prepared / below))
+    assert is_made_up(found)
+    assert "prepared by tensorflow-datasets" in found.describe()
+    assert "30 training and 10 test images" in found.describe()
+
+
+def test_prepared_comes_before_originals(prepared, tmp_path):
+    folder = put_originals(tmp_path / "both")
+    shutil.copytree(prepared / "mnist", folder / "mnist")
+    assert is_made_up(data.load("mnist", str(folder)))
+
+
+def test_newest_version_is_taken(prepared, tmp_path):
+    for version in ("3.0.1", "3.0.0", "2.10.0"):
+        shutil.copytree(prepared / "mnist" / "3.0.1", tmp_path / "mnist" / version)
+    assert mnist.find_prepared(tmp_path, "mnist") == tmp_path / "mnist" / "3.0.1"
+
+
+def test_tfds_data_dir(prepared, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+    found = data.load()
+    assert is_made_up(found)
+    assert "TFDS_DATA_DIR" in found.source
+
+
+def test_data_dir_comes_before_tfds_data_dir(prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+    with pytest.raises(UserError, match="neither a mnist folder"):
+        data.load(None, str(tmp_path))
+
+
+def test_tfds_data_dir_without_the_data_set_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nowhere"))
+    assert data.load().name == "digits (8x8)"
+
+
+def test_folder_prepared_for_another_data_set_is_not_taken(prepared):
+    with pytest.raises(UserError, match="neither a fashion_mnist folder"):
+        data.load("fashion_mnist", str(prepared))
+
+
+def test_network_then_its_cache(prepared, monkeypatch, tmp_path):
+    def download(name, cache, originals):
+        assert (name, originals) == ("mnist", None)
+        return shutil.copytree(prepared / "mnist", cache / "mnist") / "3.0.1"
+
+    monkeypatch.setattr(data, "connection_trouble", lambda url: None)
+    monkeypatch.setattr(mnist, "prepare", download)
+    assert "the network" in data.load().source
+    monkeypatch.undo()
+    monkeypatch.setenv("JAXCLIP_CACHE", str(tmp_path / "cache"))
+    found = data.load("mnist")
+    assert is_made_up(found)
+    assert "an earlier download" in found.source
+
+
+def test_digits_only_if_no_data_set_was_named():
+    found = data.load()
+    assert "scikit-learn, because mnist is out of reach (no network in tests)" in found.source
+    with pytest.raises(UserError, match=r"--dataset=mnist: .*no network.*--data-dir.*digits"):
+        data.load("mnist")
+
+
+def test_failed_download_falls_back_and_says_so(monkeypatch):
+    def broken(name, cache, originals):
+        raise RuntimeError("the line went dead\nlong story")
+
+    monkeypatch.setattr(data, "connection_trouble", lambda url: None)
+    monkeypatch.setattr(mnist, "prepare", broken)
+    assert "(the line went dead)" in data.load().source
+    with pytest.raises(UserError, match="the line went dead"):
+        data.load("mnist")
+
+
+def test_digits_by_name():
+    found = data.load("digits")
+    assert found.train_images.shape == (1437, 64)
+    assert found.test_images.shape == (360, 64)
+    everything = np.concatenate([found.train_images, found.test_images])
+    assert everything.min() == 0
+    assert everything.max() == 1
+    assert set(found.train_labels) == set(found.test_labels) == set(range(10))
+    np.testing.assert_array_equal(found.train_labels, data.load("digits").train_labels)
+
+
+def test_names_offered_on_the_command_line():
+    assert cli.DATASETS == data.DATASETS
+
+
+# What is refused ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_files_with_another_sha256_are_refused(tmp_path, name):
+    folder = put_originals(tmp_path / "altered")
+    with pytest.raises(UserError, match=rf"--data-dir={folder}.*original {name} .*checksum"):
+        data.load(name, str(folder))
+
+
+def test_missing_files_are_named(tmp_path):
+    folder = put_originals(tmp_path / "three")
+    (folder / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(UserError, match=r"\(t10k-labels-idx1-ubyte.gz missing\)"):
+        data.load("mnist", str(folder))
+
+
+def test_broken_prepared_folder(prepared, tmp_path):
+    shutil.copytree(prepared / "mnist", tmp_path / "mnist")
+    (tmp_path / "mnist/3.0.1/mnist-train.array_record-00000-of-00001").unlink()
+    with pytest.raises(UserError, match="cannot read mnist from"):
+        data.load("mnist", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "data_dir", "message"),
+    [
+        (None, "/does/not/exist", "--data-dir=/does/not/exist: No such file"),
+        (None, __file__, "Not a directory"),
+        ("digits", "somewhere", "--data-dir=somewhere"),
+        ("imagenet", None, "--dataset=imagenet: unknown"),
+    ],
+)
+def test_errors_name_argument_and_value(dataset, data_dir, message):
+    with pytest.raises(UserError, match=message):
+        data.load(dataset, data_dir)
+
+
+# What TensorFlow wrote ---------------------------------------------------------------------------
+
+
+def png(pixels):
+    from io import BytesIO
+
+    from PIL import Image
+
+    file = BytesIO()
+    Image.fromarray(pixels.reshape(28, 28)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_tfrecords(path, first, count):
+    with path.open("wb") as file:
+        for i in range(first, first + count):
+            example = tf_example_pb2.Example()
+            example.features.feature["image"].bytes_list.value.append(png(made_up_image(i)))
+            example.features.feature["label"].int64_list.value.append(i % 10)
+            record = example.SerializeToString()
+            file.write(struct.pack("<Q", len(record)) + bytes(4) + record + bytes(4))
+
+
+def test_folder_that_the_stock_builder_prepared(prepared, tmp_path):
+    folder = tmp_path / "mnist" / "3.0.1"
+    folder.mkdir(parents=True)
+    info = json.loads((prepared / "mnist/3.0.1/dataset_info.json").read_text())
+    (folder / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
+    shutil.copy(prepared / "mnist/3.0.1/features.json", folder)
+    write_tfrecords(folder / "mnist-train.tfrecord-00000-of-00001", 0, 30)
+    write_tfrecords(folder / "mnist-test.tfrecord-00000-of-00001", 30, 10)
+    assert is_made_up(data.load("mnist", str(tmp_path)))
+
+
+# The real files ----------------------------------------------------------------------------------
+
+
+def idx(path, header):
+    return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
+
+
+def test_real_files_come_out_as_they_are(mnist_folder, real_mnist):
+    names = [mnist_folder / name for name in mnist.FILES]
+    for found, path in zip(
+        (real_mnist.train_images, real_mnist.test_images), names[::2], strict=True
+    ):
+        expected = idx(path, 16).reshape(-1, 784)
+        np.testing.assert_array_equal(np.rint(found * 255).astype(np.uint8), expected)
+        assert found.max() == 1
+    for found, path in zip(
+        (real_mnist.train_labels, real_mnist.test_labels), names[1::2], strict=True
+    ):
+        np.testing.assert_array_equal(found, idx(path, 8))
+    assert "sha256 checked" in real_mnist.source
+
+
+def test_cache_is_by_content(mnist_folder, real_mnist, session_cache, monkeypatch, tmp_path):
+    """A second run does not prepare again; an altered file does not profit from the first one's."""
+    monkeypatch.setenv("JAXCLIP_CACHE", str(session_cache))
+    altered = shutil.copytree(mnist_folder, tmp_path / "altered")
+    file = altered / "t10k-labels-idx1-ubyte.gz"
+    file.chmod(0o644)
+    labels = bytearray(gzip.decompress(file.read_bytes()))
+    labels[8] ^= 1
+    file.write_bytes(gzip.compress(bytes(labels)))
+    with pytest.raises(UserError, match=r"t10k-labels-idx1-ubyte\.gz, has wrong checksum"):
+        data.load("mnist", str(altered))
+    with pytest.raises(UserError, match="original fashion_mnist files"):
+        data.load("fashion_mnist", str(mnist_folder))
+    monkeypatch.setattr(mnist, "prepare", None)
+    again = data.load("mnist", str(mnist_folder))
+    np.testing.assert_array_equal(again.test_labels, real_mnist.test_labels)
+
+
+# Neither TensorFlow nor a hang -------------------------------------------------------------------
+
+
+def test_no_tensorflow_to_read(prepared, tmp_path):
+    done = read_without_tensorflow(prepared, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_no_tensorflow_to_prepare_and_quiet(first_read):
+    assert (first_read.returncode, first_read.stderr) == (0, "")
+    assert len(first_read.stdout.splitlines()) == 1
+
+
+def test_silent_host_does_not_hang():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        start = time.monotonic()
+        trouble = connection_trouble(f"http://127.0.0.1:{server.getsockname()[1]}/", 0.2)
+        assert time.monotonic() - start < 2
+    assert "timed out" in trouble or "no answer" in trouble
+
+
+def test_silent_name_server_does_not_hang(monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: time.sleep(3))
+    start = time.monotonic()
+    assert connection_trouble("http://example.invalid/", 0.2) == "no answer within 0.2 s"
+    assert time.monotonic() - start < 2
+
+
+def test_unwritable_cache_falls_back(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JAXCLIP_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    folder = data.cache_folder()
+    assert folder.is_dir()
+    shutil.rmtree(folder)

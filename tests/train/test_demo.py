@@ -1,0 +1,62 @@
+"""The demo, in its short form: everything is written, and what it says is what it measured."""
+
+import matplotlib.image
+import pytest
+
+from jaxclip.train import cli, stories
+from tests.train.test_cli import records, summary
+
+FIGURES = ("vanishing.png", "exploding.png", "max-norm.png")
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """One short demo on the digits, for all tests of this file."""
+    import contextlib
+    import io
+
+    out = tmp_path_factory.mktemp("demo")
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert cli.main(["demo", "--smoke", "--dataset", "digits", "--out", str(out)]) == 0
+    return out, said.getvalue()
+
+
+def test_writes_its_files(told):
+    out, _ = told
+    names = {path.name for path in out.iterdir()}
+    assert names == {*FIGURES, "metrics.jsonl", "summary.json"}
+    for name in FIGURES:
+        height, width, _ = matplotlib.image.imread(out / name).shape
+        assert (height, width) == (550, 1320)
+
+
+def test_records_every_run_of_every_story(told):
+    out, _ = told
+    runs = {(r["story"], r["run"]) for r in records(out) if r["kind"] == "epoch"}
+    assert runs == {(s.name, v.name) for s in stories.STORIES for v in s.variants}
+    assert records(out)[0]["kind"] == "run"
+
+
+def test_summary_and_sentences(told):
+    out, said = told
+    content = summary(out)
+    assert content["status"] == "finished"
+    for name, story in content["stories"].items():
+        assert story["finding"].startswith(f"{name}: ")
+        assert story["finding"] in said
+        assert (out / story["figure"]).exists()
+    assert "data: digits (8x8)" in said
+    assert "Clipping does not cure it" in said
+    assert "0.99^365 = 0.0255, 1.01^365 = 37.78" in said
+    assert content["stories"]["max-norm"]["runs"]["project_max_norm(1.5)"][
+        "largest_unit_norm"
+    ] <= 1.5 * (1 + 1e-6)
+
+
+def test_stories_run_the_rules_they_name():
+    configs = {v.name: v.config for story in stories.STORIES for v in story.variants}
+    assert configs["clip_by_global_norm(300)"].clip == ("global_norm=300",)
+    assert configs["no clipping"].clip == ()
+    assert configs["no clipping"].init_std == 1
+    assert configs["project_max_norm(1.5)"].project[0].startswith("max_norm=1.5,")

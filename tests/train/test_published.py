@@ -1,0 +1,62 @@
+"""The published figures, on the real MNIST files."""
+
+import numpy as np
+import pytest
+
+from jaxclip.train import loop, presets
+
+
+def epochs(preset, data, **changes):
+    settings = presets.get(preset).override(changes)
+    return list(loop.train(loop.prepare(settings, data), data))
+
+
+def first_images(data, count):
+    return data._replace(
+        train_images=data.train_images[:count], train_labels=data.train_labels[:count]
+    )
+
+
+def test_forward_ends_at_the_published_losses(real_mnist):
+    first, *_, last = epochs("forward", real_mnist)
+    assert last.number == 9
+    np.testing.assert_allclose(
+        last.telemetry["loss"][::100], [0.0811, 0.0860, 0.0853, 0.0781, 0.0856], atol=0.012
+    )
+    # From a draw of its own, but already close by the second of the five figures.
+    np.testing.assert_allclose(
+        first.telemetry["loss"][100::100], [0.205, 0.182, 0.158, 0.183], atol=0.03
+    )
+
+
+def test_forward_explodes_with_weights_of_standard_deviation_one(real_mnist):
+    data = first_images(real_mnist, 128 * 300)
+    wild = epochs("forward", data, init_std=1.0, epochs=1)[0].telemetry["loss"]
+    assert 2e5 < wild[0] < 5e5
+    assert np.isnan(wild[100:]).all()
+    clipped = epochs("forward", data, init_std=1.0, epochs=1, clip=("global_norm=300",))[0]
+    assert clipped.telemetry["loss"][0] == wild[0]
+    assert clipped.telemetry["loss"][-1] < 500
+
+
+def test_explode_clips_its_second_step_to_15(real_mnist):
+    telemetry = epochs("explode", real_mnist, epochs=1)[0].telemetry
+    names = loop.tensor_names(telemetry)
+    assert len(names) == 6
+    before, after = (loop.tensor_norms(telemetry, m, names)[1] for m in ("grads", "clipped"))
+    total = np.linalg.norm(before)
+    assert total > 15
+    assert np.linalg.norm(after) == pytest.approx(15, rel=1e-5)
+    np.testing.assert_allclose(after, before * 15 / total, rtol=1e-5)
+    assert telemetry["clip_by_global_norm/norm"][1] == pytest.approx(total, rel=1e-5)
+    assert telemetry["clip_by_global_norm/scale"][1] == pytest.approx(15 / total, rel=1e-5)
+
+
+def test_max_norm_binds_the_rows_of_both_hidden_kernels(real_mnist):
+    epoch = epochs("max-norm", first_images(real_mnist, 20_000), epochs=1)[0]
+    layers = epoch.state.params["layers"]
+    rows = [np.linalg.norm(layer["kernel"], axis=1).max() for layer in layers.values()]
+    assert rows[0] <= 1 + 1e-6
+    assert rows[1] <= 1 + 1e-6
+    assert epoch.telemetry["project_max_norm/clipped_count"][-1] > 0
+    assert epoch.test_accuracy > 0.9
