@@ -54,6 +54,14 @@ def real_number(*, scalar: bool = True, signed: bool = False, **argument: Any) -
         _real_values(name, value, signed)
 
 
+def shape(**argument: Any) -> tuple[int, ...]:
+    """The shape of an argument whose value is not looked at: a number that a run computed."""
+    ((name, value),) = argument.items()
+    if value is None or isinstance(value, (bool, str)) or is_tree(value):
+        raise TypeError(f"{name}={value!r} must be a number or an array")
+    return jnp.shape(value)
+
+
 def _real_values(name: str, value: Any, signed: bool) -> None:
     array = np.asarray(value).astype(np.float64)
     if np.isnan(array).any():
@@ -98,7 +106,7 @@ def norm_order(ord: Any) -> float | str:
             "ord is traced, but which norm is taken must be known when the program is made; under "
             "optax.inject_hyperparams name it in static_args=('ord',)"
         )
-    if isinstance(ord, (bool, np.bool_)) or jnp.ndim(ord) != 0:
+    if isinstance(ord, (bool, np.bool_)) or np.ndim(ord) != 0:
         raise TypeError(f"ord={ord!r} must be a number >= 1, inf, 'rms' or 'average'")
     try:
         value = float(ord)

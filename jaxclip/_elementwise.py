@@ -131,8 +131,11 @@ def bounded(
     low, high = _fitted(low, x, names[0], where), _fitted(high, x, names[1], where)
     if not jnp.iscomplexobj(x):
         # Selected by comparison: what is kept then has the derivative 1, at the bounds too.
-        x = x if low is None else _select(x < low.astype(x.dtype), low, x)
-        return x if high is None else _select(x > high.astype(x.dtype), high, x)
+        if low is not None:
+            x = jnp.where(x < low.astype(x.dtype), low.astype(x.dtype), x)
+        if high is not None:
+            x = jnp.where(x > high.astype(x.dtype), high.astype(x.dtype), x)
+        return x
     if not symmetric:
         raise ValueError(
             f"{names[0]} and {names[1]} must be -c and c for the complex leaf {where}, whose "
@@ -141,10 +144,6 @@ def bounded(
     size = _group_norm.of(jnp.abs(x))
     scale = _scaling.hard(size, high)
     return _scaling.apply(x, scale._replace(keep=scale.keep | ~size.is_finite))
-
-
-def _select(beyond: jax.Array, bound: jax.Array, x: jax.Array) -> jax.Array:
-    return jnp.where(beyond, jnp.broadcast_to(bound.astype(x.dtype), x.shape), x)
 
 
 def _rule(
@@ -194,7 +193,7 @@ def _record(flat: Flat, pairs: list[tuple[Any, Any]], arrays: list[jax.Array]) -
 
 def _values(flat: Flat, tree: Any, name: str, count: jax.Array) -> list[Any]:
     """The bound of every leaf now."""
-    values = [v(count) if callable(v) else v for v in flat.spread(tree, name)]
+    values = flat.spread(_trees.at(tree, count), name)
     return [None if v is None else jnp.asarray(v) for v in values]
 
 

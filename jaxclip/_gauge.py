@@ -62,7 +62,7 @@ class Gauge(NamedTuple):
         dtype = _group_norm.accumulator(*flat.arrays)
         found = []
         for value, shape in zip(self.spread(flat, norm, "norm"), self.shapes(flat), strict=True):
-            if value is None or jnp.ndim(value) > len(shape):
+            if not _checks.broadcasts(_checks.shape(norm=value), shape):
                 raise ValueError(f"norm={norm!r} must be a scalar, or one for each leaf")
             number = jnp.asarray(value).astype(dtype)
             number = number.reshape((1,) * (len(shape) - number.ndim) + number.shape)

@@ -49,6 +49,7 @@ class Kind(NamedTuple):
     power: float
     reduced: tuple[tuple[int, ...] | None, ...]  # per array; `None` for all axes, to a scalar
     mesh: tuple[Axes, ...]  # per array
+    elements: int = 1  # what the sum is divided by before the root; only for power 2
 
 
 def accumulator(*arrays: jax.Array) -> Any:
@@ -105,13 +106,13 @@ def _plain_or_rescued(arrays: tuple[jax.Array, ...], kind: Kind) -> Norm:
     k = _RESCALE[total.dtype.itemsize]
 
     def plain() -> Norm:
-        return Norm(_root(total, kind.power), one)
+        return Norm(_root(total, kind), one)
 
     def rescued() -> Norm:
         up, down = _power(k, total), _power(-k, total)
         scale = jnp.where(safe, one, jnp.where(total < 1, up, down))
         unit = jnp.where(safe, one, jnp.where(total < 1, down, up))
-        return Norm(_root(_power_sum(arrays, kind, scale), kind.power), unit)
+        return Norm(_root(_power_sum(arrays, kind, scale), kind), unit)
 
     return jax.lax.cond(jnp.all(safe), plain, rescued)
 
@@ -127,11 +128,13 @@ def _scaled_by_peak(arrays: tuple[jax.Array, ...], kind: Kind) -> Norm:
     """Any other power: elements relative to the largest one, which costs a second reduction."""
     peak = _peak(arrays, kind)
     k = _RESCALE[peak.dtype.itemsize]
-    unit = jnp.where(peak > 1, _power(k, peak), _power(-k, peak))
+    small, large = peak < 2.0 ** (-k // 2), peak > 2.0 ** (k // 2)
+    unit = jnp.where(large, _power(k, peak), _power(0, peak))
+    unit = jnp.where(small & (peak > 0), _power(-k, peak), unit)
     largest = peak / unit
     divisor = jnp.where((largest > 0) & jnp.isfinite(largest), largest, jnp.ones_like(largest))
     arrays = tuple(jnp.abs(_in_unit(x, unit)) / divisor for x in arrays)
-    return Norm(largest * _root(_power_sum(arrays, kind, None), kind.power), unit)
+    return Norm(largest * _root(_power_sum(arrays, kind, None), kind), unit)
 
 
 def _power_sum(arrays: tuple[jax.Array, ...], kind: Kind, scale: jax.Array | None) -> jax.Array:
@@ -168,10 +171,12 @@ def _raised(x: jax.Array, dtype: Any, scale: jax.Array | None, power: float) -> 
     return x * x if power == 2 else x ** jnp.asarray(power, x.dtype)
 
 
-def _root(x: jax.Array, power: float) -> jax.Array:
-    if power == 1:
-        return x
-    return jnp.sqrt(x) if power == 2 else x ** jnp.asarray(1 / power, x.dtype)
+def _root(total: jax.Array, kind: Kind) -> jax.Array:
+    if kind.power == 1:
+        return total
+    if kind.power == 2:
+        return jnp.sqrt(total / jnp.asarray(kind.elements, total.dtype))
+    return total ** jnp.asarray(1 / kind.power, total.dtype)
 
 
 def _power(k: int, like: jax.Array) -> jax.Array:
@@ -185,12 +190,13 @@ def _norm_jvp(kind: Kind, primals: Any, tangents: Any) -> tuple[Norm, Norm]:
     out = _norm(arrays, kind)
     good = (out.value > 0) & out.is_finite
     value = jnp.where(good, out.value, jnp.ones_like(out.value))
-    slopes = [_slope(_in_unit(x, out.unit), value, kind.power) for x in arrays]
+    unit = jnp.where(good, out.unit, jnp.ones_like(out.unit))
+    slopes = [_slope(_in_unit(x, unit), value, kind.power) for x in arrays]
     terms = [
-        jnp.real(jnp.conj(slope) * _in_unit(dot, out.unit))
+        jnp.real(jnp.conj(slope) * _in_unit(dot, unit))
         for slope, dot in zip(slopes, dots, strict=True)
     ]
-    change = _total(terms, kind)
+    change = _total(terms, kind) / jnp.asarray(kind.elements, value.dtype)
     if math.isinf(kind.power):  # shared among the elements that attain the largest magnitude
         change = change / jnp.maximum(_total([jnp.abs(slope) for slope in slopes], kind), 1)
     change = jnp.where(good, change, jnp.zeros_like(change))
@@ -212,7 +218,9 @@ def _slope(x: jax.Array, value: jax.Array, power: float) -> jax.Array:
     if power == 2:
         return times(x, 1 / value)
     size = jnp.abs(x)
-    sign = times(x, 1 / jnp.where(size > 0, size, jnp.ones_like(size)))
+    sign = jnp.sign(x)
+    if power == 1:
+        return sign
     if math.isinf(power):
         return times(sign, (size == value).astype(size.dtype))
     return times(sign, (size / value) ** jnp.asarray(power - 1, size.dtype))

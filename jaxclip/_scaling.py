@@ -7,6 +7,7 @@ threshold comes from, do not belong here.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -19,15 +20,17 @@ POLICIES = ("propagate", "nan", "zero", "drop")
 
 
 class Scale(NamedTuple):
-    """What happens to the arrays of one norm: kept if `keep`, else times `first` times `second`.
+    """What happens to the arrays of one norm: kept if `keep`, else times the factor.
 
-    Two factors, because their product may underflow where the result does not. `first` is a power
-    of two, hence exact, that makes the norm about 1; `second` is then about the threshold.
+    The factor is `first * (second + rest)`. Its parts are apart because `first * second` may
+    underflow where the result does not: `first` is a power of two, hence exact, that makes the norm
+    about 1; `second` is then about the threshold. `rest` is what rounding took from `second`.
     """
 
     keep: jax.Array
     first: jax.Array
     second: jax.Array
+    rest: jax.Array
 
     @property
     def number(self) -> jax.Array:
@@ -35,6 +38,7 @@ class Scale(NamedTuple):
         return jnp.where(self.keep, jnp.ones_like(self.second), self.first * self.second)
 
 
+@functools.partial(jax.jit, inline=True)
 def hard(norm: Norm, threshold: Any, eps: Any = 0.0, floor: Any = 0.0) -> Scale:
     """The scale min(1, c / max(n + eps, floor)) of arrays whose norm is n.
 
@@ -53,7 +57,18 @@ def hard(norm: Norm, threshold: Any, eps: Any = 0.0, floor: Any = 0.0) -> Scale:
     unit = _nearest_power_of_two(norm)
     divisor = jnp.where(keep, one, norm.value * (norm.unit / unit) + eps / unit)
     divisor = jnp.maximum(divisor, jnp.asarray(floor).astype(dtype) / unit)
-    return Scale(keep, 1 / unit, jnp.where(keep, one, c / divisor))
+    second = jnp.where(keep, one, c / divisor)
+    rest = jnp.where(keep, jnp.zeros_like(one), _remainder(c, second, divisor) / divisor)
+    return Scale(keep, 1 / unit, second, jax.lax.stop_gradient(rest))
+
+
+def _remainder(c: jax.Array, quotient: jax.Array, divisor: jax.Array) -> jax.Array:
+    """`c - quotient * divisor`, the product taken exactly, in halves of the mantissa (Dekker)."""
+    info = jnp.finfo(c.dtype)
+    q_high = jax.lax.reduce_precision(quotient, info.nexp, info.nmant // 2)
+    d_high = jax.lax.reduce_precision(divisor, info.nexp, info.nmant // 2)
+    q_low, d_low = quotient - q_high, divisor - d_high
+    return (((c - q_high * d_high) - q_high * d_low) - q_low * d_high) - q_low * d_low
 
 
 def _nearest_power_of_two(norm: Norm) -> jax.Array:
@@ -89,23 +104,27 @@ def for_nonfinite(scale: Scale, finite: jax.Array, policy: str, all_finite: jax.
     if policy == "nan":
         nan = jnp.full_like(scale.second, jnp.nan)
         second = jnp.where(all_finite, scale.second, nan)
-        return Scale(scale.keep & all_finite, scale.first, second)
+        return scale._replace(keep=scale.keep & all_finite, second=second)
     if policy == "zero":
         second = jnp.where(all_finite, scale.second, jnp.zeros_like(scale.second))
-        return Scale(scale.keep & all_finite, scale.first, second)
+        return scale._replace(keep=scale.keep & all_finite, second=second)
     return scale._replace(keep=scale.keep | ~finite)
 
 
+@functools.partial(jax.jit, inline=True)
 def apply(x: jax.Array, scale: Scale) -> jax.Array:
     """The scaled array, multiplied in at least float32 and rounded once to its own dtype.
 
-    The factor is a product of precomputed reciprocals and the choice is made in the wide dtype:
-    XLA then fuses both into whatever consumes the result.
+    The factor is precomputed, so that nothing is divided per element, and the choice is made in the
+    wide dtype: XLA then fuses both into whatever consumes the result. Compiled also where the
+    update is not, so that product and sum are one fused multiply-add.
     """
     wide = jnp.promote_types(_group_norm.accumulator(x), scale.second.dtype)
     value = _group_norm.widened(x, wide)
-    first, second = scale.first.astype(wide), scale.second.astype(wide)
-    scaled = _group_norm.times(_group_norm.times(value, first), second)
+    near_one = _group_norm.times(value, scale.first.astype(wide))
+    scaled = _group_norm.times(near_one, scale.second.astype(wide))
+    if jnp.finfo(x.dtype).bits > 16:
+        scaled = scaled + _group_norm.times(near_one, scale.rest.astype(wide))
     return _select(scale.keep, value, scaled).astype(x.dtype)
 
 

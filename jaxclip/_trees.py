@@ -80,6 +80,11 @@ def flatten(tree: Any) -> Flat:
     return Flat(leaves, where, paths, treedef, tree)
 
 
+def at(tree: Any, count: jax.Array) -> Any:
+    """A tree of values and schedules, with the schedules' values at `count`."""
+    return jax.tree.map(lambda x: x(count) if callable(x) else x, tree)
+
+
 def leaf_names(tree: Any) -> list[str]:
     """A distinct readable name for every floating leaf: its keys joined by `/`.
 

@@ -150,7 +150,8 @@ def clip_by_global_norm(
     if norm is None:
         (found,) = norms.measure(flat, "global", ord, None, None)
     else:
-        _checks.real_number(norm=norm)
+        if _checks.shape(norm=norm) != ():
+            raise ValueError(f"norm={norm!r} must be a scalar")
         found = _group_norm.of(jnp.asarray(norm).astype(_group_norm.accumulator(*flat.arrays)))
     limit = jnp.inf if max_norm is None else max_norm
     scale = _kept_if_nonfinite(found, _scaling.hard(found, limit))

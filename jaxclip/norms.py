@@ -18,6 +18,7 @@ Thresholds and scaling do not belong here.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -167,23 +168,24 @@ def measure(
     mesh = [_mesh_axes(flat, i, x, scope, axis, axis_name) for i, x in enumerate(arrays)]
     if scope == "global":
         chosen = [i for i in range(len(arrays)) if which is None or which[i]]
-        kind = Kind(power, (None,) * len(chosen), tuple(mesh[i] for i in chosen))
-        norm = _group_norm.norm([arrays[i] for i in chosen], kind)
         elements = sum(arrays[i].size * _mesh.shards(mesh[i]) for i in chosen)
-        return [_averaged(norm, order, elements)]
+        every, names = (None,) * len(chosen), tuple(mesh[i] for i in chosen)
+        return [_norm([arrays[i] for i in chosen], Kind(power, every, names), order, elements)]
     found = []
     for x, names in zip(arrays, mesh, strict=True):
         axes = None if scope == "leaf" else _trees.reduced_axes(x.ndim, scope, axis)
-        norm = _group_norm.norm([x], Kind(power, (axes,), (names,)))
-        elements = x.size // max(norm.value.size, 1) * _mesh.shards(names)
-        found.append(_averaged(norm, order, elements))
+        elements = math.prod(x.shape if axes is None else (x.shape[a] for a in axes))
+        kind = Kind(power, (axes,), (names,))
+        found.append(_norm([x], kind, order, elements * _mesh.shards(names)))
     return found
 
 
-def _averaged(norm: Norm, order: float | str, elements: int) -> Norm:
-    if not isinstance(order, str) or elements == 0:
-        return norm
-    return norm.divided_by(elements**0.5 if order == "rms" else elements)
+def _norm(arrays: list[jax.Array], kind: Kind, order: float | str, elements: int) -> Norm:
+    """The norm; its mean inside the root for `rms`, its mean outside the root for `average`."""
+    if order == "rms":
+        return _group_norm.norm(arrays, kind._replace(elements=max(elements, 1)))
+    norm = _group_norm.norm(arrays, kind)
+    return norm.divided_by(max(elements, 1)) if order == "average" else norm
 
 
 def _mesh_axes(

@@ -36,7 +36,9 @@ def project_max_norm(
     `tf.clip_by_norm(weights, c, axes=1)`.
 
     The projection is idempotent: a unit inside the set, up to the rounding with which its own
-    dtype can say so, is left alone bit for bit, so weights are never eroded.
+    dtype can say so, is left alone bit for bit, so weights are never eroded. What `update` returns
+    is a difference, and so lands to a rounding of the weights before the step: weights that start
+    far outside the set, say at a thousand times the limit, come to lie in it after a second step.
 
     Args:
         max_norm: c: a number >= 0, a scalar array, a schedule, or a prefix tree of those.
@@ -72,7 +74,7 @@ def project_max_norm(
 
     def projected(weights: Flat, count: jax.Array) -> list[Projected]:
         found = norms.measure(weights, "unit", 2, axes, mesh)
-        limits = [c(count) if callable(c) else c for c in weights.spread(max_norm, "max_norm")]
+        limits = weights.spread(_trees.at(max_norm, count), "max_norm")
         limits = [jnp.asarray(jnp.inf if c is None else c).astype(jnp.float32) for c in limits]
         return [Projected(n, c) for n, c in zip(found, limits, strict=True)]
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxclip import _checks
+from jaxclip import _checks, _trees
 
 __all__ = ["Measured", "Threshold", "constant", "relative_to_params"]
 
@@ -84,9 +84,9 @@ def constant(value: Any, *, name: str = "threshold", scope: str | None = None) -
     _checks.threshold_tree(value, name, scalar=scope in ("global", "leaf"))
 
     def update(memory: Any, measured: Measured) -> tuple[list[jax.Array], Any]:
-        values = measured.spread(value, name)
+        values = measured.spread(_trees.at(value, measured.count), name)
         return [
-            _fitted(_at(v, measured.count), n, name, where)
+            _fitted(jnp.inf if v is None else v, n, name, where)
             for v, n, where in zip(values, measured.norms, measured.where, strict=True)
         ], memory
 
@@ -124,12 +124,6 @@ def relative_to_params(factor: Any, *, eps: Any = 1e-3, name: str = "factor") ->
         return [f * w.astype(f.dtype) for f, w in zip(factors, sizes, strict=True)], memory
 
     return Threshold(multiple.init, update)
-
-
-def _at(value: Any, count: jax.Array) -> Any:
-    """The value of a threshold, or of a schedule now; no limit for `None`."""
-    value = value(count) if callable(value) else value
-    return jnp.inf if value is None else value
 
 
 def _fitted(value: Any, norm: jax.Array, name: str, where: str) -> jax.Array:

@@ -1,0 +1,1 @@
+"""The tests of jaxclip; nothing here is shipped."""

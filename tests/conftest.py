@@ -1,0 +1,50 @@
+"""Eight CPU devices, a strict JAX and the markers, for every test below this folder.
+
+`XLA_FLAGS` must be set before the first JAX backend starts, so it comes before the imports.
+"""
+
+import os
+
+_COUNT = "--xla_force_host_platform_device_count"
+if _COUNT not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_COUNT}=8".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+
+from tests import modes  # noqa: E402
+
+hypothesis.settings.register_profile(
+    "jaxclip", deadline=None, max_examples=25, derandomize=True, database=None
+)
+hypothesis.settings.load_profile("jaxclip")
+
+_NOT_STRICT = ("parity", "train")  # folders that run other people's code beside ours
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "relaxed: runs with JAX's default promotion of dtypes")
+
+
+@pytest.fixture(autouse=True)
+def strict_jax(request):
+    """Strict promotion, unless the test says `relaxed` or lies in a folder of other libraries."""
+    here = set(request.path.parent.parts[-2:])
+    if request.node.get_closest_marker("relaxed") or here & set(_NOT_STRICT):
+        yield
+        return
+    with modes.strict():
+        yield
+
+
+@pytest.fixture
+def x64():
+    with modes.x64():
+        yield
+
+
+@pytest.fixture
+def relaxed():
+    with modes.relaxed():
+        yield
