@@ -25,6 +25,15 @@ _NOT_STRICT = ("parity", "train")  # folders that run other people's code beside
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "relaxed: runs with JAX's default promotion of dtypes")
+    config.addinivalue_line("markers", "slow: left to .ci/run, which says -m 'slow or not slow'")
+
+
+def pytest_collection_modifyitems(items):
+    """A rule under its own name is tested always; its variants, other norms and axes, are slow."""
+    for item in items:
+        rule = getattr(item, "callspec", None) and item.callspec.params.get("rule")
+        if not getattr(rule, "named", True):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
