@@ -29,10 +29,15 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """A rule under its own name is tested always; its variants, other norms and axes, are slow."""
+    """Marks what is slow: variants of a rule (other norms, other axes), and parity but in bfloat16.
+
+    A rule under its own name is tested always.
+    """
     for item in items:
-        rule = getattr(item, "callspec", None) and item.callspec.params.get("rule")
-        if not getattr(rule, "named", True):
+        values = item.callspec.params if hasattr(item, "callspec") else {}
+        variant = not getattr(values.get("rule"), "named", True)
+        parity = item.path.parent.name == "parity" and values.get("dtype", "bfloat16") != "bfloat16"
+        if variant or parity:
             item.add_marker(pytest.mark.slow)
 
 

@@ -6,6 +6,8 @@ import pytest
 from jaxclip.train import cli, stories
 from tests.train.test_cli import records, summary
 
+pytestmark = pytest.mark.slow  # three stories to compile
+
 FIGURES = ("vanishing.png", "exploding.png", "max-norm.png")
 
 
