@@ -1,4 +1,4 @@
-"""Eight CPU devices, a strict JAX and the markers, for every test below this folder.
+"""Eight CPU devices, a strict JAX and what is slow, for every test below this folder.
 
 `XLA_FLAGS` must be set before the first JAX backend starts, so it comes before the imports.
 """
@@ -21,11 +21,6 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("jaxclip")
 
 _NOT_STRICT = ("parity", "train")  # folders that run other people's code beside ours
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "relaxed: runs with JAX's default promotion of dtypes")
-    config.addinivalue_line("markers", "slow: left to .ci/run, which says -m 'slow or not slow'")
 
 
 def pytest_collection_modifyitems(items):

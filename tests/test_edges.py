@@ -60,9 +60,11 @@ def test_at_the_threshold_every_bit_is_kept(rule):
         elif np.float32(limit) < limit:
             limit = np.nextafter(np.float32(limit), np.float32(np.inf))
         cases[dtype] = (float(limit), u, _ones(u))
-    for name, (out, _) in together(rule, cases).items():
+    for name, (out, state) in together(rule, cases).items():
         with case(name):
             registry.assert_same_bits(out, cases[name][1])
+            assert int(state.clipped_count) == 0
+            assert float(state.fraction) == 0.0
 
 
 # ---- norm > threshold: direction kept, new norm within one epsilon
