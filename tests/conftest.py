@@ -20,20 +20,36 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("jaxclip")
 
+_IN_EVERY_CONTEXT = ("clip", "clip_by_norm", "clip_by_global_norm", "adaptive_grad_clip")
+_SLOW = (
+    "test_600_random_bfloat16_leaves",
+    "test_drop_in_other_dtypes",
+    "test_float64_arrays",
+    "test_forward_ends_at_the_published_losses",
+    "test_hessian_has_its_closed_form",
+    "test_low_precision_with_batch_norm_and_projection",
+    "test_types",
+    "test_unit_values",
+)
 _NOT_STRICT = ("parity", "train")  # folders that run other people's code beside ours
 
 
 def pytest_collection_modifyitems(items):
-    """Marks what is slow: variants of a rule (other norms, other axes), and parity but in bfloat16.
-
-    A rule under its own name is tested always.
-    """
+    """Marks what is slow, so that plain `pytest` stays well within five minutes on two cores."""
     for item in items:
-        values = item.callspec.params if hasattr(item, "callspec") else {}
-        variant = not getattr(values.get("rule"), "named", True)
-        parity = item.path.parent.name == "parity" and values.get("dtype", "bfloat16") != "bfloat16"
-        if variant or parity:
+        if _is_slow(item):
             item.add_marker(pytest.mark.slow)
+
+
+def _is_slow(item):
+    """Variants of a rule (other norms, other axes); in every context and dtype, all but a few."""
+    values = item.callspec.params if hasattr(item, "callspec") else {}
+    rule = values.get("rule")
+    if getattr(item, "originalname", None) in _SLOW or not getattr(rule, "named", True):
+        return True
+    if item.path.name == "test_rules.py" and rule is not None:
+        return rule.name not in _IN_EVERY_CONTEXT
+    return item.path.parent.name == "parity" and values.get("dtype", "bfloat16") != "bfloat16"
 
 
 @pytest.fixture(autouse=True)
