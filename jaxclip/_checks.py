@@ -91,6 +91,16 @@ def broadcasts(shape: tuple[int, ...], onto: tuple[int, ...]) -> bool:
         return False
 
 
+def fitted(value: Any, shape: tuple[int, ...], name: str, what: str) -> jax.Array:
+    """`value` as an array of the rank of `shape`, if it broadcasts to it without enlarging it."""
+    array = jnp.asarray(value)
+    if not broadcasts(array.shape, shape):
+        raise ValueError(
+            f"{name} has shape {array.shape}, which does not broadcast to {what}, of shape {shape}"
+        )
+    return array.reshape((1,) * (len(shape) - array.ndim) + array.shape) if array.ndim else array
+
+
 def is_tree(x: Any) -> bool:
     """Whether `x` is a container of several values rather than one value."""
     return not jax.tree_util.all_leaves([x], is_leaf=lambda y: y is None)

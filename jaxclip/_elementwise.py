@@ -201,10 +201,4 @@ def _fitted(bound: Any, x: jax.Array, name: str, where: str) -> jax.Array | None
     """The bound as an array of the leaf's rank, if it broadcasts to the leaf."""
     if bound is None:
         return None
-    bound = jnp.asarray(bound)
-    if not _checks.broadcasts(bound.shape, x.shape):
-        raise ValueError(
-            f"{name} has shape {bound.shape}, which does not broadcast to the leaf {where}, "
-            f"of shape {x.shape}"
-        )
-    return bound if bound.ndim == 0 else bound.reshape((1,) * (x.ndim - bound.ndim) + bound.shape)
+    return _checks.fitted(bound, x.shape, name, f"the leaf {where}")

@@ -85,12 +85,8 @@ def clip_by_norm(x: Any, max_norm: Any, axis: Any = None, ord: Any = _checks.TWO
     limit = jnp.inf if max_norm is None else max_norm
     scales = []
     for i, n in enumerate(found):
-        if not _checks.broadcasts(jnp.shape(limit), n.value.shape):
-            raise ValueError(
-                f"max_norm has shape {jnp.shape(limit)}, which does not broadcast to the norms of "
-                f"{flat.at(i)}, of shape {n.value.shape}"
-            )
-        scales.append(_kept_if_nonfinite(n, _scaling.hard(n, limit)))
+        bound = _checks.fitted(limit, n.value.shape, "max_norm", f"the norms of {flat.at(i)}")
+        scales.append(_kept_if_nonfinite(n, _scaling.hard(n, bound)))
     return flat.rebuild([_scaling.apply(a, s) for a, s in zip(flat.arrays, scales, strict=True)])
 
 

@@ -86,7 +86,9 @@ def constant(value: Any, *, name: str = "threshold", scope: str | None = None) -
     def update(memory: Any, measured: Measured) -> tuple[list[jax.Array], Any]:
         values = measured.spread(_trees.at(value, measured.count), name)
         return [
-            _fitted(jnp.inf if v is None else v, n, name, where)
+            _checks.fitted(
+                jnp.inf if v is None else v, n.shape, name, f"the norms of {where}"
+            ).astype(n.dtype)
             for v, n, where in zip(values, measured.norms, measured.where, strict=True)
         ], memory
 
@@ -124,16 +126,3 @@ def relative_to_params(factor: Any, *, eps: Any = 1e-3, name: str = "factor") ->
         return [f * w.astype(f.dtype) for f, w in zip(factors, sizes, strict=True)], memory
 
     return Threshold(multiple.init, update)
-
-
-def _fitted(value: Any, norm: jax.Array, name: str, where: str) -> jax.Array:
-    """The threshold in the norm's dtype, if it broadcasts to the norm without enlarging it."""
-    array = jnp.asarray(value)
-    if not _checks.broadcasts(array.shape, norm.shape):
-        raise ValueError(
-            f"{name} has shape {array.shape}, which does not broadcast to the norms of {where}, "
-            f"of shape {norm.shape}"
-        )
-    if array.ndim:
-        array = array.reshape((1,) * (norm.ndim - array.ndim) + array.shape)
-    return array.astype(norm.dtype)
