@@ -15,7 +15,15 @@ from jaxclip._rules import clip_by_average_norm as clip_by_average_norm
 from jaxclip._rules import clip_by_block_rms as clip_by_block_rms
 from jaxclip._rules import clip_by_global_norm as clip_by_global_norm
 from jaxclip._rules import clip_by_norm as clip_by_norm
+from jaxclip._rules_average import adagc as adagc
+from jaxclip._rules_average import zclip as zclip
+from jaxclip._rules_history import autoclip as autoclip
+from jaxclip._rules_history import clip_by_history as clip_by_history
+from jaxclip._stable_adam import scale_by_stable_adam as scale_by_stable_adam
 from jaxclip._state import ClipState as ClipState
+from jaxclip.guards import GuardState as GuardState
+from jaxclip.guards import skip_nonfinite as skip_nonfinite
+from jaxclip.guards import skip_spikes as skip_spikes
 from jaxclip.projections import project_max_norm as project_max_norm
 from jaxclip.telemetry import MonitorState as MonitorState
 from jaxclip.telemetry import metrics as metrics
@@ -25,13 +33,17 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ClipState",
+    "GuardState",
     "MonitorState",
+    "adagc",
     "adaptive_grad_clip",
+    "autoclip",
     "clip",
     "clip_by",
     "clip_by_average_norm",
     "clip_by_block_rms",
     "clip_by_global_norm",
+    "clip_by_history",
     "clip_by_norm",
     "clip_by_value",
     "functional",
@@ -39,5 +51,9 @@ __all__ = [
     "monitor",
     "norms",
     "project_max_norm",
+    "scale_by_stable_adam",
+    "skip_nonfinite",
+    "skip_spikes",
     "thresholds",
+    "zclip",
 ]

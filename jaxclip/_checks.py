@@ -7,6 +7,7 @@ structure of a tree, a shape) is checked there with the leaf's key path. Nothing
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +53,42 @@ def real_number(*, scalar: bool = True, signed: bool = False, **argument: Any) -
         raise ValueError(f"{name}={value!r} must be a scalar, not an array of shape {shape}")
     if not is_traced(value):
         _real_values(name, value, signed)
+
+
+def between(low: float, high: float, **argument: Any) -> None:
+    """Checks a real number in a closed interval; one that is traced only for its type."""
+    ((name, value),) = argument.items()
+    real_number(signed=True, **argument)
+    if not is_traced(value) and not low <= float(value) <= high:
+        raise ValueError(f"{name}={value!r} must be between {low} and {high}")
+
+
+def whole_number(least: int = 1, *, fixed: bool = True, **argument: Any) -> Any:
+    """Returns a whole number of at least `least` as an int; one that is traced only if not `fixed`.
+
+    What decides the shape of a state, such as a window, is `fixed`.
+    """
+    ((name, value),) = argument.items()
+    if is_traced(value):
+        if fixed:
+            raise TypeError(
+                f"{name} is traced, but it decides the shape of the state; under "
+                f"optax.inject_hyperparams name it in static_args=({name!r},)"
+            )
+        return value
+    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}={value!r} must be a whole number, not {type(value).__name__}")
+    number = operator.index(value)
+    if number < least:
+        raise ValueError(f"{name}={value!r} must be at least {least}")
+    return number
+
+
+def flag(**argument: Any) -> None:
+    """Checks that an argument is True or False."""
+    ((name, value),) = argument.items()
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}={value!r} must be True or False")
 
 
 def shape(**argument: Any) -> tuple[int, ...]:

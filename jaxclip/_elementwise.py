@@ -149,8 +149,7 @@ def bounded(
 def _rule(
     name: str, bounds: Any, record: bool, *, symmetric: bool
 ) -> optax.GradientTransformationExtraArgs:
-    if not isinstance(record, bool):
-        raise TypeError(f"record={record!r} must be True or False")
+    _checks.flag(record=record)
 
     def init(params: Any) -> ClipState:
         del params

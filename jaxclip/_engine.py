@@ -27,6 +27,7 @@ def clip_by(
     scope: str,
     ord: Any = _checks.TWO,
     axis: Any = None,
+    shape: str = "hard",
     eps: Any = 0.0,
     floor: Any = 0.0,
     nonfinite: str = "propagate",
@@ -64,6 +65,9 @@ def clip_by(
         axis: at scope `"unit"`, the axes that are reduced, per leaf, negative ones counted from the
             end. Axes that a leaf does not have are left out; a leaf that has none of them is one
             unit. `None`: all but the last.
+        shape: what a norm n becomes. `"hard"`: min(n, c). `"tanh"`: c tanh(n/c). `"rational"`:
+            n c/(n + c). The smooth ones shrink norms below c too, the less the smaller they are;
+            `fraction` and `clipped_count` still tell of those above c.
         eps: added to the norm in the quotient. 1e-6 gives PyTorch's numbers.
         floor: the least that the norm counts for in the quotient.
         nonfinite: what a NaN or infinite norm does. `"propagate"`: what it is the norm of leaves as
@@ -101,6 +105,7 @@ def clip_by(
         5.0 0.5
     """
     _checks.choice(SCOPES, scope=scope)
+    _checks.choice(_scaling.SHAPES, shape=shape)
     _checks.choice(_scaling.POLICIES, nonfinite=nonfinite)
     _checks.real_number(eps=eps)
     _checks.real_number(floor=floor)
@@ -128,14 +133,20 @@ def clip_by(
         found, finite = _found(gauge, flat, norm, nonfinite)
         measured = _measured(gauge, flat, found, state.count, params)
         limits, memory = threshold.update(state.memory, measured)
-        hard = [_scaling.hard(n, c, eps, floor) for n, c in zip(found, limits, strict=True)]
+        hard = [
+            _scaling.hard(n, _scaling.shaped(n, c, shape), eps, floor)
+            for n, c in zip(found, limits, strict=True)
+        ]
         scales = [
             _scaling.for_nonfinite(s, n.is_finite, nonfinite, finite)
             for s, n in zip(hard, found, strict=True)
         ]
         arrays = _scaled(flat, gauge.per_leaf(flat, scales), scale_mask, nonfinite, finite)
+        over = [~scale.keep for scale in hard]
+        if shape != "hard":
+            over = [n.number > c for n, c in zip(found, limits, strict=True)]
         seen = _record.record(
-            found, limits, scales, _clipped(hard, found, nonfinite, finite), finite
+            found, limits, scales, _clipped(over, found, nonfinite, finite), finite
         )
         return flat.rebuild(arrays), _state.following(state, seen, memory)
 
@@ -176,10 +187,12 @@ def _measured(
             )
         return [n.number for n in gauge(own._replace(where=flat.where))]
 
+    numbers = [n.number for n in found]
     return Measured(
-        norms=[n.number for n in found],
+        norms=numbers,
         count=count,
         of_params=of_params,
+        of_tree=lambda: gauge.of_tree(flat, numbers),
         spread=lambda tree, name: gauge.spread(flat, tree, name),
         where=gauge.where(flat),
     )
@@ -207,8 +220,8 @@ def _scaled(
 
 
 def _clipped(
-    hard: list[Scale], found: list[Norm], policy: str, finite: jax.Array
+    over: list[jax.Array], found: list[Norm], policy: str, finite: jax.Array
 ) -> list[jax.Array]:
     """Which norms were clipped: none of them if the policy disposed of the whole update."""
-    clipped = [~scale.keep & norm.is_finite for scale, norm in zip(hard, found, strict=True)]
+    clipped = [o & norm.is_finite for o, norm in zip(over, found, strict=True)]
     return [c & finite for c in clipped] if policy in ("nan", "zero") else clipped

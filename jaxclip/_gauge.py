@@ -44,7 +44,21 @@ class Gauge(NamedTuple):
         return shapes
 
     def zeros(self, flat: Flat) -> list[jax.Array]:
-        return [jnp.zeros(shape, jnp.float32) for shape in self.shapes(flat)]
+        """Zeros of the shapes and dtypes of the norms."""
+        arrays = flat.arrays
+        if self.scope == "global":
+            return [jnp.zeros((), _group_norm.accumulator(*arrays))]
+        shapes = self.shapes(flat)
+        dtypes = [_group_norm.accumulator(x) for x in arrays]
+        return [jnp.zeros(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+
+    def of_tree(self, flat: Flat, numbers: list[jax.Array]) -> jax.Array:
+        """The norm of everything together, non-finite norms left out."""
+        if isinstance(self.ord, str):  # means cannot be joined without the sizes: measured again
+            (whole,) = self._replace(scope="global", axis=None)(flat)
+            numbers = [whole.number]
+        numbers = [jnp.where(jnp.isfinite(n), n, jnp.zeros_like(n)) for n in numbers]
+        return norms.together(numbers, 2.0 if isinstance(self.ord, str) else self.ord)
 
     def spread(self, flat: Flat, tree: Any, name: str) -> list[Any]:
         return [tree] if self.scope == "global" else flat.spread(tree, name)

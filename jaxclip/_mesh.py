@@ -73,6 +73,14 @@ def max_over(parts: Sequence[Any], axes: Sequence[Axes]) -> Any:
     return _combine(parts, axes, jax.lax.pmax, jax.numpy.maximum)
 
 
+def averaged(x: jax.Array, axis_name: Axes | None) -> jax.Array:
+    """The mean of a scalar over the mesh axes on which devices may differ in it."""
+    names = varying_axes(x)
+    if axis_name is not None:
+        names = tuple(n for n in axis_name if n in names or not _is_tracked(n))
+    return jax.lax.pmean(x, names) if names else x
+
+
 def _combine(parts: Sequence[Any], axes: Sequence[Axes], collective: Any, join: Any) -> Any:
     by_axes: dict[Axes, Any] = {}
     for part, names in zip(parts, axes, strict=True):

@@ -17,6 +17,7 @@ from jaxclip import _group_norm
 from jaxclip._group_norm import Norm
 
 POLICIES = ("propagate", "nan", "zero", "drop")
+SHAPES = ("hard", "tanh", "rational")
 
 
 class Scale(NamedTuple):
@@ -60,6 +61,29 @@ def hard(norm: Norm, threshold: Any, eps: Any = 0.0, floor: Any = 0.0) -> Scale:
     second = jnp.where(keep, one, c / divisor)
     rest = jnp.where(keep, jnp.zeros_like(one), _remainder(c, second, divisor) / divisor)
     return Scale(keep, 1 / unit, second, jax.lax.stop_gradient(rest))
+
+
+def shaped(norm: Norm, threshold: Any, shape: str) -> jax.Array:
+    """How large the norm becomes: what the hard rule is then given as its threshold.
+
+    `hard` is the threshold c itself; `tanh` gives c tanh(n/c) and `rational` n c/(n + c), which
+    approach it smoothly. Where n/c is so small that neither differs from n by a rounding, it is n.
+    """
+    n = norm.number
+    c = jnp.broadcast_to(jnp.asarray(threshold).astype(n.dtype), n.shape)
+    if shape == "hard":
+        return c
+    zero, one = jnp.zeros_like(n), jnp.ones_like(n)
+    bounded = (c > 0) & (c < jnp.inf)
+    ratio = jnp.where(bounded, n, zero) / jnp.where(bounded, c, one)
+    if shape == "tanh":
+        small = ratio < float(jnp.finfo(n.dtype).eps) ** 0.5
+        reached = c * jnp.tanh(jnp.where(small, one, ratio))
+    else:
+        small = ratio <= 1
+        reached = c / (one + one / jnp.where(small, one, ratio))
+    reached = jnp.where(small, n / (one + ratio) if shape == "rational" else n, reached)
+    return jnp.where(bounded, reached, c)
 
 
 def _remainder(c: jax.Array, quotient: jax.Array, divisor: jax.Array) -> jax.Array:

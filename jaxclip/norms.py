@@ -19,6 +19,7 @@ Thresholds and scaling do not belong here.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -178,6 +179,25 @@ def measure(
         kind = Kind(power, (axes,), (names,))
         found.append(_norm([x], kind, order, elements * _mesh.shards(names)))
     return found
+
+
+def shared_global_norm(
+    flat: _trees.Flat, axis_name: _mesh.Axes | None
+) -> tuple[Norm, AbstractContextManager[None]]:
+    """The 2-norm of all leaves, and a context in which it is not measured again."""
+    arrays = flat.arrays
+    mesh = tuple(_mesh.sharded_axes(x, axis_name, flat.at(i)) for i, x in enumerate(arrays))
+    kind = Kind(2.0, (None,) * len(arrays), mesh)
+    found = _group_norm.norm(arrays, kind)
+    return found, _group_norm.known(arrays, kind, found)
+
+
+def together(numbers: list[jax.Array], power: float) -> jax.Array:
+    """The norm of all groups from those of each, also where devices have groups of their own."""
+    if len(numbers) == 1 and numbers[0].ndim == 0:
+        return numbers[0]
+    kind = Kind(power, (None,) * len(numbers), tuple(map(_mesh.varying_axes, numbers)))
+    return _group_norm.norm(numbers, kind).number
 
 
 def _norm(arrays: list[jax.Array], kind: Kind, order: float | str, elements: int) -> Norm:

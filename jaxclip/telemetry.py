@@ -5,13 +5,15 @@ Reading a state costs nothing: the scalars are there. Writing them to a log is t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip import _checks, _group_norm, _mesh, _state, _trees, norms
+from jaxclip import _checks, _state, _trees, norms
+from jaxclip._guard import GuardState
 from jaxclip._state import ClipState
 
 __all__ = ["MonitorState", "metrics", "monitor"]
@@ -91,7 +93,7 @@ def monitor(
         found = [
             n.number for n in norms.measure(_trees.flatten(updates), "leaf", power, None, mesh)
         ]
-        whole = _whole(found, power)
+        whole = norms.together(found, power)
         broken = ~jnp.isfinite(whole)
         return updates, state._replace(
             norm=whole.astype(jnp.float32),
@@ -105,18 +107,12 @@ def monitor(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _whole(found: list[jax.Array], power: float) -> jax.Array:
-    """The norm of all leaves from the norms of each."""
-    kind = _group_norm.Kind(power, (None,) * len(found), tuple(map(_mesh.varying_axes, found)))
-    return _group_norm.norm(found, kind).number
-
-
 def metrics(opt_state: Any) -> dict[str, jax.Array]:
     """What the rules recorded, as one flat dict for any logger.
 
     Args:
         opt_state: the state of any transformation: a rule's own, or one of `optax.chain`,
-            `named_chain`, `masked`, `partition`, `inject_hyperparams`, `MultiSteps`, ...; an
+            `named_chain`, `masked`, `partition`, `inject_hyperparams`, `MultiSteps`, a guard; an
             `nnx.Optimizer` or a `TrainState` that holds one.
 
     Returns:
@@ -141,14 +137,22 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
         clip_by_global_norm/nonfinite_count 0
     """
     result, seen = {}, {}
-    for state in jax.tree.leaves(getattr(opt_state, "opt_state", opt_state), is_leaf=_records):
-        if _records(state):
-            seen[state.rule] = seen.get(state.rule, 0) + 1
-            prefix = state.rule if seen[state.rule] == 1 else f"{state.rule}_{seen[state.rule]}"
-            for key, value in state.scalars().items():
-                result.update({f"{prefix}/{key}": leaf for leaf in jax.tree.leaves(value)})
+    for state in _recorded(getattr(opt_state, "opt_state", opt_state)):
+        seen[state.rule] = seen.get(state.rule, 0) + 1
+        prefix = state.rule if seen[state.rule] == 1 else f"{state.rule}_{seen[state.rule]}"
+        for key, value in state.scalars().items():
+            result.update({f"{prefix}/{key}": leaf for leaf in jax.tree.leaves(value)})
     return result
 
 
+def _recorded(tree: Any) -> Iterator[Any]:
+    """The states that record something: a guard's before those of what it guards."""
+    for state in jax.tree.leaves(tree, is_leaf=_records):
+        if _records(state):
+            yield state
+            if isinstance(state, GuardState):
+                yield from _recorded(state.inner_state)
+
+
 def _records(x: Any) -> bool:
-    return isinstance(x, (ClipState, MonitorState))
+    return isinstance(x, (ClipState, GuardState, MonitorState))

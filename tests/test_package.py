@@ -8,16 +8,22 @@ import re
 import subprocess
 import sys
 
+import optax
 import pytest
 
 import jaxclip
 import jaxclip.functional
+import jaxclip.guards
 import jaxclip.norms
 import jaxclip.thresholds
 
 ROOT = pathlib.Path(jaxclip.__file__).parent
-CORE = sorted(p for p in ROOT.glob("*.py") if p.name != "__main__.py")
-MODULES = [jaxclip, jaxclip.functional, jaxclip.norms, jaxclip.thresholds]
+CORE = [
+    path
+    for path in sorted(ROOT.rglob("*.py"))
+    if path.name != "__main__.py" and "train" not in path.relative_to(ROOT).parts
+]
+MODULES = [jaxclip, jaxclip.functional, jaxclip.guards, jaxclip.norms, jaxclip.thresholds]
 
 
 def _functions():
@@ -57,7 +63,7 @@ def test_import_starts_no_backend():
     assert run.stdout.strip() == "3"
 
 
-@pytest.mark.parametrize("path", CORE, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT)))
 def test_only_public_jax_and_optax(path):
     text = path.read_text()
     roots, names = set(), set()
@@ -85,7 +91,7 @@ def _imports(node):
     return []
 
 
-@pytest.mark.parametrize("path", CORE, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_file_is_one_idea(path):
     text = path.read_text()
     assert ast.get_docstring(ast.parse(text)), "no docstring"
@@ -103,20 +109,26 @@ def test_all_is_what_is_public(module):
             for n, v in vars(module).items()
             if inspect.isfunction(v) and v.__module__ == module.__name__
         }
-        assert {n for n in own if not n.startswith("_")} - set(module.__all__) <= {"measure"}
+        for_the_core = {"measure", "shared_global_norm", "together"}
+        assert {n for n in own if not n.startswith("_")} - set(module.__all__) <= for_the_core
 
 
 def test_surface():
     assert set(jaxclip.__all__) >= {
         "clip", "clip_by_value", "clip_by_norm", "clip_by_average_norm", "clip_by_block_rms",
         "clip_by_global_norm", "adaptive_grad_clip", "clip_by", "metrics", "monitor", "functional",
-        "norms", "thresholds", "project_max_norm",
+        "norms", "thresholds", "project_max_norm", "autoclip", "zclip", "adagc", "clip_by_history",
+        "skip_nonfinite", "skip_spikes", "scale_by_stable_adam",
     }  # fmt: skip
     assert set(jaxclip.functional.__all__) >= {
         "clip_by_value", "clip_by_norm", "clip_by_average_norm", "clip_by_global_norm", "max_norm",
     }  # fmt: skip
     assert set(jaxclip.norms.__all__) >= {
         "global_norm", "leaf_norms", "unit_norms", "rms", "average_norm",
+    }  # fmt: skip
+    assert set(jaxclip.thresholds.__all__) >= {
+        "constant", "relative_to_params", "quantile", "tracked_quantile", "zscore", "ema_ratio",
+        "mean_plus_sigma",
     }  # fmt: skip
     assert re.fullmatch(r"\d+\.\d+\.\d+", jaxclip.__version__)
 
@@ -141,7 +153,8 @@ def test_documentation(function):
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in jaxclip.__all__ if n.startswith(("clip_", "project", "adapt"))]
+    "name",
+    [n for n in jaxclip.__all__ if n.startswith(("clip_", "project", "adapt", "skip", "zclip"))],
 )
 def test_rules_say_what_they_raise(name):
     doc = inspect.getdoc(getattr(jaxclip, name))
@@ -173,5 +186,11 @@ def test_signatures_of_peers():
     assert names(jaxclip.clip_by_norm) == ["max_norm"]
     assert names(jaxclip.clip_by_average_norm) == ["max_norm"]
     assert names(jaxclip.clip_by) == ["threshold"]
+    adam = ["b1", "b2", "eps", "eps_root", "mu_dtype"]
+    assert names(jaxclip.scale_by_stable_adam) == names(optax.scale_by_adam) == adam
+    assert names(jaxclip.autoclip) == ["percentile"]
+    assert names(jaxclip.skip_nonfinite) == names(jaxclip.skip_spikes) == ["inner"]
+    for rule in (jaxclip.zclip, jaxclip.adagc, jaxclip.clip_by_history):
+        assert names(rule) == []
     assert names(jaxclip.functional.clip_by_norm) == ["x", "max_norm", "axis", "ord"]
     assert names(jaxclip.functional.clip_by_global_norm) == ["tree", "max_norm"]

@@ -42,6 +42,10 @@ CLIPS = (
     Rule("clip_by_block_rms", ("block_rms",)),
     Rule("clip_by_global_norm", ("global_norm",)),
     Rule("adaptive_grad_clip", ("adaptive", "agc")),
+    Rule("autoclip"),
+    Rule("zclip"),
+    Rule("adagc"),
+    Rule("clip_by_history", ("history",)),
 )
 PROJECTIONS = (Rule("project_max_norm", ("max_norm",)),)
 

@@ -1,57 +1,14 @@
-"""Thresholds: how large a norm may be.
-
-A `Threshold` is a pair of functions, like an optax transformation: `init` makes its memory, and
-`update` sees what was measured and returns one threshold per norm together with the new memory. It
-knows nothing of scopes: it is given one norm for the whole tree, one per leaf, or an array of norms
-per leaf, and answers in kind.
-
-What is done to an array above its threshold does not belong here.
-"""
+"""Thresholds that are given: a number, a schedule, a multiple of the parameters' norm."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxclip import _checks, _trees
-
-__all__ = ["Measured", "Threshold", "constant", "relative_to_params"]
-
-
-class Measured(NamedTuple):
-    """What a threshold may look at.
-
-    Attributes:
-        norms: the norms of this update, one array per group: a single scalar at the scope
-            `global`, a scalar per leaf at `leaf`, an array per leaf at `unit` and `element`.
-        count: how many updates there were before this one, an int32 scalar.
-        of_params: returns the same norms of the parameters.
-        spread: `spread(tree, name)` returns the value of a prefix tree for each group.
-        where: the key path of each group, for messages.
-    """
-
-    norms: list[jax.Array]
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    of_params: Callable[[], list[jax.Array]]
-    spread: Callable[[Any, str], list[Any]]
-    where: list[str]
-
-
-class Threshold(NamedTuple):
-    """How large each norm may be, given what was measured now and before.
-
-    Attributes:
-        init: `init(norms) -> memory`, given zeros of the shapes and dtypes of the norms.
-            The memory is a pytree of arrays whose structure, shapes and dtypes stay fixed.
-        update: `update(memory, measured) -> (thresholds, memory)`, one threshold per norm,
-            broadcastable to it.
-    """
-
-    init: Callable[[list[jax.Array]], Any]
-    update: Callable[[Any, Measured], tuple[list[jax.Array], Any]]
+from jaxclip.thresholds._base import Measured, Threshold
 
 
 def constant(value: Any, *, name: str = "threshold", scope: str | None = None) -> Threshold:
