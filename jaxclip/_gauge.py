@@ -54,8 +54,13 @@ class Gauge(NamedTuple):
 
     def of_tree(self, flat: Flat, numbers: list[jax.Array]) -> jax.Array:
         """The norm of everything together, non-finite norms left out."""
-        if isinstance(self.ord, str):  # means cannot be joined without the sizes: measured again
-            (whole,) = self._replace(scope="global", axis=None)(flat)
+        if isinstance(self.ord, str) and self.scope != "global":
+            # Means cannot be joined without the sizes: what is finite is measured once more.
+            pairs = zip(flat.arrays, numbers, strict=True)
+            rest = flat.rebuild(
+                [jnp.where(jnp.isfinite(n), x, jnp.zeros_like(x)) for x, n in pairs]
+            )
+            (whole,) = self._replace(scope="global", axis=None)(_trees.flatten(rest))
             numbers = [whole.number]
         numbers = [jnp.where(jnp.isfinite(n), n, jnp.zeros_like(n)) for n in numbers]
         return norms.together(numbers, 2.0 if isinstance(self.ord, str) else self.ord)

@@ -77,7 +77,9 @@ def guard(
 
     def init(params: Any) -> GuardState:
         memory = judge.first(_group_norm.accumulator(*_trees.flatten(params).arrays))
-        limits = [None if c is None else jnp.full((), jnp.inf) for c in judge.limits(memory)]
+        limits = [
+            None if c is None else jnp.full((), jnp.inf, jnp.float32) for c in judge.limits(memory)
+        ]
         return _state.named(GuardState, name)(
             guarded.init(params),
             jnp.zeros((), jnp.float32),
@@ -96,6 +98,8 @@ def guard(
         norm: Any = None,
         **extra_args: Any,
     ) -> tuple[Any, GuardState]:
+        if not isinstance(state, GuardState):
+            raise TypeError(f"state={state!r} is not a guard's state; make it with init(params)")
         found, shared = _found(updates, norm, mesh)
         loss = _loss(value, mesh)
         finite = found.is_finite if loss is None else found.is_finite & jnp.isfinite(loss)

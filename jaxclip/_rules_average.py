@@ -140,6 +140,8 @@ def adagc(
     axis: Any = None,
     eps: Any = 0.0,
     nonfinite: str = "propagate",
+    norm_mask: Any = None,
+    scale_mask: Any = None,
     axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips each leaf to a multiple of the moving average of its clipped norms.
@@ -165,6 +167,8 @@ def adagc(
         axis: the axes that are reduced at scope `"unit"`.
         eps: added to the norm in the quotient.
         nonfinite: what a NaN or infinite norm does, as for `jaxclip.clip_by`.
+        norm_mask: which leaves are measured, at scope `"global"`.
+        scale_mask: which leaves are scaled, at scope `"global"`.
         axis_name: mesh axes over which the leaves are sharded, where that cannot be found.
 
     Returns:
@@ -203,6 +207,8 @@ def adagc(
         axis=axis,
         eps=eps,
         nonfinite=nonfinite,
+        norm_mask=norm_mask,
+        scale_mask=scale_mask,
         axis_name=axis_name,
         name="adagc",
     )

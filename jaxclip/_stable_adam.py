@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip import _checks, _engine, _state, _trees, norms
+from jaxclip import _checks, _engine, _mesh, _state, _trees
 from jaxclip._state import ClipState
 
 
@@ -86,25 +86,34 @@ def scale_by_stable_adam(
         del extra_args
         moments: Any
         steps, moments = adam.update(updates, state.memory, params)
-        held = -jnp.expm1(moments.count.astype(jnp.float32) * _log(b2))  # 1 - b2^t
-
-        def surprise(g: jax.Array, v: jax.Array) -> jax.Array:
+        flat, second = _trees.flatten(updates), _trees.flatten(moments.nu)
+        found = []
+        for i, (g, v) in enumerate(zip(flat.arrays, second.arrays, strict=True)):
             wide = jnp.promote_types(v.dtype, jnp.float32)
-            expected = jnp.sqrt(v.astype(wide) / held.astype(wide))
-            return jnp.abs(g).astype(wide) / jnp.maximum(expected, jnp.asarray(eps, wide))
-
-        flat = _trees.flatten(jax.tree.map(surprise, updates, moments.nu))
-        found = [n.number for n in norms.measure(flat, "leaf", "rms", None, mesh)]
-        steps, seen = rule.update(
-            steps, state._replace(memory=()), params, norm=flat.rebuild(found)
-        )
+            expected = _second_moment(v.astype(wide), moments.count, b2)
+            axes = _mesh.sharded_axes(g, mesh, flat.at(i))
+            found.append(_surprise(g, expected, jnp.asarray(eps).astype(wide), axes))
+        norm = flat.rebuild(found)
+        steps, seen = rule.update(steps, state._replace(memory=()), params, norm=norm)
         return steps, seen._replace(memory=moments)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _log(b2: Any) -> jax.Array:
-    """The logarithm of b2, with all digits where b2 is a Python number close to 1."""
+def _second_moment(v: jax.Array, count: jax.Array, b2: Any) -> jax.Array:
+    """`v / (1 - b2^t)`, with all digits where b2 is a Python number close to 1."""
     if _checks.is_known_number(b2):
-        return jnp.asarray(math.log(b2) if b2 > 0 else -math.inf, jnp.float32)
-    return jnp.log(jnp.asarray(b2).astype(jnp.float32))
+        log = jnp.asarray(math.log(b2) if b2 > 0 else -math.inf, v.dtype)
+    else:
+        log = jnp.log(jnp.asarray(b2).astype(v.dtype))
+    return v / -jnp.expm1(count.astype(v.dtype) * log)
+
+
+def _surprise(g: jax.Array, expected: jax.Array, eps: jax.Array, axes: Any) -> jax.Array:
+    """The root mean square of g over what Adam expects of it.
+
+    No square overflows here, since (1 - b2) g^2 is expected at least: a plain sum will do.
+    """
+    ratio = jnp.abs(g).astype(expected.dtype) / jnp.maximum(jnp.sqrt(expected), eps)
+    total = _mesh.sum_over([jnp.sum(ratio * ratio)], [axes])
+    return jnp.sqrt(total / max(g.size * _mesh.shards(axes), 1))
