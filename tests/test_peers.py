@@ -1,7 +1,8 @@
 """What the peers get wrong, measured, row by row: each of these must be right here.
 
 With Optax's four rules put in place of ours, each row that names one of them fails. (Row 9 is about
-Optax's monitor, row 18 about Keras, row 20 about PyTorch.)
+Optax's monitor, row 18 about Keras, row 19 about ZClip and Levanter, row 20 about PyTorch.) Row 8
+is in `test_accumulation`, row 11 in `test_guards_mesh`.
 """
 
 import jax
@@ -223,3 +224,33 @@ def test_row_20_negative_max_norm_and_the_norm_of_a_sharded_array():
     norm = jax.jit(jaxclip.norms.global_norm)(x)
     assert float(norm) == 8.0  # no full_tensor() asked for
     assert norm.sharding.is_fully_replicated
+
+
+ROW_19 = {  # each soon after its warm-up
+    "zclip": lambda: jaxclip.zclip(warmup_steps=5, max_norm=None),
+    "clip_by_history": lambda: jaxclip.clip_by_history(window=8, min_history=4),
+    "autoclip": lambda: jaxclip.autoclip(50.0, window=8),
+    "adagc": lambda: jaxclip.adagc(warmup_steps=5),
+}
+
+
+@pytest.mark.parametrize("name", ROW_19)
+def test_row_19_one_nan_does_not_end_the_clipping(name):
+    """In the warm-up and after: what is remembered is what it would have been without."""
+    tx = ROW_19[name]()
+    update = jax.jit(tx.update)
+    good = [1.0, 1.1, 0.9, 1.0, 1.1, 0.9, 1.0, 100.0]
+    bad = [1.0, np.nan, 1.1, 0.9, 1.0, 1.1, np.inf, 0.9, -np.inf, 1.0, np.nan, 100.0]
+    ends = []
+    for factors in (good, bad):
+        state = tx.init(jnp.zeros(2))
+        for factor in factors:
+            out, state = update(jnp.array([0.6, 0.8]) * np.float32(factor), state)
+        ends.append((out, state))
+    (want, plain), (out, state) = ends
+    assert _size(out) < 1.5
+    assert int(state.clipped_count) == int(plain.clipped_count)
+    assert int(state.nonfinite_count) == 4
+    if name != "adagc":  # whose warm-up is counted in updates
+        registry.assert_same_bits(out, want)
+        registry.assert_same_bits(state.memory, plain.memory)
