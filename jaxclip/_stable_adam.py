@@ -34,7 +34,9 @@ def scale_by_stable_adam(
 
     for every leaf k, with Adam's bias-corrected second moment $\hat v$, the current gradient
     included. Where gradients grow faster than $\hat v$ can follow, Adam's own step is too long;
-    this shortens it by as much. It is not `clip_by_block_rms` after Adam, which looks at the step.
+    this shortens it by as much. The bad gradient still enters the first moment, and moves the steps
+    that follow: against bad batches take a rule or a guard as well. It is not `clip_by_block_rms`
+    after Adam, which looks at the step.
 
     Args:
         b1: the smoothing of the first moment.

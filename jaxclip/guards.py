@@ -91,8 +91,9 @@ def skip_spikes(
 
     with the mean and the unbiased standard deviation of the last `window` norms, the current one
     excluded, and the same for the loss, if it is passed as `value=`. A skipped norm is remembered
-    nevertheless, so that a level that really changed is accepted after a while. A non-finite norm
-    or loss is always skipped and never remembered.
+    nevertheless, so that a level that really changed is accepted after a while; the price is that a
+    spike raises the threshold for the next one, until it has left the window. A non-finite norm or
+    loss is always skipped and never remembered.
 
     Args:
         inner: any optax transformation, or an `optax.MultiSteps`.

@@ -65,7 +65,7 @@ def _touched_by_nobody_and_by_a_guard(sections):
 
 def test_a_section_compares_with_no_rule_and_the_constant():
     for section in compared.SECTIONS:
-        assert list(section.rules)[0] == "no rule"
+        assert next(iter(section.rules)) == "no rule"
         assert "clip_by_global_norm(1.0)" in section.rules
 
 

@@ -1,0 +1,1 @@
+"""Experiments and measurements: run by hand from a checkout, imported by nothing, not installed."""

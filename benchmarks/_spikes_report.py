@@ -1,0 +1,174 @@
+"""What `benchmarks.spikes` leaves behind: its numbers as JSON, its tables as Markdown.
+
+The figure is drawn in `_spikes_figure`. No timings are written: a second run leaves the same files.
+"""
+
+import importlib.metadata
+import json
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import jaxclip
+from benchmarks import _spikes_figure as figure
+from benchmarks import _spikes_run as runs
+from jaxclip.train import record
+from jaxclip.train.errors import UserError
+
+Numbers = Mapping[str, list[Any]]  # of a run, as `runs.measure` returns them
+
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+COMMAND = "python -m benchmarks.spikes"
+
+
+class Row(NamedTuple):
+    """A rule in a section: numbers and curves of each of the section's scenarios."""
+
+    rule: str
+    numbers: dict[str, Numbers]
+    curves: dict[str, np.ndarray]
+
+
+class Table(NamedTuple):
+    """The rows of a section, under its name and its title."""
+
+    name: str
+    title: str
+    scenarios: tuple[str, ...]
+    rows: list[Row]
+
+
+def content(
+    smoke: bool,
+    data_name: str,
+    size: runs.Size,
+    plans: Mapping[str, runs.Plan],
+    tables: Sequence[Table],
+) -> dict[str, Any]:
+    """Returns what goes into `spikes.json`."""
+    named = ("jax", "jaxlib", "optax", "flax", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in named}
+    return {
+        "command": f"{COMMAND} {'--smoke' if smoke else '--data-dir mnist'}",
+        "versions": {"jaxclip": jaxclip.__version__} | versions,
+        "data": data_name,
+        "size": size._asdict(),
+        "spike": {"window": runs.WINDOW, "jump": runs.JUMP, "apart": runs.APART},
+        "failed": {"final_loss_above": runs.FAILED},
+        "bad_steps": {name: _bad_steps(plan) for name, plan in plans.items()},
+        "sections": {
+            table.name: {"title": table.title, "rules": {r.rule: r.numbers for r in table.rows}}
+            for table in tables
+        },
+    }
+
+
+def _bad_steps(plan: runs.Plan) -> list[dict[str, list[int]]]:
+    """Returns for each seed which steps are bad, by kind."""
+    return [
+        {name: np.flatnonzero(kind == i).tolist() for i, name in runs.KINDS.items() if i in kind}
+        for kind in plan.kind
+    ]
+
+
+def open_folder(out: str) -> Path:
+    """Makes the output folder, and sees that the tables have their place in it."""
+    folder = Path(out).expanduser()
+    try:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        _around(folder / "spikes.md")
+    except OSError as error:
+        raise UserError(f"--out={out}: cannot be written to ({error.strerror})") from None
+    return folder
+
+
+def _around(path: Path) -> tuple[str, str]:
+    """Returns what a file has before and after its tables."""
+    text = path.read_text() if path.exists() else f"# Bad batches\n\n{BEGIN}\n{END}\n"
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise UserError(f"{path}: the lines {BEGIN} and {END} are missing")
+    return before, after
+
+
+def write(
+    folder: Path, numbers: dict[str, Any], tables: Sequence[Table], plans: Mapping[str, runs.Plan]
+) -> None:
+    """Writes all three files; what stands around the tables stays."""
+    path = folder / "spikes.md"
+    try:
+        (folder / "spikes.json").write_text(_json(numbers))
+        before, after = _around(path)
+        path.write_text(f"{before}{BEGIN}\n\n{_markdown(numbers, tables)}\n{END}{after}")
+        figure.draw(tables, plans, folder / "figures" / "spikes.png")
+    except OSError as error:
+        raise UserError(f"--out={folder}: cannot be written to ({error.strerror})") from None
+
+
+def _json(numbers: dict[str, Any]) -> str:
+    """Writes what has a list of numbers in one line: a line for each thing measured."""
+    text = json.dumps(record.plain(numbers), indent=1, allow_nan=False)
+    return re.sub(r"\[\s*([^][{}]*?)\s*\]", _in_one_line, text) + "\n"
+
+
+def _in_one_line(numbers: re.Match[str]) -> str:
+    return f"[{' '.join(numbers[1].split())}]"
+
+
+def _markdown(numbers: dict[str, Any], tables: Sequence[Table]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in numbers["versions"].items())
+    head = f"`{numbers['command']}`; {versions}; data: {numbers['data']}."
+    return "\n".join([head, "", *(_table(table, numbers["size"]["seeds"]) for table in tables)])
+
+
+def _table(table: Table, seeds: int) -> str:
+    """Writes a section: losses and spikes for all its scenarios, the rest for the last one."""
+    last = table.scenarios[-1]
+    columns = [(f"final loss, {s}", s, _final_loss) for s in table.scenarios]
+    columns += [("test accuracy, %", last, _accuracy), (f"failed, of {seeds}", last, _failed)]
+    columns += [(f"loss spikes, {s}", s, _spikes) for s in table.scenarios]
+    columns += [("ordinary steps touched", last, _share("touched_ordinary"))]
+    columns += [("bad steps touched", last, _share("touched_bad"))]
+    lines = [_line(["rule", *(head for head, _, _ in columns)])]
+    lines += [_line(["---"] * (len(columns) + 1))]
+    for row in table.rows:
+        cells = [cell(row.numbers[scenario]) for _, scenario, cell in columns]
+        lines += [_line([f"`{row.rule}`", *cells])]
+    return "\n".join([f"### {table.title}", "", *lines, ""])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _final_loss(numbers: Numbers) -> str:
+    return _spread(numbers["final_loss"], ".3f")
+
+
+def _accuracy(numbers: Numbers) -> str:
+    return _spread([100 * accuracy for accuracy in numbers["test_accuracy"]], ".1f")
+
+
+def _failed(numbers: Numbers) -> str:
+    return str(sum(map(runs.failed, numbers["final_loss"])))
+
+
+def _spikes(numbers: Numbers) -> str:
+    return f"{statistics.mean(numbers['spikes']):.1f}"
+
+
+def _share(key: str) -> Callable[[Numbers], str]:
+    return lambda numbers: f"{100 * statistics.mean(numbers[key]):.0f} %"
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """Writes the median, and from where to where the seeds go."""
+    if not np.isfinite(values).all():
+        return "not finite"
+    low, middle, high = (format(f(values), form) for f in (min, statistics.median, max))
+    return f"{middle} ({low} to {high})"
