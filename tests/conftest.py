@@ -28,6 +28,7 @@ _SLOW = (
     "test_forward_ends_at_the_published_losses",
     "test_hessian_has_its_closed_form",
     "test_low_precision_with_batch_norm_and_projection",
+    "test_orbax_restores_every_bit_and_the_run_goes_on",
     "test_types",
     "test_unit_values",
 )
