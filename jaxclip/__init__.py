@@ -6,6 +6,7 @@ Every rule is an `optax.GradientTransformation`: a norm taken at a scope, a thre
 
 from jaxclip import functional as functional
 from jaxclip import norms as norms
+from jaxclip import projections as projections
 from jaxclip import thresholds as thresholds
 from jaxclip._elementwise import clip as clip
 from jaxclip._elementwise import clip_by_value as clip_by_value
@@ -24,7 +25,12 @@ from jaxclip._state import ClipState as ClipState
 from jaxclip.guards import GuardState as GuardState
 from jaxclip.guards import skip_nonfinite as skip_nonfinite
 from jaxclip.guards import skip_spikes as skip_spikes
+from jaxclip.projections import project_box as project_box
 from jaxclip.projections import project_max_norm as project_max_norm
+from jaxclip.projections import project_min_max_norm as project_min_max_norm
+from jaxclip.projections import project_non_negative as project_non_negative
+from jaxclip.projections import project_spectral_norm as project_spectral_norm
+from jaxclip.projections import project_unit_norm as project_unit_norm
 from jaxclip.telemetry import MonitorState as MonitorState
 from jaxclip.telemetry import metrics as metrics
 from jaxclip.telemetry import monitor as monitor
@@ -50,7 +56,13 @@ __all__ = [
     "metrics",
     "monitor",
     "norms",
+    "project_box",
     "project_max_norm",
+    "project_min_max_norm",
+    "project_non_negative",
+    "project_spectral_norm",
+    "project_unit_norm",
+    "projections",
     "scale_by_stable_adam",
     "skip_nonfinite",
     "skip_spikes",

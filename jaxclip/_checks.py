@@ -164,10 +164,10 @@ def norm_order(ord: Any) -> float | str:
     return value
 
 
-def axes(axis: Any, name: str = "axis") -> tuple[int, ...] | None:
-    """Returns `axis` as a tuple of Python ints, or `None`."""
-    if axis is None:
-        return None
+def axes(axis: Any, name: str = "axis") -> Any:
+    """Returns `axis` as a tuple of Python ints, or `None`, or the function of a leaf that it is."""
+    if axis is None or callable(axis):
+        return axis
     if is_traced(axis):
         raise TypeError(
             f"{name} is traced, but it decides the shape of the norms; under "

@@ -24,7 +24,7 @@ class Gauge(NamedTuple):
 
     scope: str
     ord: float | str
-    axis: tuple[int, ...] | None
+    axis: Any  # a tuple, `None` or a function of a leaf
     axis_name: _mesh.Axes | None
     norm_mask: Any
 
@@ -37,11 +37,11 @@ class Gauge(NamedTuple):
             return [()]
         if self.scope == "leaf":
             return [()] * len(flat.where)
-        shapes = []
-        for x in flat.arrays:
-            reduced = _trees.reduced_axes(x.ndim, self.scope, self.axis)
-            shapes.append(tuple(1 if i in reduced else n for i, n in enumerate(x.shape)))
-        return shapes
+        axes = _trees.reduced_axes(flat, self.scope, self.axis)
+        return [
+            tuple(1 if i in reduced else n for i, n in enumerate(x.shape))
+            for x, reduced in zip(flat.arrays, axes, strict=True)
+        ]
 
     def zeros(self, flat: Flat) -> list[jax.Array]:
         """Zeros of the shapes and dtypes of the norms."""

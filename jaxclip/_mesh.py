@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 Axes = tuple[Any, ...]
 
@@ -56,6 +57,24 @@ def _is_tracked(name: Any) -> bool:
             f"axis_name={name!r} is not an axis of the mesh, pmap or vmap around this update"
         ) from error
     return name in varying_axes(index)
+
+
+def gathered(x: jax.Array) -> jax.Array:
+    """The same array, whole on every device of a mesh whose axes are Explicit.
+
+    There the type says how an array is sharded, and what has several meanings for a sharded array,
+    such as a product that contracts the sharded axis, is refused.
+    """
+    sharding = jax.typeof(x).sharding
+    if not any(sharding.spec):
+        return x
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
+def scattered(x: jax.Array, like: jax.Array) -> jax.Array:
+    """The array `x` sharded as the type of `like` says: what undoes `gathered`."""
+    sharding = jax.typeof(like).sharding
+    return jax.sharding.reshard(x, sharding) if any(sharding.spec) else x
 
 
 def shards(axes: Axes) -> int:

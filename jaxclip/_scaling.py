@@ -53,11 +53,15 @@ def hard(norm: Norm, threshold: Any, eps: Any = 0.0, floor: Any = 0.0) -> Scale:
     c = jnp.broadcast_to(jnp.asarray(threshold).astype(dtype), norm.value.shape)
     c = jnp.maximum(c, jnp.zeros_like(c))
     eps = jnp.asarray(eps).astype(dtype)
+    return _quotient(norm, c, norm.number + eps <= c, eps, jnp.asarray(floor).astype(dtype))
+
+
+def _quotient(norm: Norm, c: jax.Array, keep: jax.Array, eps: Any, floor: Any) -> Scale:
+    """The scale c / max(n + eps, floor), and none where `keep`."""
     one = jnp.ones_like(norm.value)
-    keep = norm.number + eps <= c
     unit = _nearest_power_of_two(norm)
     divisor = jnp.where(keep, one, norm.value * (norm.unit / unit) + eps / unit)
-    divisor = jnp.maximum(divisor, jnp.asarray(floor).astype(dtype) / unit)
+    divisor = jnp.maximum(divisor, floor / unit)
     second = jnp.where(keep, one, c / divisor)
     rest = jnp.where(keep, jnp.zeros_like(one), _remainder(c, second, divisor) / divisor)
     return Scale(keep, 1 / unit, second, jax.lax.stop_gradient(rest))
@@ -103,16 +107,36 @@ def _nearest_power_of_two(norm: Norm) -> jax.Array:
     return jax.lax.stop_gradient(power)
 
 
-def within(norm: Norm, limit: jax.Array, dtype: Any) -> Scale:
-    """The scale that projects weights onto norms up to `limit`, and leaves them alone there.
+def between(norm: Norm, low: Any, high: Any, dtype: Any, rate: Any = 1.0) -> Scale:
+    """The scale that brings norms of weights between `low` and `high`, and none inside.
 
-    Weights that were projected and stored in `dtype` may exceed the limit by a rounding. They count
-    as inside, or they would be scaled again and again.
+    Weights that were projected and stored in `dtype` may be outside by a rounding. They count as
+    inside, or they would be scaled again and again. A norm of 0 stays 0: it has no direction.
+
+    Args:
+        norm: n.
+        low: the least it may be; 0 for no bound.
+        high: the most it may be; inf for no bound.
+        dtype: of the weights.
+        rate: how much of the way outside norms are brought at once; 1 for all.
     """
-    scale = hard(norm, limit)
-    rounding = max(float(jnp.finfo(dtype).eps), 4 * float(jnp.finfo(norm.value.dtype).eps))
-    inside = norm.number <= limit.astype(norm.value.dtype) * (1 + rounding)
-    return scale._replace(keep=scale.keep | inside | ~norm.is_finite)
+    wide, n = norm.value.dtype, norm.number
+    low, high, rate = (
+        jnp.broadcast_to(jnp.asarray(x).astype(wide), n.shape) for x in (low, high, rate)
+    )
+    high = jnp.maximum(high, jnp.zeros_like(high))  # as in `hard`: or a sign would flip
+    # Half an epsilon is what storing takes; the rest is for the norm and the arithmetic of landing.
+    # With no more than that, weights that are let through and stored again stay within one epsilon.
+    stored, measured = float(jnp.finfo(dtype).eps), float(jnp.finfo(wide).eps)
+    rounding = 4 * measured + (stored / 2 if stored > measured else 0.0)
+    inside = (n <= high * (1 + rounding)) & (n >= low * (1 - rounding))
+    keep = inside | (norm.value == 0) | ~norm.is_finite
+    target = jnp.clip(n, low, high)
+    # `where` is given what has the norm's sharding: on a mesh of Explicit axes it must.
+    partly = (rate < 1) & jnp.isfinite(n)
+    target = jnp.where(partly, target + (1 - rate) * (n - target), target)
+    zero = jnp.zeros((), wide)
+    return _quotient(norm, jnp.where(keep, jnp.ones_like(n), target), keep, zero, zero)
 
 
 def for_nonfinite(scale: Scale, finite: jax.Array, policy: str, all_finite: jax.Array) -> Scale:

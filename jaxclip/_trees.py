@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxclip import _checks
+
 _SCALARS = (bool, int, float, complex)
 
 
@@ -32,7 +34,7 @@ class Flat(NamedTuple):
 
     leaves: list[Any]
     where: list[int]
-    paths: list[str]
+    keys: list[Any]
     treedef: Any
     tree: Any
 
@@ -43,7 +45,30 @@ class Flat(NamedTuple):
 
     def at(self, i: int) -> str:
         """The key path of the i-th floating leaf, for messages."""
-        return self.paths[self.where[i]] or "the update"
+        return jax.tree_util.keystr(self.keys[self.where[i]]) or "the update"
+
+    @property
+    def names(self) -> list[str]:
+        """A distinct readable name for every floating leaf: its keys joined by `/`.
+
+        Flax NNX wraps parameters in objects whose array is called `value`; that last step is left
+        out, so that a name is the same with and without the wrapper.
+        """
+        paths = [_without_value(self.keys[i]) for i in self.where]
+        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+        if len(set(names)) < len(names):
+            names = [jax.tree_util.keystr(path) for path in paths]
+        return names
+
+    @property
+    def last_keys(self) -> list[str]:
+        """The last key of every floating leaf, such as `kernel`; `""` for a bare array."""
+        paths = [_without_value(self.keys[i])[-1:] for i in self.where]
+        return [jax.tree_util.keystr(path, simple=True) for path in paths]
+
+    def only(self, chosen: list[bool]) -> Flat:
+        """The same tree with some of the floating leaves only."""
+        return self._replace(where=[i for i, c in zip(self.where, chosen, strict=True) if c])
 
     def rebuild(self, arrays: list[jax.Array]) -> Any:
         """The same tree with other floating leaves."""
@@ -51,6 +76,10 @@ class Flat(NamedTuple):
         for i, array in zip(self.where, arrays, strict=True):
             leaves[i] = array
         return jax.tree.unflatten(self.treedef, leaves)
+
+    def replaced(self, arrays: list[jax.Array]) -> Flat:
+        """The same leaves of the same tree with other values."""
+        return flatten(self.rebuild(arrays))._replace(where=self.where)
 
     def spread(self, prefix: Any, name: str) -> list[Any]:
         """One value of the prefix tree `prefix` for each floating leaf; `None` is a value."""
@@ -76,8 +105,7 @@ def flatten(tree: Any) -> Flat:
     with_paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
     leaves = [leaf for _, leaf in with_paths]
     where = [i for i, leaf in enumerate(leaves) if is_inexact(leaf)]
-    paths = [jax.tree_util.keystr(path) for path, _ in with_paths]
-    return Flat(leaves, where, paths, treedef, tree)
+    return Flat(leaves, where, [path for path, _ in with_paths], treedef, tree)
 
 
 def at(tree: Any, count: jax.Array) -> Any:
@@ -85,27 +113,29 @@ def at(tree: Any, count: jax.Array) -> Any:
     return jax.tree.map(lambda x: x(count) if callable(x) else x, tree)
 
 
-def leaf_names(tree: Any) -> list[str]:
-    """A distinct readable name for every floating leaf: its keys joined by `/`.
-
-    Flax NNX wraps parameters in objects whose array is called `value`; that last step is left out,
-    so that a name is the same with and without the wrapper.
-    """
-    with_paths = jax.tree_util.tree_leaves_with_path(tree)
-    paths = [_without_value(path) for path, leaf in with_paths if is_inexact(leaf)]
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
-    if len(set(names)) < len(names):
-        names = [jax.tree_util.keystr(path) for path in paths]
-    return names
-
-
 def _without_value(path: Any) -> Any:
     attribute = jax.tree_util.GetAttrKey("value")
     return path[:-1] if path and path[-1] == attribute else path
 
 
-def reduced_axes(ndim: int, scope: str, axis: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The axes over which a leaf's norm is taken.
+def reduced_axes(flat: Flat, scope: str, axis: Any) -> list[tuple[int, ...]]:
+    """The axes over which each floating leaf's norm is taken.
+
+    Args:
+        flat: a tree taken apart.
+        scope: only at `unit` is there a choice.
+        axis: a tuple; `None`; or a function `(name, leaf) -> axes`, of the leaf's name as
+            `Flat.names` has it.
+    """
+    arrays = flat.arrays
+    if scope != "unit" or not callable(axis):
+        return [_reduced_axes(x.ndim, scope, axis) for x in arrays]
+    axes = [_checks.axes(axis(*leaf)) for leaf in zip(flat.names, arrays, strict=True)]
+    return [_reduced_axes(x.ndim, scope, own) for x, own in zip(arrays, axes, strict=True)]
+
+
+def _reduced_axes(ndim: int, scope: str, axis: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The axes over which one leaf's norm is taken.
 
     `axis=None` at the scope `unit` means one output channel of a JAX kernel, laid out (in, out) or
     (H, W, in, out): all axes but the last. A vector is one unit.

@@ -12,13 +12,24 @@ import jax
 import jax.numpy as jnp
 
 from jaxclip import _checks, _elementwise, _group_norm, _scaling, _trees, norms
+from jaxclip._functional_weights import box as box
+from jaxclip._functional_weights import max_norm as max_norm
+from jaxclip._functional_weights import min_max_norm as min_max_norm
+from jaxclip._functional_weights import non_negative as non_negative
+from jaxclip._functional_weights import spectral_norm as spectral_norm
+from jaxclip._functional_weights import unit_norm as unit_norm
 
 __all__ = [
+    "box",
     "clip_by_average_norm",
     "clip_by_global_norm",
     "clip_by_norm",
     "clip_by_value",
     "max_norm",
+    "min_max_norm",
+    "non_negative",
+    "spectral_norm",
+    "unit_norm",
 ]
 
 
@@ -152,38 +163,6 @@ def clip_by_global_norm(
     limit = jnp.inf if max_norm is None else max_norm
     scale = _kept_if_nonfinite(found, _scaling.hard(found, limit))
     return flat.rebuild([_scaling.apply(x, scale) for x in flat.arrays]), found.number
-
-
-def max_norm(w: Any, limit: Any, axis: Any = None) -> Any:
-    r"""Weights whose units are scaled to a norm of at most `limit`: $w \min(1, c/\|w\|_2)$.
-
-    A unit that is inside, up to the rounding of its own dtype, comes back bit for bit.
-
-    Args:
-        w: an array, or a tree of them.
-        limit: c, a number >= 0.
-        axis: the axes that are reduced; `None` for all but the last: one output's incoming weights.
-
-    Returns:
-        The same shapes and dtypes.
-
-    Raises:
-        TypeError: if `limit` is not a number.
-        ValueError: if it is negative or NaN.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from jaxclip import functional
-        >>> print(functional.max_norm(jnp.array([[3.0, 0.3], [4.0, 0.4]]), 1.0, axis=0))
-        [[0.6 0.3]
-         [0.8 0.4]]
-    """
-    _checks.threshold_tree(limit, "limit", scalar=True)
-    flat = _trees.flatten(w)
-    bound = jnp.asarray(jnp.inf if limit is None else limit)
-    found = norms.measure(flat, "unit", 2, _checks.axes(axis), None)
-    scales = [_scaling.within(n, bound, x.dtype) for n, x in zip(found, flat.arrays, strict=True)]
-    return flat.rebuild([_scaling.apply(x, s) for x, s in zip(flat.arrays, scales, strict=True)])
 
 
 def _kept_if_nonfinite(norm: _group_norm.Norm, scale: _scaling.Scale) -> _scaling.Scale:

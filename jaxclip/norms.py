@@ -95,7 +95,8 @@ def unit_norms(
         axis: the axes to reduce, an int or several, negative ones counted from the end. Axes that a
             leaf does not have are left out; a leaf that has none of them is one unit. `None`
             reduces all axes but the last, which is one output channel of a JAX kernel laid out
-            (in, out) or (H, W, in, out); a vector is then one unit.
+            (in, out) or (H, W, in, out); a vector is then one unit. A function `(name, leaf) ->
+            axes` chooses for each leaf.
         ord: as for `global_norm`.
         axis_name: as for `global_norm`, but `None` cannot know which array axis is sharded: inside
             `shard_map` name the mesh axes over which a unit is spread, or `()`.
@@ -155,7 +156,7 @@ def measure(
     flat: _trees.Flat,
     scope: str,
     ord: Any,
-    axis: tuple[int, ...] | None,
+    axis: Any,
     axis_name: _mesh.Axes | None,
     which: list[bool] | None = None,
 ) -> list[Norm]:
@@ -166,15 +167,16 @@ def measure(
     order = _checks.norm_order(ord)
     power = float("inf") if scope == "element" else 2.0 if isinstance(order, str) else order
     arrays = flat.arrays
-    mesh = [_mesh_axes(flat, i, x, scope, axis, axis_name) for i, x in enumerate(arrays)]
+    reduced = _trees.reduced_axes(flat, scope, axis)
+    mesh = [_mesh_axes(flat, i, x, scope, reduced[i], axis_name) for i, x in enumerate(arrays)]
     if scope == "global":
         chosen = [i for i in range(len(arrays)) if which is None or which[i]]
         elements = sum(arrays[i].size * _mesh.shards(mesh[i]) for i in chosen)
         every, names = (None,) * len(chosen), tuple(mesh[i] for i in chosen)
         return [_norm([arrays[i] for i in chosen], Kind(power, every, names), order, elements)]
     found = []
-    for x, names in zip(arrays, mesh, strict=True):
-        axes = None if scope == "leaf" else _trees.reduced_axes(x.ndim, scope, axis)
+    for x, own, names in zip(arrays, reduced, mesh, strict=True):
+        axes = None if scope == "leaf" else own
         elements = math.prod(x.shape if axes is None else (x.shape[a] for a in axes))
         kind = Kind(power, (axes,), (names,))
         found.append(_norm([x], kind, order, elements * _mesh.shards(names)))
@@ -209,13 +211,13 @@ def _norm(arrays: list[jax.Array], kind: Kind, order: float | str, elements: int
 
 
 def _mesh_axes(
-    flat: _trees.Flat, i: int, x: jax.Array, scope: str, axis: Any, axis_name: Any
+    flat: _trees.Flat, i: int, x: Any, scope: str, reduced: tuple[int, ...], axis_name: Any
 ) -> _mesh.Axes:
     """The mesh axes that one leaf's norm is reduced over."""
     if scope == "element":
         return ()
     names = _mesh.sharded_axes(x, axis_name, flat.at(i))
-    whole = scope != "unit" or len(_trees.reduced_axes(x.ndim, scope, axis)) == x.ndim
+    whole = scope != "unit" or len(reduced) == x.ndim
     if names and axis_name is None and not whole:
         raise ValueError(
             f"axis_name=None: the leaf {flat.at(i)} is sharded over the mesh axes {names}, but "

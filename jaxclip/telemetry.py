@@ -78,7 +78,7 @@ def monitor(
     def init(params: Any) -> MonitorState:
         return kind(
             norm=jnp.zeros((), jnp.float32),
-            norms={leaf: jnp.zeros((), jnp.float32) for leaf in _trees.leaf_names(params)},
+            norms={leaf: jnp.zeros((), jnp.float32) for leaf in _trees.flatten(params).names},
             count=jnp.zeros((), jnp.int32),
             nonfinite_count=jnp.zeros((), jnp.int32),
         )
@@ -87,12 +87,11 @@ def monitor(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, MonitorState]:
         del params, extra_args
-        names = _trees.leaf_names(updates)
+        flat = _trees.flatten(updates)
+        names = flat.names
         if set(names) != set(state.norms):
             raise ValueError(f"updates has the leaves {names}, but init saw {list(state.norms)}")
-        found = [
-            n.number for n in norms.measure(_trees.flatten(updates), "leaf", power, None, mesh)
-        ]
+        found = [n.number for n in norms.measure(flat, "leaf", power, None, mesh)]
         whole = norms.together(found, power)
         broken = ~jnp.isfinite(whole)
         return updates, state._replace(
