@@ -15,6 +15,7 @@ import jaxclip
 import jaxclip.functional
 import jaxclip.guards
 import jaxclip.norms
+import jaxclip.projections
 import jaxclip.thresholds
 
 ROOT = pathlib.Path(jaxclip.__file__).parent
@@ -23,7 +24,10 @@ CORE = [
     for path in sorted(ROOT.rglob("*.py"))
     if path.name != "__main__.py" and "train" not in path.relative_to(ROOT).parts
 ]
-MODULES = [jaxclip, jaxclip.functional, jaxclip.guards, jaxclip.norms, jaxclip.thresholds]
+MODULES = [
+    jaxclip, jaxclip.functional, jaxclip.guards, jaxclip.norms, jaxclip.projections,
+    jaxclip.thresholds,
+]  # fmt: skip
 
 
 def _functions():
@@ -117,11 +121,14 @@ def test_surface():
     assert set(jaxclip.__all__) >= {
         "clip", "clip_by_value", "clip_by_norm", "clip_by_average_norm", "clip_by_block_rms",
         "clip_by_global_norm", "adaptive_grad_clip", "clip_by", "metrics", "monitor", "functional",
-        "norms", "thresholds", "project_max_norm", "autoclip", "zclip", "adagc", "clip_by_history",
+        "norms", "thresholds", "autoclip", "zclip", "adagc", "clip_by_history",
         "skip_nonfinite", "skip_spikes", "scale_by_stable_adam",
+        "projections", "project_max_norm", "project_unit_norm", "project_min_max_norm",
+        "project_non_negative", "project_box", "project_spectral_norm",
     }  # fmt: skip
     assert set(jaxclip.functional.__all__) >= {
         "clip_by_value", "clip_by_norm", "clip_by_average_norm", "clip_by_global_norm", "max_norm",
+        "unit_norm", "min_max_norm", "non_negative", "box", "spectral_norm",
     }  # fmt: skip
     assert set(jaxclip.norms.__all__) >= {
         "global_norm", "leaf_norms", "unit_norms", "rms", "average_norm",
@@ -154,7 +161,7 @@ def test_documentation(function):
 
 @pytest.mark.parametrize(
     "name",
-    [n for n in jaxclip.__all__ if n.startswith(("clip_", "project", "adapt", "skip", "zclip"))],
+    [n for n in jaxclip.__all__ if n.startswith(("clip_", "project_", "adapt", "skip", "zclip"))],
 )
 def test_rules_say_what_they_raise(name):
     doc = inspect.getdoc(getattr(jaxclip, name))
@@ -192,5 +199,10 @@ def test_signatures_of_peers():
     assert names(jaxclip.skip_nonfinite) == names(jaxclip.skip_spikes) == ["inner"]
     for rule in (jaxclip.zclip, jaxclip.adagc, jaxclip.clip_by_history):
         assert names(rule) == []
+    assert names(jaxclip.project_max_norm) == names(jaxclip.project_spectral_norm) == ["max_norm"]
+    assert names(jaxclip.project_unit_norm) == names(jaxclip.project_non_negative) == []
+    assert names(jaxclip.project_min_max_norm) == ["min_norm", "max_norm", "rate"]
+    assert names(jaxclip.project_box) == ["lo", "hi"]
+    assert names(jaxclip.functional.max_norm) == ["w", "limit", "axis"]
     assert names(jaxclip.functional.clip_by_norm) == ["x", "max_norm", "axis", "ord"]
     assert names(jaxclip.functional.clip_by_global_norm) == ["tree", "max_norm"]

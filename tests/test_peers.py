@@ -200,17 +200,31 @@ def test_row_17_leaves_that_are_no_float_arrays():
     np.testing.assert_allclose(out["w"], [3 / 13, 4 / 13], rtol=1e-6)
 
 
-def test_row_18_max_norm_does_not_shrink_a_small_weight():
-    w = {"kernel": jnp.array([[6e-5], [8e-5]])}
-    zero = jax.tree.map(jnp.zeros_like, w)
-    tx = jaxclip.project_max_norm(2.0)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_row_18_max_norm_does_not_shrink_a_small_weight(dtype):
+    """Nor does any other projection; nor one on the limit."""
+    w = {"kernel": jnp.asarray([[6e-5, 1.2, 0.0], [8e-5, -1.6, 0.0]], dtype)}
+    made = [
+        jaxclip.project_max_norm(2.0), jaxclip.project_min_max_norm(0.0, 2.0),
+        jaxclip.project_box(-2.0, 2.0), jaxclip.project_spectral_norm(2.5),
+    ]  # fmt: skip
 
-    def body(w, _):
-        updates, _ = tx.update(zero, tx.init(w), w)
-        return optax.apply_updates(w, updates), None
+    def body(trees, _):
+        pairs = list(zip(made, trees, strict=True))
+        zero = jax.tree.map(jnp.zeros_like, w)
+        updates = [tx.update(zero, tx.init(w), tree)[0] for tx, tree in pairs]
+        with modes.relaxed():
+            return [optax.apply_updates(*pair) for pair in zip(trees, updates, strict=True)], None
 
-    after, _ = jax.lax.scan(body, w, length=1000)
-    registry.assert_same_bits(after, w)
+    after, _ = jax.lax.scan(body, [w] * len(made), length=1000)
+    registry.assert_same_bits(after, [w] * len(made))
+    pure, _ = jax.lax.scan(lambda w, _: (jaxclip.functional.max_norm(w, 2.0), None), w, length=1000)
+    registry.assert_same_bits(pure, w)
+    # What Keras does in that time, in float64: it divides by the norm + 1e-7.
+    n = 1e-4
+    for _ in range(1000):
+        n *= min(n, 2.0) / (n + 1e-7)
+    assert n < 1e-6
 
 
 def test_row_20_negative_max_norm_and_the_norm_of_a_sharded_array():

@@ -1,4 +1,4 @@
-"""Keras: `constraints.MaxNorm`, and the optimizers' `clipnorm`, `clipvalue`, `global_clipnorm`."""
+"""Keras: its weight constraints, and the optimizers' `clipnorm`, `clipvalue`, `global_clipnorm`."""
 
 import os
 
@@ -13,6 +13,7 @@ keras = pytest.importorskip("keras", reason="parity with Keras needs it: pip ins
 import optax  # noqa: E402
 
 import jaxclip  # noqa: E402
+from jaxclip import functional  # noqa: E402
 from tests.parity import data  # noqa: E402
 
 AXES = [((6, 4), 0), ((6, 4), 1), ((2, 3, 4, 5), (0, 1, 2)), ((2, 3, 4), (0, 1))]
@@ -22,26 +23,59 @@ def _np(tensor):
     return keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float64"))
 
 
+# Theirs by its arguments, ours as a transformation and as a function.
+CONSTRAINTS = {
+    "MaxNorm": ({"max_value": 1.5}, jaxclip.project_max_norm, functional.max_norm, (1.5,)),
+    "UnitNorm": ({}, jaxclip.project_unit_norm, functional.unit_norm, ()),
+    "MinMaxNorm": (
+        {"min_value": 2.0, "max_value": 3.0, "rate": 1.0},
+        jaxclip.project_min_max_norm, functional.min_max_norm, (2.0, 3.0),
+    ),
+    "MinMaxNorm, slow": (
+        {"min_value": 2.0, "max_value": 3.0, "rate": 0.25},
+        jaxclip.project_min_max_norm, functional.min_max_norm, (2.0, 3.0, 0.25),
+    ),
+    "NonNeg": (None, jaxclip.project_non_negative, functional.non_negative, ()),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(("shape", "axis"), AXES)
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @data.by_seed
-def test_max_norm(dtype, seed, shape, axis):
+def test_constraints(dtype, seed, constraint, shape, axis):
+    keywords, rule, function, arguments = CONSTRAINTS[constraint]
+    name = constraint.split(",")[0]
     with data.context(dtype):
         (w,) = data.arrays(dtype, [shape], seed)
         axes = list(axis) if isinstance(axis, tuple) else axis
-        theirs = keras.constraints.MaxNorm(1.5, axis=axes)
-        want = _np(theirs(keras.ops.cast(keras.ops.convert_to_tensor(w, "float64"), dtype)))
+        theirs = {} if keywords is None else keywords | {"axis": axes}
+        ours = {} if keywords is None else {"axis": axis}
+        tensor = keras.ops.cast(keras.ops.convert_to_tensor(w, "float64"), dtype)
+        want = _np(getattr(keras.constraints, name)(**theirs)(tensor))
         w = data.ours([w], dtype)[0]
-        got = jaxclip.functional.max_norm(w, 1.5, axis)
-        # Keras divides by norm + 1e-7, and so is off by that much.
-        np.testing.assert_allclose(
-            np.asarray(got, np.float64), want, rtol=max(data.near(dtype), 1e-6)
-        )
-        tx = jaxclip.project_max_norm(1.5, axis=axis)
-        zero = w * 0
-        update, _ = tx.update(zero, tx.init(w), w)
+        got = np.asarray(function(w, *arguments, **ours), np.float64)
+        # Keras divides by the norm + 1e-7, and so is off by that much.
+        near = max(data.near(dtype), 1e-6)
+        np.testing.assert_allclose(got, want, rtol=near)
+        tx = rule(*arguments, **ours)
+        update, _ = tx.update(w * 0, tx.init(w), w)
         landed = np.asarray(optax.apply_updates(w, update), np.float64)
-        np.testing.assert_allclose(landed, want, rtol=max(data.near(dtype), 1e-6), atol=1e-6)
+        np.testing.assert_allclose(landed, want, rtol=near, atol=1e-6)
+        assert (np.abs(got - np.asarray(w, np.float64)) > 0.01).any()
+
+
+def test_keras_erodes_what_is_inside():
+    """A column of norm 1e-4, a thousand times: 5e-7 is left of it, and all of ours."""
+    w = np.array([[6e-5], [8e-5]], np.float32)
+    theirs, constraint = w, keras.constraints.MaxNorm(2.0)
+    for _ in range(1000):
+        theirs = constraint(theirs)
+    assert np.linalg.norm(_np(theirs)) < 1e-6
+    ours = w
+    for _ in range(1000):
+        ours = functional.max_norm(ours, 2.0)
+    np.testing.assert_array_equal(ours, w)
 
 
 def test_keras_default_axis_is_a_column():

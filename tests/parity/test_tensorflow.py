@@ -11,6 +11,8 @@ tf = pytest.importorskip(
     "tensorflow", reason="parity with TensorFlow needs it: pip install -e .[parity]"
 )
 
+import optax  # noqa: E402
+
 import jaxclip  # noqa: E402
 from jaxclip import functional  # noqa: E402
 from tests.parity import data  # noqa: E402
@@ -69,6 +71,23 @@ def test_clip_by_norm(dtype, seed, axes):
         leaves = data.ours(values, dtype)
         data.assert_near(_run(jaxclip.clip_by_norm(1.5, axis=axes), leaves), want, dtype)
         data.assert_near([functional.clip_by_norm(x, 1.5, axes) for x in leaves], want, dtype)
+
+
+@data.by_dtype
+@data.by_seed
+def test_max_norm_of_the_tutorial(dtype, seed):
+    """`tf.clip_by_norm(w, c, axes=1)`: rows of a Dense kernel, what one input sends out."""
+    with data.context(dtype):
+        values = data.arrays(dtype, [(6, 4)], seed)
+        want = _np([tf.clip_by_norm(_tf(values, dtype)[0], tf.cast(1.5, dtype), axes=1)])
+        (w,) = data.ours(values, dtype)
+        data.assert_near([functional.max_norm(w, 1.5, axis=1)], want, dtype)
+        tx = jaxclip.project_max_norm(1.5, axis=1)
+        landed = optax.apply_updates(w, _run(tx, w * 0, params=w))
+        near = max(data.near(dtype), 1e-6)
+        np.testing.assert_allclose(np.asarray(landed, np.float64), want[0], rtol=near, atol=1e-6)
+        rows = np.linalg.norm(values[0], axis=1)
+        assert (rows > 1.5).any()
 
 
 @data.by_dtype

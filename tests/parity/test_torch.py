@@ -1,4 +1,4 @@
-"""PyTorch: `clip_grad_norm_` with norms 1, 2, 3 and inf, `clip_grad_value_`, `renorm`."""
+"""PyTorch: `clip_grad_norm_` with norms 1, 2, 3 and inf, `clip_grad_value_`, `renorm`, `svd`."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,8 @@ import pytest
 torch = pytest.importorskip(
     "torch", reason="parity with PyTorch needs it: pip install -e .[parity]"
 )
+
+import optax  # noqa: E402
 
 import jaxclip  # noqa: E402
 from tests.parity import data  # noqa: E402
@@ -72,13 +74,70 @@ def test_clip_grad_value(dtype, seed):
                 np.testing.assert_array_equal(np.asarray(a).astype(np.float64), b)
 
 
+@pytest.mark.parametrize(
+    ("shape", "dim", "axis"),
+    [((6, 4), 1, 0), ((6, 4), 0, 1), ((2, 3, 4, 5), 3, None), ((5, 4, 2, 3), 0, (1, 2, 3))],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @data.by_seed
-def test_renorm(seed):
-    """`torch.renorm(p=2, dim=1)`: max-norm on each column."""
+def test_renorm(dtype, seed, shape, dim, axis):
+    """`torch.renorm` names the axis that is kept, where ours names those that are reduced."""
+    with data.context(dtype):
+        (w,) = data.arrays(dtype, [shape], seed)
+        tensor = torch.tensor(w, dtype=getattr(torch, dtype))
+        want = torch.renorm(tensor, p=2, dim=dim, maxnorm=1.5).numpy()
+        (w,) = data.ours([w], dtype)
+        got = jaxclip.functional.max_norm(w, 1.5, axis)
+        np.testing.assert_allclose(got, want, rtol=2e-6)  # it adds 1e-7 to the norm
+        assert (np.asarray(got) != np.asarray(w)).any()
+        tx = jaxclip.project_max_norm(1.5, axis=axis)
+        landed = optax.apply_updates(w, tx.update(w * 0, tx.init(w), w)[0])
+        np.testing.assert_allclose(landed, want, rtol=2e-6, atol=1e-6)
+
+
+def test_a_linear_layer_of_pytorch_is_the_transpose():
+    """`Linear.weight` is (out, in): its rows are what the columns of a JAX kernel are."""
+    layer = torch.nn.Linear(6, 4, bias=False)
+    with torch.no_grad():
+        layer.weight.mul_(4)
+        kernel = layer.weight.numpy().T.copy()  # (in, out), the same layer
+        bound = torch.renorm(layer.weight, p=2, dim=0, maxnorm=0.7).numpy()
+    got = jaxclip.functional.max_norm(kernel, 0.7)
+    np.testing.assert_allclose(got, bound.T, rtol=2e-6)
+    assert (np.abs(kernel) > np.abs(bound.T) * 1.01).any()
+
+
+@pytest.mark.parametrize("method", ["eigh", "iterative"])
+@data.by_seed
+def test_spectral_norm(seed, method):
+    """Its parametrization divides by the largest singular value, ours only where that is above c.
+
+    Its power iteration starts anywhere: it is given the time to converge.
+    """
+    (w,) = data.arrays("float32", [(4, 6)], seed)
+    layer = torch.nn.Linear(6, 4, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(w))
+    torch.manual_seed(seed)
+    layer = torch.nn.utils.parametrizations.spectral_norm(layer, n_power_iterations=2000)
+    want = layer.weight.detach().numpy().T  # (out, in): transposed
+    (kernel,) = data.ours([w.T], "float32")
+    got = jaxclip.functional.spectral_norm(kernel, 1.0, "scale", method)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+    inside = kernel * (0.9 / np.linalg.norm(w, 2))
+    np.testing.assert_array_equal(
+        jaxclip.functional.spectral_norm(inside, 1.0, "scale", method), inside
+    )
+
+
+@pytest.mark.parametrize("method", ["eigh", "iterative"])
+@data.by_seed
+def test_singular_values(seed, method):
     (w,) = data.arrays("float32", [(6, 4)], seed)
-    want = torch.renorm(torch.tensor(w, dtype=torch.float32), p=2, dim=1, maxnorm=1.5)
-    got = jaxclip.functional.max_norm(data.ours([w], "float32")[0], 1.5, 0)
-    np.testing.assert_allclose(got, want.numpy(), rtol=2e-6)  # it adds 1e-7 to the norm
+    u, s, v = torch.linalg.svd(torch.tensor(w), full_matrices=False)
+    want = (u * s.clamp(max=1.5)) @ v
+    got = jaxclip.functional.spectral_norm(data.ours([w], "float32")[0], 1.5, method=method)
+    np.testing.assert_allclose(got, want.numpy(), rtol=0, atol=1e-5)
 
 
 @data.by_dtype

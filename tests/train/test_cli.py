@@ -116,7 +116,8 @@ def test_train_writes_everything_and_appends(tmp_path, capsys):
     assert summary(out)["status"] == "finished"
     assert summary(out)["test_accuracy"] == first[-1]["test_accuracy"]
     assert strictly((out / "config.json").read_text())["sizes"] == [8]
-    assert matplotlib.image.imread(out / "run.png").shape[2] == 4
+    for name in ("run.png", "weights.png"):
+        assert matplotlib.image.imread(out / name).shape == (550, 1320, 4)
     assert cli.main(command) == 0
     again = records(out)
     assert again[: len(first)] == first
@@ -142,6 +143,7 @@ def test_non_finite_loss_ends_the_run_with_code_one(tmp_path, capsys):
     assert summary(tmp_path / "out")["status"] == "non-finite loss"
     assert records(tmp_path / "out")[-1]["train_loss"] in ("NaN", "Infinity")
     assert (tmp_path / "out" / "run.png").exists()
+    assert (tmp_path / "out" / "weights.png").exists()
 
 
 def test_interrupt_keeps_what_was_written(tmp_path, monkeypatch, capsys):

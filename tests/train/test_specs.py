@@ -102,6 +102,67 @@ def test_refuses_in_one_line_that_quotes_the_flag(text, message):
     assert "\n" not in str(caught.value)
 
 
+PROJECTIONS = [
+    ("max_norm=1.5", "project_max_norm", (1.5,), {}),
+    ("max_norm", "project_max_norm", (), {}),
+    ("project_max_norm=1,axis=0:1", "project_max_norm", (1,), {"axis": (0, 1)}),
+    ("unit_norm,axis=1", "project_unit_norm", (), {"axis": 1}),
+    ("min_max_norm=0.5:2,rate=0.5", "project_min_max_norm", (0.5, 2), {"rate": 0.5}),
+    ("min_max_norm=1:none", "project_min_max_norm", (1, None), {}),
+    ("non_negative,record=true", "project_non_negative", (), {"record": True}),
+    ("box=0.01", "project_box", (-0.01, 0.01), {}),
+    ("box=-1:0.5", "project_box", (-1, 0.5), {}),
+    ("spectral_norm=1,how=scale", "project_spectral_norm", (1,), {"how": "scale"}),
+    ("spectral_norm=1,method=iterative", "project_spectral_norm", (1,), {"method": "iterative"}),
+]
+
+
+@pytest.mark.parametrize(("text", "function", "arguments", "options"), PROJECTIONS)
+def test_projections_are_the_library_s(text, function, arguments, options):
+    spec = specs.parse(text, "--project", specs.PROJECTIONS, "layers")
+    assert (spec.rule.function, spec.arguments, spec.options) == (function, arguments, options)
+    mask = jax.tree.map(lambda x: x.ndim == 2, PARAMS)
+    built = spec.build(PARAMS, mask=mask)
+    direct = getattr(jaxclip, function)(*arguments, **options)
+    results = jax.jit(lambda g, p: [tx.update(g, tx.init(p), p)[0] for tx in (built, direct)])
+    jax.tree.map(np.testing.assert_array_equal, *results(GRADS, PARAMS))
+
+
+def test_every_projection_can_be_written():
+    exported = {name for name in jaxclip.__all__ if name.startswith("project_")}
+    assert exported == {rule.function for rule in specs.PROJECTIONS}
+    assert {text.partition("=")[0].partition(",")[0] for text, *_ in PROJECTIONS} >= {
+        rule.short[0] for rule in specs.PROJECTIONS
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("unit_norm=1", "takes no value of its own"),
+        ("non_negative=1", "takes no value of its own"),
+        ("min_max_norm=2", "2 is not low:high"),
+        ("min_max_norm=2:1", "min_norm=2 exceeds max_norm=1"),
+        ("min_max_norm=0:1,rate=2", "rate=2 must be between 0 and 1"),
+        ("box", "needs a value"),
+        ("box=x", "neither a number nor low:high"),
+        ("box=2:1", "lo=2 exceeds hi=1"),
+        ("spectral_norm", "needs a value"),
+        ("spectral_norm=1,how=cut", "how='cut'"),
+        ("spectral_norm=1,axis=0", "unknown option 'axis=0', choose from how, method, layers"),
+        ("max_norm=1,mask=true", "unknown option"),
+        ("global_norm=1", "unknown rule 'global_norm', choose from max_norm"),
+    ],
+)
+def test_refuses_projections_in_one_line(text, message):
+    config = presets.get("forward").override({"project": (text,)})
+    with pytest.raises(UserError) as caught:
+        optimizer.build(config, PARAMS, lambda step: 0.0)
+    assert str(caught.value).startswith(f"--project {text}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_tables_name_real_functions():
     for rule in (*specs.CLIPS, *specs.PROJECTIONS):
         assert inspect.isfunction(getattr(jaxclip, rule.function))

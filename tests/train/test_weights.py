@@ -1,0 +1,82 @@
+"""What is watched of the weights: which units, what limit, in the record and in the figure."""
+
+import jax.numpy as jnp
+import matplotlib.image
+import numpy as np
+import pytest
+
+from jaxclip.train import cli, figures, presets, weights
+from jaxclip.train.loop import State
+from jaxclip.train.trace import Trace
+from jaxclip.train.weights import Kernel
+from tests.train.test_cli import SMALL, records, summary
+
+PARAMS = {"layers": {i: {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)} for i in range(3)}}
+
+
+@pytest.mark.parametrize(
+    ("project", "found"),
+    [
+        ((), [((0,), None)] * 3),
+        (("max_norm=1.5",), [((0,), 1.5)] * 3),
+        (("max_norm",), [((0,), 2.0)] * 3),
+        (("max_norm=1.0,axis=1,layers=hidden",), [((1,), 1.0)] * 2 + [((0,), None)]),
+        (("max_norm=1,axis=-1,layers=2",), [((0,), None)] * 2 + [((1,), 1)]),
+        (("max_norm=1,axis=0:1",), [((0, 1), 1)] * 3),
+        (("max_norm=1,axis=5",), [((0, 1), 1)] * 3),  # no such axis: the leaf is one unit
+        (("unit_norm,layers=1",), [((0,), None), ((0,), 1.0), ((0,), None)]),
+        (("min_max_norm=0.5:3,axis=1",), [((1,), 3)] * 3),
+        (("min_max_norm=0.5:none",), [((0,), None)] * 3),
+        (("box=0.1", "non_negative", "spectral_norm=1"), [((0,), None)] * 3),
+        (("max_norm=1,axis=1", "max_norm=2,layers=0"), [((0,), 2), ((1,), 1), ((1,), 1)]),
+    ],
+)
+def test_kernels_are_watched_as_they_are_bound(project, found):
+    config = presets.get("forward").override({"project": project})
+    kernels = weights.kernels(config, PARAMS)
+    assert [(k.axis, k.limit) for k in kernels] == found
+    assert [k.name for k in kernels] == [f"layers/{i}/kernel" for i in range(3)]
+
+
+def test_norms_are_those_of_units():
+    rng = np.random.default_rng(0)
+    layers = {i: {"kernel": rng.normal(size=(5, 7)), "bias": np.ones(7)} for i in range(3)}
+    watched = (Kernel(0), Kernel(1, (1,), 1.0), Kernel(2, (0, 1)))
+    seen = weights.watch(watched)(State({"layers": layers}, {}, {}))
+    wanted = [
+        np.linalg.norm(layers[0]["kernel"], axis=0),
+        np.linalg.norm(layers[1]["kernel"], axis=1),
+        np.linalg.norm(layers[2]["kernel"]),
+    ]
+    np.testing.assert_allclose(seen, [(np.max(n), np.median(n)) for n in wanted], rtol=1e-6)
+    record = weights.record(watched, seen)
+    assert record["weights/largest/layers/1/kernel"] == seen[1, 0]
+    assert record["weights/median/layers/2/kernel"] == seen[2, 1]
+    assert len(record) == 6
+    assert [k.label for k in watched] == ["W1, columns", "W2, rows ≤ 1", "W3, whole"]
+
+
+def test_train_records_the_norms_of_every_epoch(tmp_path, capsys):
+    command = ["train", "max-norm", *SMALL, "--learning-rate", "0.3", "--out", str(tmp_path)]
+    assert cli.main([*command, "--project", "max_norm=0.75,axis=1,layers=hidden"]) == 0
+    found = [r for r in records(tmp_path) if r["kind"] == "epoch"]
+    assert len(found) == 2
+    for record in found:
+        assert record["weights/largest/layers/0/kernel"] == pytest.approx(0.75, rel=1e-6)
+        assert record["weights/median/layers/0/kernel"] <= 0.75 * (1 + 1e-6)
+        assert record["weights/largest/layers/1/kernel"] > 0.75
+    assert summary(tmp_path)["weights/largest/layers/0/kernel"] == pytest.approx(0.75, rel=1e-6)
+    said = capsys.readouterr().out
+    assert "largest norm of a unit, by kernel" in said
+    assert "0.7500" in said
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_figure_of_anything(count, tmp_path):
+    """One epoch or many layers, values that span decades or are not finite."""
+    trace = Trace("any")
+    values = np.exp(np.arange(2.0 * count)).reshape(count, 2)
+    trace.watched = [values, values * np.nan, np.full((count, 2), np.inf)][: 4 - min(count, 3)]
+    kernels = tuple(Kernel(i, (0,), [None, 1.0, 3.0][i % 3]) for i in range(count))
+    figures.weights(trace, kernels, tmp_path / "weights.png")
+    assert matplotlib.image.imread(tmp_path / "weights.png").shape == (550, 1320, 4)
