@@ -14,8 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from jaxclip.train.trace import Trace
+from jaxclip.train.weights import Kernel
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
 FONT = 13
 
 
@@ -83,6 +86,32 @@ def run(trace: Trace, *, clips: bool, path: Path) -> None:
     line(axes[2], epochs, accuracy, "test", GREEN, "-", marker="o")
     axes[2].xaxis.set_major_locator(MaxNLocator(integer=True))
     label(axes[2], "epoch", "test accuracy (%)", legend=None)
+    save(figure, path)
+
+
+def weights(trace: Trace, kernels: Sequence[Kernel], path: Path) -> None:
+    """Draws the norms of every kernel's units: the largest one, the median, and their limit."""
+    seen = np.stack(trace.watched)
+    limits = sorted({kernel.limit for kernel in kernels if kernel.limit is not None})
+    headline = f"{trace.name}: norm of a unit's weights" + (", dashed: the limit" if limits else "")
+    figure, axes = panels(("Largest unit", "Median unit"), headline)
+    log = spans_decades(np.array([*seen.ravel(), *limits]))
+    for column, ax in enumerate(axes):
+        ax.sharey(axes[0])
+        for i, kernel in enumerate(kernels):
+            again, i_colour = divmod(i, len(COLOURS))
+            look = {"marker": MARKERS[i_colour], "markersize": max(4, 11 - 3 * i)}
+            values = seen[:, i, column]
+            style = "-:"[again % 2]
+            epochs = np.arange(1, len(seen) + 1)
+            line(ax, epochs, values, kernel.label, COLOURS[i_colour], style, **look)
+        for limit in limits:
+            ax.axhline(limit, color=GREY, linestyle="--", linewidth=2, zorder=3)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        label(ax, "epoch", "norm of a unit's weights", log=log, legend=None)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), fontsize=FONT - 1, loc="outside right center"
+    )
     save(figure, path)
 
 

@@ -5,7 +5,7 @@ What a rule does is the library's business; how it is written is in `specs`.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -52,28 +52,51 @@ def build(config: Config, params: Tree, rate: optax.Schedule) -> Transformation:
         *(spec.build(params) for spec in clips),
         jaxclip.monitor(name="clipped"),
         OPTIMIZERS[config.optimizer](config, rate),
-        *(_projection(text, params) for text in config.project),
+        *(bound.build(params) for bound in projections(config, params)),
     )
 
 
-def _projection(text: str, params: Tree) -> Transformation:
-    """Reads `PROJECTION=VALUE[,key=value]`, whose `layers=` says which kernels it binds."""
+class Projection(NamedTuple):
+    """A projection as the user wrote it, and the layers whose kernels it binds."""
+
+    spec: specs.Spec
+    layers: tuple[int, ...]
+
+    @property
+    def limit(self) -> float | None:
+        """Returns the largest norm a unit may have, None where units are not what is bound."""
+        limit = self.spec.rule.limit
+        return self.spec.value(limit) if isinstance(limit, str) else limit
+
+    @property
+    def axis(self) -> tuple[int, ...]:
+        """Returns the axes of a kernel that a unit reduces."""
+        axis = self.spec.value("axis")
+        axes = (0,) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+        return tuple(sorted(a % 2 for a in axes if -2 <= a < 2)) or (0, 1)
+
+    def build(self, params: Tree) -> Transformation:
+        """Makes the transformation."""
+        wanted = [("layers", number, "kernel") for number in self.layers]
+        mask = jax.tree_util.tree_map_with_path(lambda path, _: _keys(path) in wanted, params)
+        return self.spec.build(params, mask=mask)
+
+
+def projections(config: Config, params: Tree) -> list[Projection]:
+    """Reads every `PROJECTION=VALUE[,key=value]`, whose `layers=` says which kernels it binds."""
+    return [_projection(text, len(params["layers"])) for text in config.project]
+
+
+def _projection(text: str, count: int) -> Projection:
     spec = specs.parse(text, "--project", specs.PROJECTIONS, "layers")
     options = dict(spec.options)
     layers = options.pop("layers", "all")
-    return spec._replace(options=options).build(params, mask=_kernels(spec, layers, params))
-
-
-def _kernels(spec: specs.Spec, layers: Any, params: Tree) -> Tree:
-    """Returns a tree of bool: true for the kernels of `layers`."""
-    count = len(params["layers"])
     named = {"all": tuple(range(count)), "hidden": tuple(range(count - 1))}
     chosen = named.get(layers, layers if isinstance(layers, tuple) else (layers,))
     if not all(type(number) is int and 0 <= number < count for number in chosen):
         what = f"all, hidden, or numbers from 0 to {count - 1} as in 0:1"
         raise spec.error(f"layers={layers}: must be {what}")
-    wanted = [("layers", number, "kernel") for number in chosen]
-    return jax.tree_util.tree_map_with_path(lambda path, _: _keys(path) in wanted, params)
+    return Projection(spec._replace(options=options), chosen)
 
 
 def _keys(path: tuple[Any, ...]) -> tuple[Any, ...]:

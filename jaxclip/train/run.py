@@ -5,17 +5,19 @@ The loop itself is in `loop`; this file says what is done after each epoch and a
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from jaxclip.train import figures, loop, record, report, specs
+from jaxclip.train import figures, loop, record, report, specs, weights
 from jaxclip.train.data import Data
 from jaxclip.train.loop import Epoch
 from jaxclip.train.presets import Config
 from jaxclip.train.trace import Trace
+from jaxclip.train.weights import Kernel
 
 
 def check(config: Config) -> None:
@@ -38,36 +40,45 @@ def train(config: Config, data: Data, out: str, console: Console) -> dict[str, A
     settings = dataclasses.asdict(config) | {"data": data.name, "source": data.source}
     record.write_json(folder / "config.json", settings)
     summary: dict[str, Any] = {"status": "stopped", "preset": config.preset, "data": data.name}
-    trace = Trace(config.preset)
+    trace, kernels = Trace(config.preset), weights.kernels(config, prepared.state.params)
+    watch = weights.watch(kernels)
     try:
         with record.Recorder(folder) as recorder, report.progress(console) as bar:
             recorder.write("run", **settings)
             task = bar.add_task(config.preset, total=config.epochs)
             for epoch in loop.train(prepared, data):
-                _after_epoch(config, epoch, recorder, bar.console)
-                trace.add(epoch)
-                summary |= {"epochs": epoch.number + 1} | record.scores(epoch)
+                trace.add(epoch, watch)
+                seen = weights.record(kernels, trace.watched[-1])
+                _after_epoch(config, epoch, seen, recorder, bar.console)
+                summary |= {"epochs": epoch.number + 1} | record.scores(epoch) | seen
                 bar.advance(task)
         summary["status"] = "finished"
     except loop.NonFiniteLossError:
         summary["status"] = "non-finite loss"
-        _draw(config, trace, folder)
+        _draw(config, trace, kernels, folder)
         raise
     finally:
         summary["seconds"] = time.perf_counter() - start
         record.write_json(folder / "summary.json", summary)
-    _draw(config, trace, folder)
-    console.print(_table(summary, folder))
+    _draw(config, trace, kernels, folder)
+    console.print(_table(summary, trace.watched[-1], folder))
     return summary
 
 
-def _draw(config: Config, trace: Trace, folder: Path) -> None:
+def _draw(config: Config, trace: Trace, kernels: Sequence[Kernel], folder: Path) -> None:
     figures.run(trace, clips=bool(config.clip), path=folder / "run.png")
+    figures.weights(trace, kernels, path=folder / "weights.png")
 
 
-def _after_epoch(config: Config, epoch: Epoch, recorder: record.Recorder, console: Console) -> None:
+def _after_epoch(
+    config: Config,
+    epoch: Epoch,
+    seen: dict[str, float],
+    recorder: record.Recorder,
+    console: Console,
+) -> None:
     records = record.step_records(epoch, config.log_every)
-    recorder.write_all([*records, record.epoch_record(epoch)])
+    recorder.write_all([*records, record.epoch_record(epoch) | seen])
     if config.report == "tensors" and epoch.number == 0:
         for line in _second_step(epoch):
             report.say(console, line)
@@ -88,11 +99,12 @@ def _second_step(epoch: Epoch) -> list[str]:
     return report.tensor_lines(row, names, before, after)
 
 
-def _table(summary: dict[str, Any], folder: Path):
+def _table(summary: dict[str, Any], seen: np.ndarray, folder: Path):
     rows = {
         "test accuracy": report.percent(summary["test_accuracy"]),
         "test loss": report.number(summary["test_loss"]),
         "largest gradient norm, last epoch": report.number(summary["grad_norm_max"]),
+        "largest norm of a unit, by kernel": report.numbers(seen[:, 0]),
         "epochs": str(summary["epochs"]),
         "seconds": f"{summary['seconds']:.1f}",
         "written to": str(folder),

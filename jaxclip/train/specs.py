@@ -18,11 +18,15 @@ Tree = Any
 
 
 class Rule(NamedTuple):
-    """A function of `jaxclip`, its short names, and how its value becomes its first arguments."""
+    """A function of `jaxclip`, its short names, and how its value becomes its first arguments.
+
+    `limit` is how large the norm of a unit may be in the end: an argument's name, or a number.
+    """
 
     function: str
     short: tuple[str, ...] = ()
     arguments: Callable[[Any], tuple[Any, ...]] = lambda value: (value,)
+    limit: str | float | None = None
 
 
 def _bounds(value: Any) -> tuple[Any, ...]:
@@ -32,6 +36,13 @@ def _bounds(value: Any) -> tuple[Any, ...]:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ValueError(f"{value} is neither a number nor low:high")
     return -value, value
+
+
+def _range(value: Any) -> tuple[Any, ...]:
+    """Reads `0.5:2` as the bounds 0.5 and 2."""
+    if not isinstance(value, tuple):
+        raise ValueError(f"{value} is not low:high")
+    return value
 
 
 CLIPS = (
@@ -47,7 +58,14 @@ CLIPS = (
     Rule("adagc"),
     Rule("clip_by_history", ("history",)),
 )
-PROJECTIONS = (Rule("project_max_norm", ("max_norm",)),)
+PROJECTIONS = (
+    Rule("project_max_norm", ("max_norm",), limit="max_norm"),
+    Rule("project_unit_norm", ("unit_norm",), limit=1.0),
+    Rule("project_min_max_norm", ("min_max_norm",), _range, limit="max_norm"),
+    Rule("project_non_negative", ("non_negative",)),
+    Rule("project_box", ("box",), _bounds),
+    Rule("project_spectral_norm", ("spectral_norm",)),
+)
 
 # What a line of text cannot say: trees, callables, meshes. `layers=` stands in for a mask.
 _NOT_TEXT = ("mask", "norm_mask", "scale_mask", "axis_name")
@@ -65,6 +83,13 @@ class Spec(NamedTuple):
     def error(self, problem: str) -> UserError:
         """Returns an error that begins with the flag and its value."""
         return UserError(f"{self.flag} {self.text}: {problem}")
+
+    def value(self, name: str) -> Any:
+        """Returns the argument of that name as the rule gets it, None if it takes none."""
+        signature = inspect.signature(getattr(jaxclip, self.rule.function))
+        bound = signature.bind(*self.arguments, **self.options)
+        bound.apply_defaults()
+        return bound.arguments.get(name)
 
     def build(self, params: Tree, **extra: Any) -> optax.GradientTransformationExtraArgs:
         """Makes the transformation, and tries its shapes on `params`."""

@@ -1,0 +1,72 @@
+"""What is watched of the weights: the norms of every kernel's units, and what bounds them.
+
+A unit is what the projection that binds the kernel says it is; where none does, one output's
+incoming weights, a column of the kernel. How norms are drawn is in `figures`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxclip import norms
+from jaxclip.train import optimizer
+from jaxclip.train.loop import State
+from jaxclip.train.presets import Config
+
+Tree = Any
+_UNITS: dict[tuple[int, ...], str] = {(0,): "columns", (1,): "rows"}
+
+
+class Kernel(NamedTuple):
+    """A kernel, the axes that a unit of it reduces, and the largest norm that a unit may have."""
+
+    layer: int
+    axis: tuple[int, ...] = (0,)
+    limit: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Returns its name in the telemetry."""
+        return f"layers/{self.layer}/kernel"
+
+    @property
+    def label(self) -> str:
+        """Returns its name in a figure, what its units are, and their limit: `W1, rows ≤ 1`."""
+        limit = "" if self.limit is None else f" ≤ {self.limit:g}"
+        return f"W{self.layer + 1}, {_UNITS.get(self.axis, 'whole')}{limit}"
+
+
+def kernels(config: Config, params: Tree) -> tuple[Kernel, ...]:
+    """Returns every kernel of a run, from the input on; where several bind one, the last counts."""
+    found = {number: Kernel(number) for number in params["layers"]}
+    for bound in optimizer.projections(config, params):
+        if bound.limit is not None:
+            units = Kernel(0, bound.axis, bound.limit)
+            found |= {number: units._replace(layer=number) for number in bound.layers}
+    return tuple(found[number] for number in sorted(found))
+
+
+def watch(watched: Sequence[Kernel]) -> Callable[[State], np.ndarray]:
+    """Returns what looks at a state: a row (largest norm, median norm) for each kernel."""
+
+    @jax.jit
+    def look(layers: Tree) -> jax.Array:
+        rows = []
+        for kernel in watched:
+            found = norms.unit_norms(layers[kernel.layer]["kernel"], axis=kernel.axis)
+            rows.append(jnp.stack([jnp.max(found), jnp.median(found)]))
+        return jnp.stack(rows)
+
+    return lambda state: np.asarray(look(state.params["layers"]))
+
+
+def record(watched: Sequence[Kernel], seen: np.ndarray) -> dict[str, float]:
+    """Returns what was seen, for an epoch's line in `metrics.jsonl`."""
+    return {
+        f"weights/{what}/{kernel.name}": float(value)
+        for kernel, row in zip(watched, seen, strict=True)
+        for what, value in zip(("largest", "median"), row, strict=True)
+    }
