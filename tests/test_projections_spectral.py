@@ -14,7 +14,7 @@ from tests import modes, registry, weights
 
 EPS = registry.eps("float32")
 WAYS = [(how, method) for how in ("clip", "scale") for method in ("eigh", "iterative")]
-SHAPES = [(3, 3), (20, 7), (7, 20), (1, 5), (5, 1), (48, 32), (2, 3, 2, 6)]
+SHAPES = [(20, 7), (7, 20), (1, 5), (48, 32), (2, 3, 2, 6)]
 SPECTRA = {
     "falling": lambda k: np.geomspace(1, 1e-6, k),
     "level": lambda k: np.linspace(1, 0.5, k),

@@ -99,6 +99,7 @@ def test_missing_extra_says_what_to_install():
 def test_train_writes_everything_and_appends(tmp_path, capsys):
     out = tmp_path / "out"
     command = ["train", "explode", *SMALL, "--out", str(out)]
+    command += ["--project", "max_norm=0.2,axis=1,layers=hidden"]
     assert cli.main(command) == 0
     said = capsys.readouterr()
     assert said.err == ""
@@ -113,6 +114,12 @@ def test_train_writes_everything_and_appends(tmp_path, capsys):
     for monitor in ("grads", "clipped"):
         total = np.sqrt(sum(step[f"{monitor}/norm/{name}"] ** 2 for name in tensors))
         assert step[f"{monitor}/norm"] == pytest.approx(total, rel=1e-5)
+    for line in (first[3], first[6], summary(out)):
+        assert line["weights/largest/layers/0/kernel"] == pytest.approx(0.2, rel=1e-6)
+        assert line["weights/median/layers/0/kernel"] <= 0.2 * (1 + 1e-6)
+        assert line["weights/largest/layers/1/kernel"] > 0.2
+    assert "largest norm of a unit, by kernel" in said.out
+    assert "0.2000 0." in said.out
     assert summary(out)["status"] == "finished"
     assert summary(out)["test_accuracy"] == first[-1]["test_accuracy"]
     assert strictly((out / "config.json").read_text())["sizes"] == [8]

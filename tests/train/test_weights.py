@@ -5,11 +5,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from jaxclip.train import cli, figures, presets, weights
+from jaxclip.train import figures, presets, weights
 from jaxclip.train.loop import State
 from jaxclip.train.trace import Trace
 from jaxclip.train.weights import Kernel
-from tests.train.test_cli import SMALL, records, summary
 
 PARAMS = {"layers": {i: {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)} for i in range(3)}}
 
@@ -54,21 +53,6 @@ def test_norms_are_those_of_units():
     assert record["weights/median/layers/2/kernel"] == seen[2, 1]
     assert len(record) == 6
     assert [k.label for k in watched] == ["W1, columns", "W2, rows ≤ 1", "W3, whole"]
-
-
-def test_train_records_the_norms_of_every_epoch(tmp_path, capsys):
-    command = ["train", "max-norm", *SMALL, "--learning-rate", "0.3", "--out", str(tmp_path)]
-    assert cli.main([*command, "--project", "max_norm=0.75,axis=1,layers=hidden"]) == 0
-    found = [r for r in records(tmp_path) if r["kind"] == "epoch"]
-    assert len(found) == 2
-    for record in found:
-        assert record["weights/largest/layers/0/kernel"] == pytest.approx(0.75, rel=1e-6)
-        assert record["weights/median/layers/0/kernel"] <= 0.75 * (1 + 1e-6)
-        assert record["weights/largest/layers/1/kernel"] > 0.75
-    assert summary(tmp_path)["weights/largest/layers/0/kernel"] == pytest.approx(0.75, rel=1e-6)
-    said = capsys.readouterr().out
-    assert "largest norm of a unit, by kernel" in said
-    assert "0.7500" in said
 
 
 @pytest.mark.parametrize("count", [1, 12])
