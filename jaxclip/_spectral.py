@@ -48,7 +48,9 @@ def bounded(
     work = jnp.where(good, tall / unit, jnp.zeros_like(tall))
 
     limit = c / unit
-    slack = max(float(jnp.finfo(dtype).eps), _ROUNDINGS * float(jnp.finfo(x.dtype).eps))
+    # As for norms: half an epsilon for storing, so that what is stored stays within one.
+    stored, measured = float(jnp.finfo(dtype).eps), float(jnp.finfo(x.dtype).eps)
+    slack = _ROUNDINGS * measured + (stored / 2 if stored > measured else 0.0)
 
     def by(name: str) -> Any:
         return lambda a, limit: _bounded(a, limit, slack, how, name)
