@@ -91,7 +91,7 @@ def bare(data: Data, epochs: int, gate: Gate) -> None:
     network, rate = loop.build_network(config, data), optimizer.schedule(config, 1)
     chain = optax.with_extra_args_support(optax.sgd(rate))
     epoch = jax.jit(loop.scan(config, network, chain, rate), donate_argnums=0)
-    state = loop.first_state(config, network, chain)
+    state = jax.jit(loop.beginning(config, network, chain))(network.params)
     run = loop.prepare(config, data)._replace(epoch=epoch, state=state)
     for _ in gated(loop.train, gate)(run, data):
         pass

@@ -22,8 +22,12 @@ from jaxclip.train.presets import Config
 
 KEPT = 2
 FOLDER = "checkpoints"
-# What a run may change when it goes on: how much it tells, how long it trains, not what it does.
-_FREE = ("dataset", "epochs", "log_every", "checkpoint_every", "report", "allow_nonfinite")
+# What a run may change when it goes on: how much it tells, how long it trains, and on what devices;
+# not what it does.
+_FREE = (
+    *("dataset", "epochs", "log_every", "checkpoint_every", "report", "allow_nonfinite"),
+    "parallel",
+)
 
 
 class Position(NamedTuple):

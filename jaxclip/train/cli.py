@@ -19,6 +19,15 @@ _COMPARED = "explode"
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
+    code = _run(argv)
+    if not code or "jaxclip.train.processes" not in sys.modules:
+        return code
+    from jaxclip.train import processes
+
+    return processes.leave(code)
+
+
+def _run(argv: list[str] | None) -> int:
     try:
         options = _parser().parse_args(argv)
         code = options.command(options)
@@ -62,6 +71,7 @@ def _parser() -> flags.Parser:
     train.add_argument("--config", metavar="FILE", help="a run's config.json, or a part of one")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     train.add_argument("--tensorboard", action="store_true", help="write event files as well")
+    flags.processes(train)
     flags.config(train)
     train.set_defaults(command=_train)
     evaluate = commands.add_parser("evaluate", help="test figures of a run's last checkpoint")
@@ -86,12 +96,16 @@ def _parser() -> flags.Parser:
     return parser
 
 
-def _console():
+def _console(*, quiet: bool = False):
     from rich.console import Console
 
-    console = Console()
+    console = Console(quiet=quiet)
     # Rich takes a file for 80 columns wide, where the widest table would be folded.
-    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=120)
+    return (
+        console
+        if console.is_terminal or "COLUMNS" in os.environ
+        else Console(width=120, quiet=quiet)
+    )
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -114,14 +128,17 @@ def _train(options: argparse.Namespace) -> int:
     from jaxclip.train import optimizer
 
     optimizer.check(config)  # before the seconds that the rest takes to be imported
-    from jaxclip.train import checkpoints, data, run
+    from jaxclip.train import checkpoints, data, processes, run
 
+    who = options.coordinator, options.process_count, options.process_index
+    processes.join(*who, cluster=options.cluster)
     out = options.out or f"runs/{config.preset}"
     if options.resume:
         config = checkpoints.check(out, config)
     images = data.load(config.dataset, options.data_dir)
     how = {"resume": options.resume, "tensorboard": options.tensorboard}
-    run.train(config, images, out, _console(), **how)
+    with processes.told_if_lost():
+        run.train(config, images, out, _console(quiet=not processes.leads()), **how)
     return 0
 
 

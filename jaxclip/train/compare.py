@@ -17,6 +17,7 @@ from rich.console import Console
 
 from jaxclip.train import compare_report, loop, record, report, together
 from jaxclip.train.data import Data
+from jaxclip.train.errors import UserError
 from jaxclip.train.presets import Config
 from jaxclip.train.trace import Trace
 
@@ -86,6 +87,9 @@ def compare(
     """
     start = time.perf_counter()
     configs = [config for variant in chosen for config in variant.configs]
+    for config in configs:
+        if at_once and config.parallel != "none":
+            raise UserError(f"--at-once: cannot be combined with --parallel={config.parallel}")
     owners = [i for i, variant in enumerate(chosen) for _ in variant.configs]
     for variant in chosen:
         loop.check(variant.configs[0], data)

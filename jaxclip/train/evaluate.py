@@ -11,12 +11,12 @@ from jaxclip.train.presets import Config
 
 
 def config(folder: str) -> Config:
-    """Reads which run a folder is of.
+    """Reads which run a folder is of; one device is enough to measure it.
 
     Raises:
       UserError: if it holds no run with a checkpoint.
     """
-    return checkpoints.kept_config(folder, "FOLDER")
+    return checkpoints.kept_config(folder, "FOLDER").override({"parallel": "none"})
 
 
 def evaluate(config: Config, data: Data, folder: str, console: Console) -> dict[str, Any]:

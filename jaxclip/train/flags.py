@@ -57,6 +57,16 @@ def data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", help=DATA_DIR)
 
 
+def processes(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say which of several processes this one is."""
+    group = parser.add_argument_group("one of several processes, each of which runs this command")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where the first one is reached")
+    group.add_argument("--process-count", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process-index", type=int, metavar="N", help="which this is, from 0")
+    text = "take all three from Slurm, Open MPI, Kubernetes or a TPU pod"
+    group.add_argument("--cluster", action="store_true", help=text)
+
+
 class _Switch(argparse.BooleanOptionalAction):
     """`--flag` and `--no-flag`, both of which may be given: a list of them is kept."""
 

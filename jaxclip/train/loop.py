@@ -14,14 +14,16 @@ import numpy as np
 import optax
 
 import jaxclip
-from jaxclip.train import losses, model, optimizer
+from jaxclip.train import losses, model, optimizer, parallel
 from jaxclip.train.data import Data
 from jaxclip.train.errors import UserError
 from jaxclip.train.nonfinite import NonFiniteLossError, failure
+from jaxclip.train.parallel import Spread
 from jaxclip.train.presets import Config
 from jaxclip.train.tensors import Telemetry
 
 Tree = Any
+_ONE_DEVICE = Spread()
 _JUDGED = 1_000  # test images by which units are judged dead or saturated
 
 
@@ -49,6 +51,7 @@ class Run(NamedTuple):
     epoch: Callable[..., tuple[State, dict[str, jax.Array]]]
     evaluate: Callable[..., dict[str, jax.Array]]
     steps_per_epoch: int
+    spread: Spread = _ONE_DEVICE
 
 
 class Epoch(NamedTuple):
@@ -89,18 +92,24 @@ def prepare(config: Config, data: Data) -> Run:
     network = build_network(config, data)
     rate = optimizer.schedule(config, config.epochs * steps_per_epoch)
     chain = optimizer.build(config, network.params, rate)
+    units = optimizer.units(config, network.params)
+    spread = parallel.spread(config, network.params, units)
+    begin = beginning(config, network, chain)
+    specs = spread.specs(begin, network.params)
     return Run(
         config,
-        first_state(config, network, chain),
-        jax.jit(scan(config, network, chain, rate), donate_argnums=0),
-        jax.jit(evaluation(config, network)),
+        spread.place(jax.jit(begin)(network.params), specs),
+        spread.epoch(scan(config, network, chain, rate, spread), specs),
+        spread.jit(evaluation(config, network)),
         steps_per_epoch,
+        spread,
     )
 
 
 def check(config: Config, data: Data) -> None:
     """Raises `UserError` if this run cannot be made for this data; draws and compiles nothing."""
     params = jax.eval_shape(lambda: build_network(config, data).params)
+    parallel.spread(config, params)
     optimizer.build(config, params, optimizer.schedule(config, config.epochs * steps(config, data)))
 
 
@@ -130,15 +139,23 @@ def build_network(config: Config, data: Data) -> model.Network:
         batch_norm=config.batch_norm,
         dropout=config.dropout,
         dtype=config.dtype,
+        axis=parallel.axis(config),
     )
 
 
-def first_state(config: Config, network: model.Network, chain: optimizer.Transformation) -> State:
-    """Returns the state before the first step."""
-    # Jitted, so that no two leaves share a buffer: the state is donated.
-    opt_state = jax.jit(chain.init)(network.params)
-    key = jax.random.key_data(jax.random.key(config.seed))
-    return State(network.params, network.stats, opt_state, key)
+def beginning(
+    config: Config, network: model.Network, chain: optimizer.Transformation
+) -> Callable[[Tree], State]:
+    """Returns the state before the first step, as a function of the parameters.
+
+    To be jitted, so that no two leaves share a buffer: the state is donated.
+    """
+
+    def begin(params: Tree) -> State:
+        key = jax.random.key_data(jax.random.key(config.seed))
+        return State(params, network.stats, chain.init(params), key)
+
+    return begin
 
 
 def train(run: Run, data: Data, first_epoch: int = 0) -> Iterator[Epoch]:
@@ -157,13 +174,13 @@ def train(run: Run, data: Data, first_epoch: int = 0) -> Iterator[Epoch]:
         run allows it.
     """
     config, state = run.config, run.state
-    train_images, train_labels = jax.device_put((data.train_images, data.train_labels))
-    test = jax.device_put((data.test_images, data.test_labels))
+    images = run.spread.place((data.train_images, data.train_labels))
+    test = run.spread.divide((data.test_images, data.test_labels))
     for number in range(first_epoch, config.epochs):
         start, first = time.perf_counter(), number * run.steps_per_epoch
         batches = batch_indices(config, len(data.train_labels), number)
         numbers = np.arange(first, first + run.steps_per_epoch, dtype=np.int32)
-        state, recorded = run.epoch(state, train_images, train_labels, batches, numbers)
+        state, recorded = run.epoch(state, *images, batches, numbers)
         telemetry = {k: np.asarray(v) for k, v in jax.device_get(recorded).items()}
         scores = {k: float(v) for k, v in run.evaluate(state.params, state.stats, *test).items()}
         seconds = time.perf_counter() - start
@@ -190,22 +207,27 @@ def scan(
     network: model.Network,
     chain: optimizer.Transformation,
     rate: optax.Schedule,
+    spread: Spread = _ONE_DEVICE,
 ) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
     """Returns the epoch: a scan whose step is gradient, chain, update."""
     loss_of = losses.LOSSES[config.loss]
 
     def objective(params, stats, key, images, labels):
-        outputs, stats = network.apply(params, stats, images, train=True, key=key)
-        return loss_of(outputs, labels), (losses.accuracy(outputs, labels), stats)
+        whole = spread.whole(params)
+        outputs, stats = network.apply(whole, stats, images, train=True, key=key)
+        scores = loss_of(outputs, labels), losses.accuracy(outputs, labels)
+        loss, accuracy = spread.mean(scores)
+        return loss, (accuracy, stats)
 
     gradient = jax.value_and_grad(objective, has_aux=True)
 
     def epoch(state, images, labels, batches, numbers):
         def step(state, now):
             (batch, number), (params, stats, opt_state, key) = now, state
-            key, own = _split(key) if config.dropout else (key, None)
+            key, own = _split(key, spread) if config.dropout else (key, None)
             batch_data = images[batch], labels[batch]
             (loss, (accuracy, stats)), grads = gradient(params, stats, own, *batch_data)
+            grads = spread.averaged(grads)
             updates, opt_state = chain.update(grads, opt_state, params, value=loss)
             params = optax.apply_updates(params, updates)
             scores = {"loss": loss, "accuracy": accuracy, "learning_rate": rate(number)}
@@ -216,9 +238,9 @@ def scan(
     return epoch
 
 
-def _split(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _split(key: jax.Array, spread: Spread) -> tuple[jax.Array, jax.Array]:
     key, own = jax.random.split(jax.random.wrap_key_data(key))
-    return jax.random.key_data(key), own
+    return jax.random.key_data(key), spread.own_key(own)
 
 
 def evaluation(config: Config, network: model.Network) -> Callable[..., dict[str, jax.Array]]:

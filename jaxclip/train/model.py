@@ -52,6 +52,7 @@ class MLP(nnx.Module):
         batch_norm: bool,
         dropout: float,
         dtype: str,
+        axis: str | None,
         rngs: nnx.Rngs,
     ):
         """Draws the kernels; biases start at 0.
@@ -64,6 +65,7 @@ class MLP(nnx.Module):
           batch_norm: whether to normalise each hidden layer before its activation.
           dropout: the share of hidden activations that a training step leaves out.
           dtype: the type of parameters, activations and gradients.
+          axis: the mesh axis over which a batch is spread, where the compiler does not see to it.
           rngs: where the random numbers come from.
         """
         kernel_init = INITIALIZERS[init](init_std)
@@ -75,7 +77,8 @@ class MLP(nnx.Module):
         )
         normed = sizes[1:-1] if batch_norm else ()
         self.norms = nnx.List(
-            nnx.BatchNorm(n, dtype=kind, param_dtype=kind, rngs=rngs) for n in normed
+            nnx.BatchNorm(n, dtype=kind, param_dtype=kind, axis_name=axis, rngs=rngs)
+            for n in normed
         )
         self.dropout = nnx.Dropout(dropout) if dropout else None
 
@@ -130,6 +133,7 @@ def build(
     batch_norm: bool = False,
     dropout: float = 0.0,
     dtype: str = "float32",
+    axis: str | None = None,
 ) -> Network:
     """Draws an `MLP` and splits it.
 
@@ -146,6 +150,7 @@ def build(
         batch_norm=batch_norm,
         dropout=dropout,
         dtype=dtype,
+        axis=axis,
         rngs=nnx.Rngs(seed),
     )
     graph, params, stats = nnx.split(module, nnx.Param, ...)

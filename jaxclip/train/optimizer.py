@@ -5,6 +5,7 @@ parameters, of the gradient before and after the rules, and of the step. What a 
 library's business; how it is written is in `specs`.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -94,14 +95,15 @@ def build(
       UserError: if a rule cannot be read, or does not fit `params`.
     """
     rules = clips(config)
+    extra = functools.partial(_units_in_one_place, config)
     if thresholds is not None:
         given = iter(thresholds)
         rules = [s._replace(arguments=(next(given),)) if s.traceable else s for s in rules]
     step = optax.chain(
-        *(spec.build(params) for spec in rules),
+        *(spec.build(params, **extra(spec)) for spec in rules),
         jaxclip.monitor(name="clipped"),
         OPTIMIZERS[config.optimizer](config, rate),
-        *(bound.build(params) for bound in projections(config, params)),
+        *(bound.build(params, **extra(bound.spec)) for bound in projections(config, params)),
     )
     for text in config.guard:
         step = specs.parse(text, "--guard", specs.GUARDS).build(params, step)
@@ -111,6 +113,18 @@ def build(
         step,
         jaxclip.monitor(name="updates"),
     )
+
+
+def _units_in_one_place(config: Config, spec: specs.Spec) -> dict[str, Any]:
+    """Says, where JAX cannot know, that no unit of a kernel is spread over devices."""
+    by_hand = config.parallel == "shard_map" and spec.takes("axis_name")
+    return {"axis_name": ()} if by_hand and spec.units else {}
+
+
+def units(config: Config, params: Tree) -> frozenset[int]:
+    """Returns the axes of kernels over which some rule of a run takes norms of units."""
+    bounds = [bound.spec for bound in projections(config, params)]
+    return frozenset(axis for spec in (*clips(config), *bounds) for axis in spec.units)
 
 
 class Projection(NamedTuple):
@@ -125,18 +139,11 @@ class Projection(NamedTuple):
         limit = self.spec.rule.limit
         return self.spec.value(limit) if isinstance(limit, str) else limit
 
-    @property
-    def axis(self) -> tuple[int, ...]:
-        """Returns the axes of a kernel that a unit reduces."""
-        axis = self.spec.value("axis")
-        axes = (0,) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-        return tuple(sorted(a % 2 for a in axes if -2 <= a < 2)) or (0, 1)
-
-    def build(self, params: Tree) -> Transformation:
+    def build(self, params: Tree, **extra: Any) -> Transformation:
         """Makes the transformation."""
         wanted = [("layers", number, "kernel") for number in self.layers]
         mask = jax.tree_util.tree_map_with_path(lambda path, _: _keys(path) in wanted, params)
-        return self.spec.build(params, mask=mask)
+        return self.spec.build(params, mask=mask, **extra)
 
 
 def projections(config: Config, params: Tree) -> list[Projection]:

@@ -19,6 +19,7 @@ CHOICES = {
     "dtype": ("float32", "bfloat16", "float16"),
     "loss": ("mse", "sse", "cross_entropy"),
     "optimizer": ("sgd", "momentum", "adam", "adamw", "stable_adamw"),
+    "parallel": ("none", "jit", "pmap", "shard_map", "fsdp"),
     "schedule": ("constant", "polynomial", "cosine"),
     "report": ("losses", "tensors", "accuracy"),
 }
@@ -70,6 +71,7 @@ class Config:
     guard: tuple[str, ...] = ()
     log_every: int = 10  # steps from one step record to the next; 1 records every step
     checkpoint_every: int = 5  # epochs from one checkpoint to the next; 0 writes none
+    parallel: str = "none"  # how it is spread over devices: see `parallel`
     report: str = "accuracy"
     allow_nonfinite: bool = False
     seed: int = 0

@@ -21,6 +21,7 @@ from jaxclip.train import (
     layer_figure,
     loop,
     nonfinite,
+    processes,
     record,
     report,
     tensors,
@@ -35,11 +36,10 @@ from jaxclip.train.trace import Trace
 
 
 class _Told(NamedTuple):
-    """Where a run is recorded and told, and which kernels are watched."""
+    """Where a run is recorded and told."""
 
     recorder: record.Recorder
     console: Console
-    kernels: tuple[weights.Kernel, ...]
 
 
 def train(
@@ -55,14 +55,15 @@ def train(
 
     With `resume` it goes on where the folder's last checkpoint stands, and ends bit for bit as if
     it had not been interrupted. The summary is written however the run ends; its `status` says
-    which way that was.
+    which way that was. Of several processes one writes and speaks; the others return nothing.
     """
     start = time.perf_counter()
     config = config.override({"dataset": data.key})
     run, folder = loop.prepare(config, data), record.open_folder(out)
     report.say(console, data.describe())
-    if not resume and (aside := record.set_aside(folder)):
+    if processes.leads() and not resume and (aside := record.set_aside(folder)):
         report.say(console, f"note: {folder} held another run, which is now in {aside}")
+    processes.wait("the folder is ready")
     kernels = weights.kernels(config, run.state.params)
     summary: dict[str, Any] = {"status": "stopped", "preset": config.preset, "data": data.name}
     with Checkpoints(folder) as kept:
@@ -70,13 +71,16 @@ def train(
         if position.epochs > config.epochs:
             problem = f"the run in {out} has {position.epochs} behind it"
             raise UserError(f"--epochs={config.epochs}: {problem}")
+        run = run._replace(state=state)
+        if not processes.leads():
+            _epochs(run, data, position, kept, kernels)
+            return {}
         record.write_json(folder / config_file.NAME, dataclasses.asdict(config), exact=True)
         sink = events.Events(folder, position.steps) if tensorboard else None
         try:
             with record.Recorder(folder, sink) as recorder:
                 _begin(config, data, position, recorder, console)
-                told = _Told(recorder, console, kernels)
-                _epochs(run._replace(state=state), data, position, kept, told)
+                _epochs(run, data, position, kept, kernels, _Told(recorder, console))
             summary["status"] = "finished"
         except nonfinite.NonFiniteLossError:
             summary["status"] = "non-finite loss"
@@ -103,13 +107,22 @@ def _begin(
         recorder.write("run", **settings)
 
 
-def _epochs(run: Run, data: Data, position: Position, kept: Checkpoints, told: _Told) -> None:
+def _epochs(
+    run: Run,
+    data: Data,
+    position: Position,
+    kept: Checkpoints,
+    kernels: tuple[weights.Kernel, ...],
+    told: _Told | None = None,
+) -> None:
     """Trains from `position` on: after each epoch a record, a line and a checkpoint."""
-    config, watch = run.config, weights.watch(told.kernels)
-    with report.progress(told.console) as bar:
+    config, watch = run.config, weights.watch(kernels, run.spread.jit)
+    with report.progress(told.console if told else Console(quiet=True)) as bar:
         task = bar.add_task(config.preset, total=config.epochs, completed=position.epochs)
         for epoch in loop.train(run, data, position.epochs):
-            _tell(config, epoch, weights.record(told.kernels, watch(epoch.state)), told)
+            seen = weights.record(kernels, watch(epoch.state))
+            if told:
+                _tell(config, epoch, seen, told)
             done = epoch.number + 1
             if epoch.failure is None and _due(config, done):
                 kept.save(epoch.state, Position(done, done * run.steps_per_epoch))

@@ -21,13 +21,15 @@ Tree = Any
 class Rule(NamedTuple):
     """A function of `jaxclip`, its short names, and how its value becomes its first arguments.
 
-    `limit` is how large the norm of a unit may be in the end: an argument's name, or a number.
+    `units` are the axes of a kernel that a unit reduces where `axis=` does not say; `limit` is how
+    large the norm of a unit may be in the end: an argument's name, or a number.
     `traced` says that its one argument may be a traced scalar.
     """
 
     function: str
     short: tuple[str, ...] = ()
     arguments: Callable[[Any], tuple[Any, ...]] = lambda value: (value,)
+    units: tuple[int, ...] = ()
     limit: str | float | None = None
     traced: bool = False
 
@@ -66,7 +68,7 @@ CLIPS = (
     Rule("clip_by_average_norm", ("average_norm",), traced=True),
     Rule("clip_by_block_rms", ("block_rms",), traced=True),
     Rule("clip_by_global_norm", ("global_norm",), traced=True),
-    Rule("adaptive_grad_clip", ("adaptive", "agc"), traced=True),
+    Rule("adaptive_grad_clip", ("adaptive", "agc"), units=(0,), traced=True),
     Rule("autoclip"),
     Rule("zclip"),
     Rule("adagc"),
@@ -74,12 +76,12 @@ CLIPS = (
     Rule("clip_by", ("by",), _threshold),
 )
 PROJECTIONS = (
-    Rule("project_max_norm", ("max_norm",), limit="max_norm"),
-    Rule("project_unit_norm", ("unit_norm",), limit=1.0),
-    Rule("project_min_max_norm", ("min_max_norm",), _range, limit="max_norm"),
+    Rule("project_max_norm", ("max_norm",), units=(0,), limit="max_norm"),
+    Rule("project_unit_norm", ("unit_norm",), units=(0,), limit=1.0),
+    Rule("project_min_max_norm", ("min_max_norm",), _range, units=(0,), limit="max_norm"),
     Rule("project_non_negative", ("non_negative",)),
     Rule("project_box", ("box",), _bounds),
-    Rule("project_spectral_norm", ("spectral_norm",)),
+    Rule("project_spectral_norm", ("spectral_norm",), units=(0, 1)),
 )
 GUARDS = (Rule("skip_nonfinite"), Rule("skip_spikes"))
 
@@ -105,10 +107,22 @@ class Spec(NamedTuple):
         """Whether a traced scalar can stand in for its argument: runs then share a program."""
         return self.rule.traced and type(self.arguments[0]) in (int, float)
 
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Returns the axes of a kernel that a unit reduces, () if no norm of a unit is taken."""
+        axis = self.value("axis")
+        if axis is None:
+            return self.rule.units or ((0,) if self.value("scope") == "unit" else ())
+        axes = axis if isinstance(axis, tuple) else (axis,)
+        return tuple(sorted(a % 2 for a in axes if -2 <= a < 2)) or (0, 1)
+
+    def takes(self, name: str) -> bool:
+        """Returns whether the rule has an argument of that name."""
+        return name in _signature(self.rule).parameters
+
     def value(self, name: str) -> Any:
         """Returns the argument of that name as the rule gets it, None if it takes none."""
-        signature = inspect.signature(getattr(jaxclip, self.rule.function))
-        bound = signature.bind(*self.arguments, **self.options)
+        bound = _signature(self.rule).bind(*self.arguments, **self.options)
         bound.apply_defaults()
         return bound.arguments.get(name)
 
@@ -149,8 +163,12 @@ def parse(text: str, flag: str, rules: tuple[Rule, ...], *own_keys: str) -> Spec
     return spec._replace(arguments=_arguments(spec, equals, value), options=options)
 
 
+def _signature(rule: Rule) -> inspect.Signature:
+    return inspect.signature(getattr(jaxclip, rule.function))
+
+
 def _parameters(rule: Rule) -> dict[str, inspect.Parameter]:
-    parameters = inspect.signature(getattr(jaxclip, rule.function)).parameters
+    parameters = _signature(rule).parameters
     return {name: p for name, p in parameters.items() if name not in _NOT_TEXT}
 
 

@@ -56,22 +56,35 @@ def train(configs: Sequence[Config], data: Data, *, at_once: bool) -> Iterator[t
     Args:
       configs: the runs.
       data: the images, the same for all.
-      at_once: whether to train them together, by `vmap`.
+      at_once: whether to train them together, by `vmap`. Runs that are spread over devices are
+        trained in turn, each by a program of its own.
 
     Yields:
       Which run, and an epoch of it. A run whose loss becomes non-finite ends with that epoch.
     """
     runs = [loop.prepare(config, data) for config in configs]
+    if configs[0].parallel != "none":
+        yield from _in_turn(runs, data)
+        return
     numbers = [_numbers(config) for config in configs]
     epoch = _shared_epoch(runs[0], data)
     if at_once and len(runs) > 1:
         yield from _at_once(runs, numbers, epoch, data)
         return
     compiled = jax.jit(epoch, donate_argnums=1)
-    for which, (run, own) in enumerate(zip(runs, numbers, strict=True)):
-        shared = run._replace(epoch=partial(compiled, own), evaluate=runs[0].evaluate)
+    yield from _in_turn(
+        [
+            run._replace(epoch=partial(compiled, own), evaluate=runs[0].evaluate)
+            for run, own in zip(runs, numbers, strict=True)
+        ],
+        data,
+    )
+
+
+def _in_turn(runs: Sequence[Run], data: Data) -> Iterator[tuple[int, Epoch]]:
+    for which, run in enumerate(runs):
         with contextlib.suppress(nonfinite.NonFiniteLossError):
-            for done in loop.train(shared, data):
+            for done in loop.train(run, data):
                 yield which, done
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxclip import norms
@@ -44,23 +43,29 @@ def kernels(config: Config, params: Tree) -> tuple[Kernel, ...]:
     found = {number: Kernel(number) for number in params["layers"]}
     for bound in optimizer.projections(config, params):
         if bound.limit is not None:
-            units = Kernel(0, bound.axis, bound.limit)
+            units = Kernel(0, bound.spec.units, bound.limit)
             found |= {number: units._replace(layer=number) for number in bound.layers}
     return tuple(found[number] for number in sorted(found))
 
 
-def watch(watched: Sequence[Kernel]) -> Callable[[State], np.ndarray]:
-    """Returns what looks at a state: a row (largest norm, median norm) for each kernel."""
+def watch(
+    watched: Sequence[Kernel], jit: Callable[..., Any] = jax.jit
+) -> Callable[[State], np.ndarray]:
+    """Returns what looks at a state: a row (largest norm, median norm) for each kernel.
 
-    @jax.jit
-    def look(layers: Tree) -> jax.Array:
-        rows = []
-        for kernel in watched:
-            found = norms.unit_norms(layers[kernel.layer]["kernel"], axis=kernel.axis)
-            rows.append(jnp.stack([jnp.max(found), jnp.median(found)]))
-        return jnp.stack(rows)
+    `jit` compiles a function of what may be spread over devices.
+    """
 
-    return lambda state: np.asarray(look(state.params["layers"]))
+    def look(layers: Tree) -> list[jax.Array]:
+        return [norms.unit_norms(layers[k.layer]["kernel"], axis=k.axis) for k in watched]
+
+    compiled = jit(look)
+
+    def seen(state: State) -> np.ndarray:
+        found = jax.device_get(compiled(state.params["layers"]))
+        return np.array([(np.max(units), np.median(units)) for units in found])
+
+    return seen
 
 
 def record(watched: Sequence[Kernel], seen: np.ndarray) -> dict[str, float]:

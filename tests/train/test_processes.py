@@ -1,0 +1,155 @@
+"""Several processes find each other, train one run, and do not outlive each other for long."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxclip.train import cli, processes
+from jaxclip.train.errors import RunError
+from tests.train import runs
+
+RUN = [
+    *("train", "explode", "--dataset", "digits", "--sizes", "32,16", "--batch-size", "64"),
+    *("--optimizer", "momentum", "--clip", "autoclip=50,window=8", "--checkpoint-every", "1"),
+]
+BOUND = 4 * processes.HEARTBEAT_SECONDS  # seconds; the machine may be busy
+
+
+def start(*arguments, devices):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxclip", *arguments],
+        env=os.environ | {"XLA_FLAGS": flags},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def start_two(*arguments):
+    """Two processes of four devices each."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    others = ["--coordinator", f"localhost:{port}", "--process-count", "2", "--process-index"]
+    return [start(*arguments, *others, str(i), devices=4) for i in range(2)]
+
+
+def finish(*started, code=0):
+    said = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [code] * len(started), said
+    return said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["jit", "pmap", "shard_map", "fsdp"])
+def test_two_processes_train_the_run_of_one(way, tmp_path):
+    arguments = [*RUN, "--epochs", "2", "--parallel", way, "--out"]
+    finish(start(*arguments, str(tmp_path / "one"), devices=8))
+    first, second = finish(*start_two(*arguments, str(tmp_path / "two")))
+    assert "epoch 1: loss" in first
+    assert "epoch" not in second  # one of them speaks
+    one, two = runs.told(tmp_path / "one"), runs.told(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert len(two) == len(runs.records(tmp_path / "two")) - 1  # and one writes
+    for where, record in one.items():
+        assert record.keys() == two[where].keys()
+        for key, value in record.items():
+            if isinstance(value, float):
+                assert two[where][key] == pytest.approx(value, rel=1e-5, abs=1e-7), (where, key)
+            else:
+                assert two[where][key] == value
+    (found, at), (wanted, also) = (runs.last_state(tmp_path / name) for name in ("two", "one"))
+    assert at == also
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_killed(victim, tmp_path):
+    """The other ends with an error before long, and the run goes on in one process."""
+    out = tmp_path / "run"
+    both = start_two(*RUN, "--epochs", "500", "--parallel", "fsdp", "--out", str(out))
+    while not list(out.glob("checkpoints/2")):
+        assert all(process.poll() is None for process in both), finish(*both)
+        time.sleep(0.05)
+    both[victim].send_signal(signal.SIGKILL)
+    finish(both[victim], code=-signal.SIGKILL)
+    other, began = both[1 - victim], time.monotonic()
+    said, _ = other.communicate(timeout=BOUND)
+    assert other.returncode not in (0, 2), said
+    assert re.search("another (task|process)", said)
+    print(f"the other ended {time.monotonic() - began:.0f} s later, with {other.returncode}")
+    done = max(int(path.name) for path in out.glob("checkpoints/*") if path.name.isdigit())
+    last = str(done + 2)
+    (said,) = finish(start("train", "--resume", "--out", str(out), "--epochs", last, devices=1))
+    assert f"resuming after {done} of {last} epochs" in said
+    finish(start(*RUN, "--epochs", last, "--out", str(tmp_path / "whole"), devices=1))
+    (found, at), (wanted, also) = (runs.last_state(tmp_path / name) for name in ("run", "whole"))
+    assert at == also
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_mistake_ends_all_of_them(tmp_path):
+    arguments = [*RUN, "--epochs", "1", "--out", str(tmp_path / "run")]
+    for said in finish(*start_two(*arguments), code=2):
+        assert "jaxclip: error: --parallel=none: there are several processes" in said
+        assert "Traceback" not in said
+
+
+MISTAKES = [
+    (["--coordinator", "host:1234"], "--process-count: needed with several processes"),
+    (["--coordinator", "host:1234", "--process-count", "2"], "--process-index: needed"),
+    (["--process-count", "2", "--process-index", "0"], "--coordinator: needed"),
+    (["--coordinator", "host", "--process-count", "2", "--process-index", "0"], "host: must be"),
+    (["--coordinator", "h:0", "--process-count", "2", "--process-index", "0"], "h:0: must be"),
+    (["--coordinator", "h:1", "--process-count", "0", "--process-index", "0"], "count=0: must be"),
+    (["--coordinator", "h:1", "--process-count", "2", "--process-index", "2"], "index=2: must be"),
+    (["--cluster", "--process-count", "2"], "--cluster: takes coordinator, count and index"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+def test_mistakes_are_one_line(arguments, message, capsys, tmp_path):
+    assert cli.main(["train", "explode", "--dataset", "digits", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("jaxclip: error: --")
+    assert message in said
+    assert said.count("\n") == 1
+    assert not list((tmp_path / "work").iterdir())
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no peer\nat all"), ValueError("no peer")])
+def test_where_the_others_cannot_be_reached(error, monkeypatch, capsys):
+    def initialize(**options):
+        assert options.pop("heartbeat_timeout_seconds") == processes.HEARTBEAT_SECONDS
+        assert not options or set(options.values()) == {"localhost:1", 2, 1}
+        raise error
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    assert cli.main(["train", "explode", "--cluster"]) == 2
+    assert capsys.readouterr().err == "jaxclip: error: --cluster: no peer\n"
+    who = ["--coordinator", "localhost:1", "--process-count", "2", "--process-index", "1"]
+    assert cli.main(["train", "explode", *who]) == 2
+    assert capsys.readouterr().err == "jaxclip: error: --coordinator=localhost:1: no peer\n"
+
+
+def test_a_lost_process_is_told_in_one_line(monkeypatch):
+    lost = jax.errors.JaxRuntimeError("Connection closed by peer\nmore")
+    with pytest.raises(jax.errors.JaxRuntimeError), processes.told_if_lost():
+        raise lost
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    said = r"lost \(Connection closed by peer\); --resume goes on"
+    with pytest.raises(RunError, match=said), processes.told_if_lost():
+        raise lost
