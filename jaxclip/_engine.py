@@ -122,7 +122,8 @@ def clip_by(
     )
 
     def init(params: Any) -> ClipState:
-        return _state.first(name, threshold.init(gauge.zeros(_trees.flatten(params))))
+        memory = threshold.init(gauge.zeros(_trees.flatten(params)))
+        return _state.first(name, _state.of_nothing(memory))
 
     def update(
         updates: Any, state: Any, params: Any = None, *, norm: Any = None, **extra_args: Any
@@ -132,7 +133,7 @@ def clip_by(
         flat = _trees.flatten(updates)
         found, finite = _found(gauge, flat, norm, nonfinite)
         measured = _measured(gauge, flat, found, state.count, params)
-        limits, memory = threshold.update(state.memory, measured)
+        limits, memory = threshold.update(state.memory, measured) if found else ([], state.memory)
         hard = [
             _scaling.hard(n, _scaling.shaped(n, c, shape), eps, floor)
             for n, c in zip(found, limits, strict=True)

@@ -92,6 +92,21 @@ def first(rule: str, memory: Any = (), *, record: bool = True) -> ClipState:
     )
 
 
+def of_nothing(memory: Any) -> Any:
+    """A memory whose lists and dicts of what there is for each leaf are numbers if there is none.
+
+    `optax.tree_utils.tree_map_params` asks for the state of a tree without leaves, and takes each
+    of its leaves for the whole of what stands there in a state.
+    """
+
+    def is_empty(x: Any) -> bool:
+        return isinstance(x, list | dict) and not x
+
+    return jax.tree.map(
+        lambda x: jnp.zeros((), jnp.float32) if is_empty(x) else x, memory, is_leaf=is_empty
+    )
+
+
 def checked(state: Any, init: Callable[[Any], ClipState], updates: Any) -> ClipState:
     """The state, or a first one where a stateless rule of Optax was replaced by one of ours."""
     if state is None or isinstance(state, optax.EmptyState):

@@ -36,7 +36,7 @@ class MonitorState(NamedTuple):
 
     def scalars(self) -> dict[str, Any]:
         """What is recorded, by name."""
-        leaves = {f"norm/{name}": value for name, value in self.norms.items()}
+        leaves = {f"norm/{name}": value for name, value in _by_name(self.norms).items()}
         own = {"norm": self.norm, "count": self.count, "nonfinite_count": self.nonfinite_count}
         return own | leaves
 
@@ -86,9 +86,10 @@ def monitor(
     kind = _state.named(MonitorState, name)
 
     def init(params: Any) -> MonitorState:
+        leaves = _trees.flatten(params).names
         return kind(
             norm=jnp.zeros((), jnp.float32),
-            norms={leaf: jnp.zeros((), jnp.float32) for leaf in _trees.flatten(params).names},
+            norms=_state.of_nothing({leaf: jnp.zeros((), jnp.float32) for leaf in leaves}),
             count=jnp.zeros((), jnp.int32),
             nonfinite_count=jnp.zeros((), jnp.int32),
         )
@@ -101,14 +102,16 @@ def monitor(
             raise ValueError(f"params=None: {name} needs update(..., params=params)")
         flat = _trees.flatten(params if of == "params" else updates)
         names = flat.names
-        if set(names) != set(state.norms):
-            raise ValueError(f"{of} has the leaves {names}, but init saw {list(state.norms)}")
+        known = list(_by_name(state.norms))
+        if set(names) != set(known):
+            raise ValueError(f"{of} has the leaves {names}, but init saw {known}")
         found = [n.number for n in norms.measure(flat, "leaf", power, None, mesh)]
+        by_name = {k: n.astype(jnp.float32) for k, n in zip(names, found, strict=True)}
         whole = norms.together(found, power)
         broken = ~jnp.isfinite(whole)
         return updates, state._replace(
             norm=whole.astype(jnp.float32),
-            norms={k: n.astype(jnp.float32) for k, n in zip(names, found, strict=True)},
+            norms=_state.of_nothing(by_name),
             count=optax.safe_increment(state.count),
             nonfinite_count=jnp.where(
                 broken, optax.safe_increment(state.nonfinite_count), state.nonfinite_count
@@ -116,6 +119,10 @@ def monitor(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _by_name(norms: Any) -> dict[str, jax.Array]:
+    return norms if isinstance(norms, dict) else {}
 
 
 def metrics(opt_state: Any) -> dict[str, jax.Array]:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxclip
 from tests import modes, registry
@@ -210,3 +212,51 @@ def test_counts_saturate():
     top = jnp.asarray(np.iinfo(np.int32).max, jnp.int32)
     _, state = tx.update(p, tx.init(p)._replace(count=top, clipped_count=top), p)
     assert int(state.count) == int(state.clipped_count) == int(top)
+
+
+def _anything():
+    """Rules, guards and others, to stand before an optimizer with a moment for each leaf."""
+    for rule in EDGE_RULES:
+        yield str(rule), rule.make(0.5)
+    yield "monitor", jaxclip.monitor()
+    yield "of_params", jaxclip.monitor(of="params")
+    yield "scale_by_stable_adam", jaxclip.scale_by_stable_adam()
+    yield "project_max_norm", jaxclip.project_max_norm(1.0)
+    yield "autoclip", jaxclip.autoclip(window=4, scope="unit")
+    yield "zclip", jaxclip.zclip(scope="leaf")
+    yield "adagc", jaxclip.adagc()
+    yield "clip_by_history", jaxclip.clip_by_history(scope="leaf")
+    yield "skip_nonfinite", jaxclip.skip_nonfinite(jaxclip.adagc())
+    yield "skip_spikes", jaxclip.skip_spikes(jaxclip.monitor())
+
+
+@pytest.mark.relaxed
+@pytest.mark.parametrize("tx", [pytest.param(tx, id=name) for name, tx in _anything()])
+def test_optax_finds_what_belongs_to_a_parameter(tx):
+    """`tree_map_params`, by which optimizer states are sharded: moments like their parameters."""
+    params = {"w": jnp.ones((8, 4)), "b": {"c": jnp.ones(4), "none": None}}
+    specs = {"w": P("data"), "b": {"c": P(None), "none": None}}
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    whole = optax.chain(tx, optax.trace(0.9))
+    state = jax.eval_shape(whole.init, params)
+
+    def sharding(spec):
+        return NamedSharding(mesh, spec)
+
+    found = optax.tree_utils.tree_map_params(
+        whole,
+        lambda _, spec: sharding(spec),
+        state,
+        specs,
+        transform_non_params=lambda _: sharding(P()),
+    )
+    assert found[1].trace == {"w": sharding(P("data")), "b": {"c": sharding(P(None)), "none": None}}
+    placed = jax.jit(whole.init, out_shardings=found)(params)
+    assert _types(placed) == _types(jax.jit(whole.init)(params))
+    assert placed[1].trace["w"].sharding.spec == P("data")
+    # and for nothing at all there is a state too, a fixed point
+    empty = whole.init({})
+    updates, after = whole.update({}, empty, {})
+    assert updates == {}
+    assert _types(after) == _types(empty)
+    jaxclip.metrics(after)
