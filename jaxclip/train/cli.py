@@ -96,16 +96,13 @@ def _parser() -> flags.Parser:
     return parser
 
 
-def _console(*, quiet: bool = False):
+def _console(quiet: bool = False):
     from rich.console import Console
 
     console = Console(quiet=quiet)
     # Rich takes a file for 80 columns wide, where the widest table would be folded.
-    return (
-        console
-        if console.is_terminal or "COLUMNS" in os.environ
-        else Console(width=120, quiet=quiet)
-    )
+    drawn = console.is_terminal or "COLUMNS" in os.environ
+    return console if drawn else Console(width=120, quiet=quiet)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 import jaxclip
-from jaxclip.train import losses, model, optimizer, parallel
+from jaxclip.train import losses, measure, model, optimizer, parallel
 from jaxclip.train.data import Data
 from jaxclip.train.errors import UserError
 from jaxclip.train.nonfinite import NonFiniteLossError, failure
@@ -24,7 +24,6 @@ from jaxclip.train.tensors import Telemetry
 
 Tree = Any
 _ONE_DEVICE = Spread()
-_JUDGED = 1_000  # test images by which units are judged dead or saturated
 
 
 class State(NamedTuple):
@@ -100,7 +99,7 @@ def prepare(config: Config, data: Data) -> Run:
         config,
         spread.place(jax.jit(begin)(network.params), specs),
         spread.epoch(scan(config, network, chain, rate, spread), specs),
-        spread.jit(evaluation(config, network)),
+        spread.jit(measure.evaluation(config, network)),
         steps_per_epoch,
         spread,
     )
@@ -241,23 +240,3 @@ def scan(
 def _split(key: jax.Array, spread: Spread) -> tuple[jax.Array, jax.Array]:
     key, own = jax.random.split(jax.random.wrap_key_data(key))
     return jax.random.key_data(key), spread.own_key(own)
-
-
-def evaluation(config: Config, network: model.Network) -> Callable[..., dict[str, jax.Array]]:
-    """Returns what measures the test images: loss, accuracy, and each hidden layer's idle units."""
-    activation = model.ACTIVATIONS[config.activation]
-
-    def evaluate(params, stats, images, labels):
-        seen: list[jax.Array] = []
-        outputs, _ = network.apply(params, stats, images, train=False, seen=seen)
-        scores = {
-            "test_loss": losses.LOSSES[config.loss](outputs, labels),
-            "test_accuracy": losses.accuracy(outputs, labels),
-        }
-        for i, preactivation in enumerate(seen):
-            some = preactivation[:_JUDGED]
-            dead, saturated = jaxclip.diagnosis.unit_shares(some, activation)
-            scores |= {f"units/dead/layers/{i}": dead, f"units/saturated/layers/{i}": saturated}
-        return scores
-
-    return evaluate
