@@ -51,8 +51,9 @@ def monitor(
     """Changes nothing and records the norm of every leaf.
 
     Put one before a rule and one after it to see what the rule did to each layer, or one alone to
-    find the layer in which a gradient first stops being finite. One first in a chain, one of the
-    parameters and one last record what `jaxclip.diagnosis.of_metrics` looks at.
+    find the layer in which a gradient first stops being finite. One first in a chain, one last and
+    one of the parameters record what `jaxclip.diagnosis.of_metrics` looks at; that of the
+    parameters costs least at the end of the chain.
 
     Args:
         of: what is measured: `"updates"`, as they pass, or `"params"`, the parameters given to
@@ -107,6 +108,8 @@ def monitor(
             raise ValueError(f"{of} has the leaves {names}, but init saw {known}")
         found = [n.number for n in norms.measure(flat, "leaf", power, None, mesh)]
         by_name = {k: n.astype(jnp.float32) for k, n in zip(names, found, strict=True)}
+        if of == "params":
+            updates = _after(found, updates)
         whole = norms.together(found, power)
         broken = ~jnp.isfinite(whole)
         return updates, state._replace(
@@ -119,6 +122,19 @@ def monitor(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _after(found: list[jax.Array], updates: Any) -> Any:
+    """The same updates, bit for bit, which XLA computes after these norms of the parameters.
+
+    Parameters that are read at no certain time cannot be overwritten by what they become, and XLA
+    would copy them in every step of a loop. No norm is below 0, which XLA does not know.
+    """
+    flat = _trees.flatten(updates)
+    if len(found) != len(flat.where):
+        return updates
+    pairs = zip(found, flat.arrays, strict=True)
+    return flat.rebuild([jnp.where(norm < 0, jnp.zeros_like(x), x) for norm, x in pairs])
 
 
 def _by_name(norms: Any) -> dict[str, jax.Array]:

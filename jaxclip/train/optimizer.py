@@ -108,10 +108,10 @@ def build(
     for text in config.guard:
         step = specs.parse(text, "--guard", specs.GUARDS).build(params, step)
     return optax.chain(
-        jaxclip.monitor(name="weights", of="params"),
         jaxclip.monitor(name="grads"),
         step,
         jaxclip.monitor(name="updates"),
+        jaxclip.monitor(name="weights", of="params"),
     )
 
 

@@ -31,16 +31,15 @@ _OF_A_RUN = (
 
 def plain(value: Any) -> Any:
     """Returns what strict JSON can hold: no arrays, no non-finite numbers."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+    if type(value) is float:  # nearly all of what is written
+        if math.isfinite(value):
+            return float(f"{value:.9g}")  # nine digits tell any two float32 apart
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    # Nine digits tell any two float32 apart.
-    return float(f"{value:.9g}") if isinstance(value, float) else value
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def write_json(path: Path, content: Any, *, exact: bool = False) -> None:
