@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxclip import _checks, _group_norm, _mesh, _record, _scaling, _state, _trees
+from jaxclip import _checks, _mesh, _record, _scaling, _state, _trees, _wide
 from jaxclip._state import ClipState, Record
 from jaxclip._trees import Flat
 
@@ -140,7 +140,7 @@ def bounded(
             f"{names[0]} and {names[1]} must be -c and c for the complex leaf {where}, whose "
             "magnitude is clipped: complex numbers have no order"
         )
-    size = _group_norm.of(jnp.abs(x))
+    size = _wide.of(jnp.abs(x))
     scale = _scaling.hard(size, high)
     return _scaling.apply(x, scale._replace(keep=scale.keep | ~size.is_finite))
 

@@ -14,10 +14,10 @@ import optax
 
 from jaxclip import _checks, _record, _scaling, _state, _trees, thresholds
 from jaxclip._gauge import SCOPES, Gauge, chosen
-from jaxclip._group_norm import Norm
 from jaxclip._scaling import Scale
 from jaxclip._state import ClipState
 from jaxclip._trees import Flat
+from jaxclip._wide import Norm
 from jaxclip.thresholds import Measured, Threshold
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxclip import _checks, _group_norm, _trees, _weights
+from jaxclip import _checks, _trees, _weights, _wide
 from jaxclip._weights import Set
 
 
@@ -181,7 +181,7 @@ def spectral_norm(w: Any, max_norm: Any, how: str = "clip", method: str | None =
 def _projected(w: Any, inside: Set, axis: Any = None, axis_name: Any = None) -> Any:
     axes, mesh = _checks.axes(axis), _checks.mesh_axes(axis_name)
     flat = _trees.flatten(w)
-    wide = flat.replaced([_group_norm.widened(x, _group_norm.accumulator(x)) for x in flat.arrays])
+    wide = flat.replaced([_wide.widened(x, _wide.accumulator(x)) for x in flat.arrays])
     dtypes = [x.dtype for x in flat.arrays]
     count = jnp.zeros((), jnp.int32)
     landings = _weights.landings(wide, dtypes, count, inside, axes, mesh)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxclip import _checks, _group_norm, _mesh, _trees, norms
-from jaxclip._group_norm import Norm
+from jaxclip import _checks, _mesh, _trees, _wide, norms
 from jaxclip._scaling import Scale
 from jaxclip._trees import Flat
+from jaxclip._wide import Norm
 
 SCOPES = ("element", "unit", "leaf", "global")
 
@@ -55,11 +55,11 @@ class Gauge(NamedTuple):
         axes = _trees.reduced_axes(flat, self.scope, self.axis)
         if self.scope == "global":
             own = [(x, a) for x, a in zip(arrays, axes, strict=True) if self._differs(x)]
-            dtype = _group_norm.accumulator(*arrays)
+            dtype = _wide.accumulator(*arrays)
             parts = [self._zeros(x, a, (), dtype) for x, a in own]
             return [functools.reduce(jnp.add, parts, jnp.zeros((), dtype))]
         every = zip(arrays, axes, self.shapes(flat), strict=True)
-        return [self._zeros(x, a, shape, _group_norm.accumulator(x)) for x, a, shape in every]
+        return [self._zeros(x, a, shape, _wide.accumulator(x)) for x, a, shape in every]
 
     def _summed(self, x: jax.Array) -> _mesh.Axes:
         """The mesh axes over which the norms of a leaf are reduced, as far as its type says."""
@@ -100,7 +100,7 @@ class Gauge(NamedTuple):
 
     def given(self, flat: Flat, norm: Any) -> list[Norm]:
         """Norms measured elsewhere."""
-        dtype = _group_norm.accumulator(*flat.arrays)
+        dtype = _wide.accumulator(*flat.arrays)
         what = "a scalar" if self.scope == "global" else "a scalar, or one for each leaf"
         pairs = zip(self.spread(flat, norm, "norm"), self.shapes(flat), strict=True)
         return [given(value, dtype, shape, what) for value, shape in pairs]
@@ -119,7 +119,7 @@ def given(norm: Any, dtype: Any, shape: tuple[int, ...] = (), what: str = "a sca
         raise ValueError(f"norm={norm!r} must be {what}")
     number = jnp.asarray(norm).astype(dtype)
     number = number.reshape((1,) * (len(shape) - number.ndim) + number.shape)
-    return _group_norm.of(jnp.broadcast_to(number, shape))
+    return _wide.of(jnp.broadcast_to(number, shape))
 
 
 def chosen(flat: Flat, mask: Any, name: str) -> list[bool]:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from jaxclip import _mesh
 from jaxclip._mesh import Axes
+from jaxclip._wide import Norm, accumulator, in_unit, of, times
 
 # Rescaling by 2**k or 2**-k keeps the squares, and sums of up to 2**37 of them, in range.
 _RESCALE = {4: 96, 8: 700}  # by bytes of the accumulator
@@ -30,27 +31,6 @@ _KNOWN: contextvars.ContextVar[tuple[tuple[tuple[jax.Array, ...], Kind, Norm], .
 _KNOWN = contextvars.ContextVar("norms that are known", default=())
 
 
-class Norm(NamedTuple):
-    """The number `value * unit`, also where that product overflows. `unit` is a power of two."""
-
-    value: jax.Array
-    unit: jax.Array
-
-    @property
-    def number(self) -> jax.Array:
-        """The norm as one float; inf if it is beyond the dtype's range."""
-        return self.value * self.unit
-
-    @property
-    def is_finite(self) -> jax.Array:
-        """Whether everything measured was finite."""
-        return jnp.isfinite(self.value)
-
-    def divided_by(self, divisor: float) -> Norm:
-        """The norm divided by a positive constant."""
-        return Norm(self.value / jnp.asarray(divisor, self.value.dtype), self.unit)
-
-
 class Kind(NamedTuple):
     """What is summed, over what. Static: one kind, one program."""
 
@@ -58,17 +38,6 @@ class Kind(NamedTuple):
     reduced: tuple[tuple[int, ...] | None, ...]  # per array; `None` for all axes, to a scalar
     mesh: tuple[Axes, ...]  # per array
     elements: int = 1  # what the sum is divided by before the root; only for power 2
-
-
-def accumulator(*arrays: jax.Array) -> Any:
-    """The dtype in which these arrays are measured: float32, or float64 if one of them is."""
-    wide = any(jnp.finfo(x.dtype).dtype == jnp.float64 for x in arrays)
-    return jnp.dtype(jnp.float64 if wide else jnp.float32)
-
-
-def of(number: jax.Array) -> Norm:
-    """A norm given as one float."""
-    return Norm(number, jnp.ones_like(number))
 
 
 def norm(arrays: list[jax.Array], kind: Kind) -> Norm:
@@ -82,13 +51,27 @@ def norm(arrays: list[jax.Array], kind: Kind) -> Norm:
         A `Norm` in the accumulator's dtype: a scalar if `kind.reduced` is `None` for each, else of
         the one array's shape with the reduced axes kept at size 1. 0 for no elements.
     """
+    return norms([arrays], [kind])[0]
+
+
+def norms(groups: list[list[jax.Array]], kinds: list[Kind]) -> list[Norm]:
+    """The norm of each group of arrays, as `norm` has it, with one branch for all of them."""
+    found = [_without_measuring(arrays, kind) for arrays, kind in zip(groups, kinds, strict=True)]
+    missing = [i for i, known_norm in enumerate(found) if known_norm is None]
+    if missing:
+        arrays, theirs = [tuple(groups[i]) for i in missing], [kinds[i] for i in missing]
+        measured = dict(zip(missing, _norms(tuple(arrays), tuple(theirs)), strict=True))
+        found = [measured.get(i, norm) for i, norm in enumerate(found)]
+    return [norm for norm in found if norm is not None]
+
+
+def _without_measuring(arrays: list[jax.Array], kind: Kind) -> Norm | None:
     if not arrays:
-        zero = jnp.zeros((), jnp.float32)
-        return Norm(zero, jnp.ones_like(zero))
+        return of(jnp.zeros((), jnp.float32))
     for known_arrays, known_kind, found in _KNOWN.get():
         if kind == known_kind and all(map(operator.is_, arrays, known_arrays)):
             return found
-    return _norm(tuple(arrays), kind)
+    return None
 
 
 @contextlib.contextmanager
@@ -106,40 +89,71 @@ def known(arrays: list[jax.Array], kind: Kind, found: Norm) -> Iterator[None]:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _norm(arrays: tuple[jax.Array, ...], kind: Kind) -> Norm:
-    return _measure(arrays, kind)
+def _norms(groups: tuple[tuple[jax.Array, ...], ...], kinds: tuple[Kind, ...]) -> list[Norm]:
+    return _measure(groups, kinds)
 
 
 @functools.partial(jax.jit, static_argnums=1, inline=True)
-def _measure(arrays: tuple[jax.Array, ...], kind: Kind) -> Norm:
+def _measure(groups: tuple[tuple[jax.Array, ...], ...], kinds: tuple[Kind, ...]) -> list[Norm]:
     # A norm and the scaling of the same leaf in one program would share the conversion of a
     # bfloat16 leaf to float32, and XLA then writes that out in full. The barrier keeps the two
     # reads apart; on float32 it costs nothing.
-    arrays = tuple(jax.lax.optimization_barrier(x) for x in arrays)
-    if math.isinf(kind.power):
-        return of(_peak(arrays, kind))
-    if kind.power not in (1.0, 2.0):
-        return _scaled_by_peak(arrays, kind)
-    return _plain_or_rescued(arrays, kind)
+    groups = tuple(tuple(map(jax.lax.optimization_barrier, arrays)) for arrays in groups)
+    found: dict[int, Norm] = {}
+    sums: dict[Axes, dict[int, _Sum]] = {}
+    for i, (arrays, kind) in enumerate(zip(groups, kinds, strict=True)):
+        if math.isinf(kind.power):
+            found[i] = of(_peak(arrays, kind))
+        elif kind.power not in (1.0, 2.0):
+            found[i] = _scaled_by_peak(arrays, kind)
+        else:
+            total = _power_sum(arrays, kind, None)
+            # Devices that differ in a sum take branches of their own.
+            sums.setdefault(_mesh.varying_axes(total), {})[i] = _Sum(arrays, kind, total)
+    for alike in sums.values():
+        found |= zip(alike, _plain_or_rescued(list(alike.values())), strict=True)
+    return [found[i] for i in range(len(groups))]
 
 
-def _plain_or_rescued(arrays: tuple[jax.Array, ...], kind: Kind) -> Norm:
-    """The plain sum, and only if it left the safe range the sum of rescaled elements."""
-    total = _power_sum(arrays, kind, None)
-    one = jnp.ones_like(total)
-    safe = (total >= _smallest_exact(arrays, kind, total.dtype)) & (total < jnp.inf)
-    k = _RESCALE[total.dtype.itemsize]
+class _Sum(NamedTuple):
+    """The plain sum of some arrays' powers, and what it is of."""
 
-    def plain() -> Norm:
-        return Norm(_root(total, kind), one)
+    arrays: tuple[jax.Array, ...]
+    kind: Kind
+    total: jax.Array
 
-    def rescued() -> Norm:
-        up, down = _power(k, total), _power(-k, total)
-        scale = jnp.where(safe, one, jnp.where(total < 1, up, down))
-        unit = jnp.where(safe, one, jnp.where(total < 1, down, up))
-        return Norm(_root(_power_sum(arrays, kind, scale), kind), unit)
+    @property
+    def is_safe(self) -> jax.Array:
+        """Where nothing that counts has overflowed or underflowed."""
+        smallest = _smallest_exact(self.arrays, self.kind, self.total.dtype)
+        return (self.total >= smallest) & (self.total < jnp.inf)
 
-    return jax.lax.cond(jnp.all(safe), plain, rescued)
+    def plain(self) -> Norm:
+        """The norm, if the sum is safe."""
+        return Norm(_root(self.total, self.kind), jnp.ones_like(self.total))
+
+    def rescued(self) -> Norm:
+        """The norm by the sum of rescaled elements where the plain one is not safe."""
+        safe, one = self.is_safe, jnp.ones_like(self.total)
+        k = _RESCALE[self.total.dtype.itemsize]
+        up, down = _power(k, self.total), _power(-k, self.total)
+        scale = jnp.where(safe, one, jnp.where(self.total < 1, up, down))
+        unit = jnp.where(safe, one, jnp.where(self.total < 1, down, up))
+        return Norm(_root(_power_sum(self.arrays, self.kind, scale), self.kind), unit)
+
+    def plain_or_rescued(self) -> Norm:
+        """The norm, for which the arrays are read again only if they have to be."""
+        return jax.lax.cond(jnp.all(self.is_safe), self.plain, self.rescued)
+
+
+def _plain_or_rescued(sums: list[_Sum]) -> list[Norm]:
+    """Norms for which a program has one branch, and that is not taken as a rule."""
+    if len(sums) == 1:
+        return [sums[0].plain_or_rescued()]
+    safe = functools.reduce(operator.and_, (jnp.all(s.is_safe) for s in sums))
+    return jax.lax.cond(
+        safe, lambda: [s.plain() for s in sums], lambda: [s.plain_or_rescued() for s in sums]
+    )
 
 
 def _smallest_exact(arrays: tuple[jax.Array, ...], kind: Kind, dtype: Any) -> jax.Array:
@@ -161,7 +175,7 @@ def _scaled_by_peak(arrays: tuple[jax.Array, ...], kind: Kind) -> Norm:
     unit = jnp.where(small & (peak > 0), _power(-k, peak), unit)
     largest = peak / unit
     divisor = jnp.where((largest > 0) & jnp.isfinite(largest), largest, jnp.ones_like(largest))
-    arrays = tuple(jnp.abs(_in_unit(x, unit)) / divisor for x in arrays)
+    arrays = tuple(jnp.abs(in_unit(x, unit)) / divisor for x in arrays)
     return Norm(largest * _root(_power_sum(arrays, kind, None), kind), unit)
 
 
@@ -211,34 +225,33 @@ def _power(k: int, like: jax.Array) -> jax.Array:
     return jnp.full_like(like, 2.0**k)
 
 
-@_norm.defjvp
-def _norm_jvp(kind: Kind, primals: Any, tangents: Any) -> tuple[Norm, Norm]:
+@_norms.defjvp
+def _norms_jvp(kinds: tuple[Kind, ...], primals: Any, tangents: Any) -> Any:
+    (groups,), (dots,) = primals, tangents
+    out = _norms(groups, kinds)
+    return out, [_change(*each) for each in zip(groups, dots, out, kinds, strict=True)]
+
+
+def _change(arrays: Any, dots: Any, out: Norm, kind: Kind) -> Norm:
     """Returns d n = sum of slope * dx; 0 where n is 0 or infinite."""
-    (arrays,), (dots,) = primals, tangents
-    out = _norm(arrays, kind)
     good = (out.value > 0) & out.is_finite
     value = jnp.where(good, out.value, jnp.ones_like(out.value))
     unit = jnp.where(good, out.unit, jnp.ones_like(out.unit))
-    slopes = [_slope(_in_unit(x, unit), value, kind.power) for x in arrays]
+    slopes = [_slope(in_unit(x, unit), value, kind.power) for x in arrays]
     terms = [
-        jnp.real(jnp.conj(slope) * _in_unit(dot, unit))
+        jnp.real(jnp.conj(slope) * in_unit(dot, unit))
         for slope, dot in zip(slopes, dots, strict=True)
     ]
     change = _total(terms, kind) / jnp.asarray(kind.elements, value.dtype)
     if math.isinf(kind.power):  # shared among the elements that attain the largest magnitude
         change = change / jnp.maximum(_total([jnp.abs(slope) for slope in slopes], kind), 1)
     change = jnp.where(good, change, jnp.zeros_like(change))
-    return out, Norm(change, jnp.zeros_like(out.unit))
+    return Norm(change, jnp.zeros_like(out.unit))
 
 
 def _total(terms: list[jax.Array], kind: Kind) -> jax.Array:
     parts = [_sum(term, axes) for term, axes in zip(terms, kind.reduced, strict=True)]
     return _mesh.sum_over(parts, kind.mesh)
-
-
-def _in_unit(x: jax.Array, unit: jax.Array) -> jax.Array:
-    """`x / unit` in the accumulator's precision; exact, since the unit is a power of two."""
-    return times(widened(x, unit.dtype), 1 / unit)
 
 
 def _slope(x: jax.Array, value: jax.Array, power: float) -> jax.Array:
@@ -252,17 +265,3 @@ def _slope(x: jax.Array, value: jax.Array, power: float) -> jax.Array:
     if math.isinf(power):
         return times(sign, (size == value).astype(size.dtype))
     return times(sign, (size / value) ** jnp.asarray(power - 1, size.dtype))
-
-
-def times(x: jax.Array, factor: jax.Array) -> jax.Array:
-    """`x` times a real factor; a complex `x` part by part, so that no inf * 0 makes a NaN."""
-    if jnp.iscomplexobj(x):
-        return jax.lax.complex(jnp.real(x) * factor, jnp.imag(x) * factor)
-    return x * factor
-
-
-def widened(x: jax.Array, dtype: Any) -> jax.Array:
-    """`x` with its real, or its real and imaginary, parts in `dtype`."""
-    if jnp.iscomplexobj(x):
-        return jax.lax.complex(jnp.real(x).astype(dtype), jnp.imag(x).astype(dtype))
-    return x.astype(dtype)

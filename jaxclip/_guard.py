@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip import _checks, _gauge, _group_norm, _mesh, _state, _trees, norms
-from jaxclip._group_norm import Norm
+from jaxclip import _checks, _gauge, _mesh, _state, _trees, _wide, norms
+from jaxclip._wide import Norm
 
 
 class GuardState(NamedTuple):
@@ -76,7 +76,7 @@ def guard(
         patience = _checks.whole_number(fixed=False, max_consecutive=patience)
 
     def init(params: Any) -> GuardState:
-        memory = judge.first(_group_norm.accumulator(*_trees.flatten(params).arrays))
+        memory = judge.first(_wide.accumulator(*_trees.flatten(params).arrays))
         limits = [
             None if c is None else jnp.full((), jnp.inf, jnp.float32) for c in judge.limits(memory)
         ]
@@ -144,7 +144,7 @@ def _found(updates: Any, norm: Any, mesh: Any) -> tuple[Norm, AbstractContextMan
     flat = _trees.flatten(updates)
     if norm is None:
         return norms.shared_global_norm(flat, mesh)
-    return _gauge.given(norm, _group_norm.accumulator(*flat.arrays)), nullcontext()
+    return _gauge.given(norm, _wide.accumulator(*flat.arrays)), nullcontext()
 
 
 def _loss(value: Any, mesh: Any) -> jax.Array | None:
@@ -156,7 +156,7 @@ def _loss(value: Any, mesh: Any) -> jax.Array | None:
     loss = jnp.asarray(value)
     if not jnp.issubdtype(loss.dtype, jnp.floating):
         loss = loss.astype(jnp.float32)
-    return _mesh.averaged(loss.astype(_group_norm.accumulator(loss)), mesh)
+    return _mesh.averaged(loss.astype(_wide.accumulator(loss)), mesh)
 
 
 def _exceeds(x: Any, limit: Any) -> Any:

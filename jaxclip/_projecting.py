@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip import _checks, _gauge, _group_norm, _mesh, _record, _state, _trees, _weights
+from jaxclip import _checks, _gauge, _mesh, _record, _state, _trees, _weights, _wide
 from jaxclip._state import ClipState, Record
 from jaxclip._trees import Flat
 from jaxclip._weights import Landing, Set
@@ -78,18 +78,18 @@ def _chosen(weights: Flat, mask: Any) -> list[bool]:
 
 def _moved(w: jax.Array, u: jax.Array) -> jax.Array:
     """Returns w + u in at least float32."""
-    wide = _group_norm.accumulator(w)
-    return _group_norm.widened(w, wide) + _group_norm.widened(u, wide)
+    wide = _wide.accumulator(w)
+    return _wide.widened(w, wide) + _wide.widened(u, wide)
 
 
 def _step(w: jax.Array, u: jax.Array, moved: jax.Array, landed: Landing) -> jax.Array:
     """The update that takes w where w + u lands; u itself where that is inside the set."""
-    wide = _group_norm.accumulator(w)
-    to_target = landed.value - _group_norm.widened(w, wide)
+    wide = _wide.accumulator(w)
+    to_target = landed.value - _wide.widened(w, wide)
     if landed.norm is None:
-        to_target = _not_beyond(_group_norm.widened(w, wide), to_target, moved, landed.value)
+        to_target = _not_beyond(_wide.widened(w, wide), to_target, moved, landed.value)
     keep = landed.keep | ~jnp.isfinite(w)  # from an infinite weight no difference leads anywhere
-    return jnp.where(keep, _group_norm.widened(u, wide), to_target)
+    return jnp.where(keep, _wide.widened(u, wide), to_target)
 
 
 def _not_beyond(w: jax.Array, step: jax.Array, moved: jax.Array, bound: jax.Array) -> jax.Array:

@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxclip import _group_norm, _mesh
-from jaxclip._group_norm import Norm
+from jaxclip import _mesh, _wide
 from jaxclip._mesh import Axes
 from jaxclip._scaling import Scale
 from jaxclip._state import Record
+from jaxclip._wide import Norm
 
 
 def record(
@@ -55,8 +55,8 @@ def of_elements(
         clipped: which elements of each leaf were beyond it.
         axis_name: the mesh axes over which the leaves are sharded, besides those that types tell.
     """
-    wide = [jnp.abs(x).astype(_group_norm.accumulator(x)) for x in arrays]
-    sizes = [_group_norm.of(_mesh.largest_magnitude(x)) for x in wide]
+    wide = [jnp.abs(x).astype(_wide.accumulator(x)) for x in arrays]
+    sizes = [_wide.of(_mesh.largest_magnitude(x)) for x in wide]
     norm = largest([size.number for size in sizes], 0.0, axis_name)
     limit = -largest([-jnp.asarray(c) for c in limits], -jnp.inf, axis_name)
     number = total([jnp.sum(c, dtype=jnp.float32) for c in clipped], axis_name)

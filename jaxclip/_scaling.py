@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxclip import _group_norm
-from jaxclip._group_norm import Norm
+from jaxclip import _wide
+from jaxclip._wide import Norm
 
 POLICIES = ("propagate", "nan", "zero", "drop")
 SHAPES = ("hard", "tanh", "rational")
@@ -168,12 +168,12 @@ def apply(x: jax.Array, scale: Scale) -> jax.Array:
     wide dtype: XLA then fuses both into whatever consumes the result. Compiled also where the
     update is not, so that product and sum are one fused multiply-add.
     """
-    wide = jnp.promote_types(_group_norm.accumulator(x), scale.second.dtype)
-    value = _group_norm.widened(x, wide)
-    near_one = _group_norm.times(value, scale.first.astype(wide))
-    scaled = _group_norm.times(near_one, scale.second.astype(wide))
+    wide = jnp.promote_types(_wide.accumulator(x), scale.second.dtype)
+    value = _wide.widened(x, wide)
+    near_one = _wide.times(value, scale.first.astype(wide))
+    scaled = _wide.times(near_one, scale.second.astype(wide))
     if jnp.finfo(x.dtype).bits > 16:
-        scaled = scaled + _group_norm.times(near_one, scale.rest.astype(wide))
+        scaled = scaled + _wide.times(near_one, scale.rest.astype(wide))
     return _select(scale.keep, value, scaled).astype(x.dtype)
 
 

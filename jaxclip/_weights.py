@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxclip import _checks, _group_norm, _mesh, _scaling, _spectral, _trees, norms
-from jaxclip._group_norm import Norm
+from jaxclip import _checks, _mesh, _scaling, _spectral, _trees, _wide, norms
 from jaxclip._scaling import Scale
 from jaxclip._trees import Flat
+from jaxclip._wide import Norm
 
 
 class Landing(NamedTuple):
@@ -123,7 +123,7 @@ def spectral(limit: Any, how: str, method: str | None) -> Set:
         keep, value, largest = _spectral.bounded(_mesh.gathered(x), c, leaf.dtype, how, method)
         one = jnp.ones_like(largest)
         scale = Scale(keep, one, c / jnp.where(keep, one, largest), jnp.zeros_like(one))
-        return Landing(keep, _mesh.scattered(value, x), c, _group_norm.of(largest), scale)
+        return Landing(keep, _mesh.scattered(value, x), c, _wide.of(largest), scale)
 
     return land
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxclip import _checks, _elementwise, _group_norm, _scaling, _trees, norms
+from jaxclip import _checks, _elementwise, _scaling, _trees, _wide, norms
 from jaxclip._functional_weights import box as box
 from jaxclip._functional_weights import max_norm as max_norm
 from jaxclip._functional_weights import min_max_norm as min_max_norm
@@ -169,11 +169,11 @@ def clip_by_global_norm(
     if norm is None:
         (found,) = norms.measure(flat, "global", ord, None, _checks.mesh_axes(axis_name))
     else:
-        found = given(norm, _group_norm.accumulator(*flat.arrays))
+        found = given(norm, _wide.accumulator(*flat.arrays))
     limit = jnp.inf if max_norm is None else max_norm
     scale = _kept_if_nonfinite(found, _scaling.hard(found, limit))
     return flat.rebuild([_scaling.apply(x, scale) for x in flat.arrays]), found.number
 
 
-def _kept_if_nonfinite(norm: _group_norm.Norm, scale: _scaling.Scale) -> _scaling.Scale:
+def _kept_if_nonfinite(norm: _wide.Norm, scale: _scaling.Scale) -> _scaling.Scale:
     return _scaling.for_nonfinite(scale, norm.is_finite, "propagate", norm.is_finite)

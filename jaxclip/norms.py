@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxclip import _checks, _group_norm, _mesh, _trees
-from jaxclip._group_norm import Kind, Norm
+from jaxclip._group_norm import Kind
+from jaxclip._wide import Norm
 
 __all__ = ["average_norm", "global_norm", "leaf_norms", "rms", "unit_norms"]
 
@@ -175,14 +176,15 @@ def measure(
         chosen = [i for i in range(len(arrays)) if which is None or which[i]]
         elements = sum(arrays[i].size * _mesh.shards(mesh[i]) for i in chosen)
         every, names = (None,) * len(chosen), tuple(mesh[i] for i in chosen)
-        return [_norm([arrays[i] for i in chosen], Kind(power, every, names), order, elements)]
-    found = []
+        kind = Kind(power, every, names)
+        return _norms([[arrays[i] for i in chosen]], [kind], order, [elements])
+    kinds, counts = [], []
     for x, own, names in zip(arrays, reduced, mesh, strict=True):
         axes = None if scope == "leaf" else own
         elements = math.prod(x.shape if axes is None else (x.shape[a] for a in axes))
-        kind = Kind(power, (axes,), (names,))
-        found.append(_norm([x], kind, order, elements * _mesh.shards(names)))
-    return found
+        kinds.append(Kind(power, (axes,), (names,)))
+        counts.append(elements * _mesh.shards(names))
+    return _norms([[x] for x in arrays], kinds, order, counts)
 
 
 def shared_global_norm(
@@ -204,12 +206,20 @@ def together(numbers: list[jax.Array], power: float) -> jax.Array:
     return _group_norm.norm(numbers, kind).number
 
 
-def _norm(arrays: list[jax.Array], kind: Kind, order: float | str, elements: int) -> Norm:
-    """The norm; its mean inside the root for `rms`, its mean outside the root for `average`."""
+def _norms(
+    groups: list[list[jax.Array]], kinds: list[Kind], order: float | str, counts: list[int]
+) -> list[Norm]:
+    """The norms; their mean inside the root for `rms`, their mean outside the root for `average`.
+
+    `counts` are the elements of each group, on all devices.
+    """
+    counts = [max(count, 1) for count in counts]
     if order == "rms":
-        return _group_norm.norm(arrays, kind._replace(elements=max(elements, 1)))
-    norm = _group_norm.norm(arrays, kind)
-    return norm.divided_by(max(elements, 1)) if order == "average" else norm
+        kinds = [k._replace(elements=count) for k, count in zip(kinds, counts, strict=True)]
+    found = _group_norm.norms(groups, kinds)
+    if order == "average":
+        found = [n.divided_by(count) for n, count in zip(found, counts, strict=True)]
+    return found
 
 
 def _mesh_axes(

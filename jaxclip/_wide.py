@@ -1,0 +1,62 @@
+"""What norms are measured in: at least float32, and beyond its range by a unit.
+
+A norm is known also where it overflows: as a value times a power of two.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Norm(NamedTuple):
+    """The number `value * unit`, also where that product overflows. `unit` is a power of two."""
+
+    value: jax.Array
+    unit: jax.Array
+
+    @property
+    def number(self) -> jax.Array:
+        """The norm as one float; inf if it is beyond the dtype's range."""
+        return self.value * self.unit
+
+    @property
+    def is_finite(self) -> jax.Array:
+        """Whether everything measured was finite."""
+        return jnp.isfinite(self.value)
+
+    def divided_by(self, divisor: float) -> Norm:
+        """The norm divided by a positive constant."""
+        return Norm(self.value / jnp.asarray(divisor, self.value.dtype), self.unit)
+
+
+def accumulator(*arrays: jax.Array) -> Any:
+    """The dtype in which these arrays are measured: float32, or float64 if one of them is."""
+    wide = any(jnp.finfo(x.dtype).dtype == jnp.float64 for x in arrays)
+    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+
+
+def of(number: jax.Array) -> Norm:
+    """A norm given as one float."""
+    return Norm(number, jnp.ones_like(number))
+
+
+def in_unit(x: jax.Array, unit: jax.Array) -> jax.Array:
+    """`x / unit` in the accumulator's precision; exact, since the unit is a power of two."""
+    return times(widened(x, unit.dtype), 1 / unit)
+
+
+def times(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """`x` times a real factor; a complex `x` part by part, so that no inf * 0 makes a NaN."""
+    if jnp.iscomplexobj(x):
+        return jax.lax.complex(jnp.real(x) * factor, jnp.imag(x) * factor)
+    return x * factor
+
+
+def widened(x: jax.Array, dtype: Any) -> jax.Array:
+    """`x` with its real, or its real and imaginary, parts in `dtype`."""
+    if jnp.iscomplexobj(x):
+        return jax.lax.complex(jnp.real(x).astype(dtype), jnp.imag(x).astype(dtype))
+    return x.astype(dtype)
