@@ -162,8 +162,8 @@ def of_metrics(
         >>> tx = optax.chain(
         ...     jaxclip.monitor(name="grads"),
         ...     optax.sgd(0.1),
-        ...     jaxclip.monitor(of="params", name="weights"),
         ...     jaxclip.monitor(name="updates"),
+        ...     jaxclip.monitor(of="params", name="weights"),
         ... )
         >>> params = {"Dense_0": {"kernel": jnp.ones((2, 2))}}
         >>> def step(state, grad):

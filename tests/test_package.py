@@ -7,6 +7,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import optax
 import pytest
@@ -138,6 +139,22 @@ def test_surface():
         "mean_plus_sigma",
     }  # fmt: skip
     assert re.fullmatch(r"\d+\.\d+\.\d+", jaxclip.__version__)
+
+
+def test_oldest_versions_are_tested():
+    """What .ci/run installs as the oldest is what pyproject.toml says it is."""
+    project = pathlib.Path(__file__).parents[1]
+    pinned, declared = project / ".ci" / "oldest.txt", project / "pyproject.toml"
+    if not (pinned.is_file() and declared.is_file()):
+        pytest.skip("pyproject.toml and .ci/oldest.txt are not beside the tests")
+    pins = dict(re.findall(r"^([\w-]+)==([\d.]+)$", pinned.read_text(), re.M))
+    assert pins.pop("jaxlib") == pins["jax"]  # which JAX asks for by itself
+    table = tomllib.loads(declared.read_text())["project"]
+    groups = [table["dependencies"], *table["optional-dependencies"].values()]
+    every = [requirement for group in groups for requirement in group]
+    floors = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", r).groups() for r in every if ">=" in r)
+    assert {"jax", "optax", "flax", "orbax-checkpoint", "chex"} <= pins.keys()
+    assert pins == {name: floors.get(name) for name in pins}
 
 
 def test_typed():

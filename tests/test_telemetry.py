@@ -1,5 +1,7 @@
 """`metrics` and `monitor`: found through every wrapper, named, flat."""
 
+import re
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -212,6 +214,41 @@ def test_monitor_of_params():
     np.testing.assert_allclose(found["weights/norm"], np.sqrt(5.0), rtol=2e-3)
     assert type(state[1]).__mro__[1] is jaxclip.MonitorState
     assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
+
+
+def test_monitor_of_params_leaves_them_where_they_are():
+    """In a loop XLA overwrites parameters in place, and copies none of them to be read."""
+
+    def copies(monitor):
+        tx = optax.chain(jaxclip.clip_by_global_norm(1.0), optax.sgd(0.1), monitor)
+        params = {"one": jnp.ones((24, 40)), "two": jnp.ones((40, 24))}
+
+        def loss(p, x):
+            return jnp.mean((jnp.tanh(x @ p["one"]) @ p["two"]) ** 2)
+
+        def step(carry, x):
+            p, state = carry
+            updates, state = tx.update(jax.grad(loss)(p, x), state, p)
+            return (optax.apply_updates(p, updates), state), jaxclip.metrics(state)
+
+        def epoch(carry, x):
+            return jax.lax.scan(step, carry, x)
+
+        given = (params, tx.init(params)), jnp.ones((5, 8, 24))
+        text = jax.jit(epoch, donate_argnums=0).lower(*given).compile().as_text()
+        loop = max(re.split(r"\n(?=%)", text), key=lambda part: part.count("dynamic-update-slice"))
+        return len(re.findall(r"= f32\[(?:24,40|40,24)\]\S* copy\(", loop))
+
+    def reads_when_it_likes():
+        plain = jaxclip.monitor(of="params")
+
+        def update(updates, state, params):
+            return updates, plain.update(updates, state, params)[1]
+
+        return optax.GradientTransformation(plain.init, update)
+
+    assert copies(jaxclip.monitor(of="params")) == copies(optax.identity()) == 0
+    assert copies(reads_when_it_likes()) > 0  # the check can fail
 
 
 def test_monitor_of_params_counts_what_is_not_finite():

@@ -59,7 +59,10 @@ class Spread(NamedTuple):
 
     def mean(self, scores: Tree) -> Tree:
         """Returns the mean over the devices of what each has computed from its own examples."""
-        return jax.lax.pmean(scores, AXIS) if self.way in BY_HAND else scores
+        if self.way not in BY_HAND:
+            return scores
+        # One by one: JAX before 0.9 cannot transpose a psum of which only a part is differentiated.
+        return jax.tree.map(lambda score: jax.lax.pmean(score, AXIS), scores)
 
     def averaged(self, grads: Tree) -> Tree:
         """Returns the gradients of the mean loss, given what `jax.grad` of it gives on a device.

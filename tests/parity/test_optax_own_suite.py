@@ -12,13 +12,14 @@ import jaxclip
 
 NAMES = ["clip", "clip_by_block_rms", "clip_by_global_norm", "adaptive_grad_clip"]
 # The tests that exercise the four rules; the file has more, on functions that stay Optax's.
+CONV3D = "test_adaptive_grad_clip_default_axis_conv3d"  # which Optax 0.2.6 does not have yet
 EXERCISED = {
     "test_clip",
     "test_clip_by_block_rms",
     "test_clip_by_global_norm",
     "test_adaptive_grad_clip",
     "test_adaptive_grad_clip_with_axis",
-    "test_adaptive_grad_clip_default_axis_conv3d",
+    *([] if optax.__version__ == "0.2.6" else [CONV3D]),
 }
 
 
@@ -85,4 +86,4 @@ def test_the_suite_can_fail(monkeypatch):
     result = _run(tests, lambda test: test._testMethodName in EXERCISED)
     failed = {t._testMethodName for t, _ in result.failures + result.errors}
     assert result.testsRun == len(EXERCISED)
-    assert failed >= EXERCISED - {"test_adaptive_grad_clip_default_axis_conv3d"}
+    assert failed >= EXERCISED - {CONV3D}
