@@ -32,9 +32,9 @@ COUNTS = {  # for 20 leaves, of which 10 are sharded
     "global norm, then monitor": (lambda: optax.chain(_global(), jaxclip.monitor()), 2, 2),
     "two global norms": (lambda: optax.chain(_global(), _global()), 2, 2),
     "global norm of another order": (lambda: jaxclip.clip_by_global_norm(1.0, ord=3), 2, 2),
-    "norm per leaf, then global norm": (lambda: optax.chain(_per_leaf(), _global()), 10, 2),
+    "norm per leaf, then global norm": (lambda: optax.chain(_per_leaf(), _global()), 2, 2),
+    "two norms per leaf": (lambda: optax.chain(_per_leaf(), _per_leaf()), 2, 2),
 }
-JOINED_WELL_BEFORE = "norm per leaf, then global norm"
 OVER_TWO_AXES = {"global norm": (_global, 2, 1), "norm per leaf": (_per_leaf, 2, 3)}
 
 
@@ -69,8 +69,6 @@ def test_what_one_all_reduce_sends():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTS)
 def test_counts(name):
-    if name == JOINED_WELL_BEFORE and jax.__version_info__ < (0, 10):
-        pytest.skip("XLA joined these in JAX 0.7, and does not in JAX 0.10")
     make, *counts = COUNTS[name]
     found = [collectives.of_text(text) for text in _of_20_leaves(make())]
     assert found == [{"all-reduce": number} for number in counts]
