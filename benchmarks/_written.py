@@ -23,15 +23,8 @@ from jaxclip.train.errors import UserError
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
-class Parser(argparse.ArgumentParser):
-    """Has the options that both benchmarks have."""
-
-    def __init__(self, name: str, described: str):
-        """Names the program."""
-        super().__init__(prog=f"python -m benchmarks.{name}", description=described)
-        self.add_argument("--data-dir", help="folder with MNIST's four original files, or prepared")
-        self.add_argument("--out", default="docs", help="folder to write to (default: docs)")
-        self.add_argument("--smoke", action="store_true", help="a short one on 8x8 digits")
+class Plain(argparse.ArgumentParser):
+    """Ends in one line when an option is wrong."""
 
     def error(self, message: str) -> NoReturn:
         """Raises instead of leaving."""
@@ -41,45 +34,62 @@ class Parser(argparse.ArgumentParser):
         """Runs what was asked for; returns the exit code."""
         try:
             options = self.parse_args(argv)
-            if options.smoke and options.data_dir is not None:
-                raise UserError(f"--data-dir={options.data_dir}: --smoke takes the 8x8 digits")
-            if importlib.util.find_spec("tensorflow") is None:
-                raise UserError('TensorFlow is missing: pip install -e ".[parity]"')
+            self.check(options)
             run(options)
         except UserError as error:
             print(f"{self.prog}: error: {error}", file=sys.stderr)
             return error.exit_code
         return 0
 
+    def check(self, options: argparse.Namespace) -> None:
+        """Raises if the options do not go together, or something they need is missing."""
+
+
+class Parser(Plain):
+    """Has the options of the benchmarks that train what TensorFlow trains too."""
+
+    def __init__(self, name: str, described: str):
+        """Names the program."""
+        super().__init__(prog=f"python -m benchmarks.{name}", description=described)
+        self.add_argument("--data-dir", help="folder with MNIST's four original files, or prepared")
+        self.add_argument("--out", default="docs", help="folder to write to (default: docs)")
+        self.add_argument("--smoke", action="store_true", help="a short one on 8x8 digits")
+
+    def check(self, options: argparse.Namespace) -> None:
+        if options.smoke and options.data_dir is not None:
+            raise UserError(f"--data-dir={options.data_dir}: --smoke takes the 8x8 digits")
+        if importlib.util.find_spec("tensorflow") is None:
+            raise UserError('TensorFlow is missing: pip install -e ".[parity]"')
+
 
 def facts(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Returns command, day, versions and machine: what every report begins with."""
-    named = ("jax", "jaxlib", "optax", "flax", "numpy", "keras")
-    versions = {package: importlib.metadata.version(package) for package in named}
+    """Returns what every report of these begins with."""
+    arguments = "--smoke" if options.smoke else "--data-dir mnist"
+    packages = ("tensorflow", "jax", "jaxlib", "optax", "flax", "numpy", "keras")
+    return known(f"python -m benchmarks.{name} {arguments}", packages)
+
+
+def known(command: str, packages: Sequence[str]) -> dict[str, Any]:
+    """Returns command, day, machine, and versions of those packages that are installed."""
+    there = {name: _version(name) for name in packages if importlib.util.find_spec(name)}
     return {
-        "command": f"python -m benchmarks.{name} {_arguments(options)}",
+        "command": command,
         "date": datetime.date.today().isoformat(),
-        "versions": {"jaxclip": jaxclip.__version__, "tensorflow": _tensorflow()} | versions,
+        "versions": {"jaxclip": jaxclip.__version__} | there,
         "cores": os.cpu_count(),
     }
 
 
-def _arguments(options: argparse.Namespace) -> str:
-    return "--smoke" if options.smoke else "--data-dir mnist"
-
-
-def _tensorflow() -> str:
-    names = importlib.metadata.packages_distributions()["tensorflow"]
-    return importlib.metadata.version(names[0])
+def _version(package: str) -> str:
+    """Returns the version of what is imported under a name, whatever it is installed as."""
+    return importlib.metadata.version(importlib.metadata.packages_distributions()[package][0])
 
 
 def head(content: dict[str, Any]) -> str:
     """Returns the line above the tables."""
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
-    return (
-        f"`{content['command']}`, {content['date']}; {versions}; "
-        f"{content['cores']} cores; data: {content['data']}."
-    )
+    data = f"; data: {content['data']}" if "data" in content else ""
+    return f"`{content['command']}`, {content['date']}; {versions}; {content['cores']} cores{data}."
 
 
 def open_folder(out: str, name: str) -> Path:

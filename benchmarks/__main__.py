@@ -1,0 +1,134 @@
+"""What does clipping cost? Time, memory, compilation, collectives, against Optax and its peers.
+
+    python -m benchmarks
+
+Everything is measured on the CPU, in under ten minutes on two cores that have nothing else to do.
+Programs that are compared run in turn in one process, A B C A B C; reported are medians, ratios of
+medians, and the quartiles of the ratios of single turns.
+
+A step is `(params, state) -> (params, state)`, both donated. Its gradients come from matrix
+products within it, as in a backward pass: elementwise ones, and those behind an
+`optimization_barrier`, which XLA's CPU compiler drops, would be fused with the optimizer, and a
+step without clipping would never write them. PyTorch and TensorFlow are compared where they are
+installed.
+
+It writes `speed.json` (every measurement) and `speed.md` (the tables; what stands outside their
+markers is written by hand, and kept) into the folder `--out`. A smoke run, or one of some sections
+only, writes nothing unless `--out` says where.
+"""
+
+import argparse
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import rich.table
+from rich import box
+from rich.console import Console
+
+from benchmarks import _speed_goals as goals
+from benchmarks import _speed_jobs as speed
+from benchmarks import _speed_report as report
+from benchmarks import _written as written
+from jaxclip.train.errors import RunError, UserError
+
+NAME = "speed"
+PACKAGES = ("jax", "jaxlib", "optax", "numpy", "torch", "tensorflow")
+
+
+def parser() -> written.Plain:
+    found = written.Plain(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    found.add_argument("--out", help="folder to write to (default: docs, if all is measured)")
+    found.add_argument("--smoke", action="store_true", help="small trees, few turns")
+    found.add_argument("--only", metavar="NAME,NAME", help=f"of {', '.join(speed.SECTIONS)}")
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    return parser().main(argv, run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Does what was asked for."""
+    names = chosen(options.only)
+    partial = options.smoke or options.only is not None
+    out = options.out or (None if partial else "docs")
+    folder = None if out is None else written.open_folder(out, NAME)
+    console = Console()
+    say = functools.partial(console.print, soft_wrap=True, highlight=False, markup=False)
+    load, start = os.getloadavg()[0], time.perf_counter()
+    sections = measure(names, options.smoke, say)
+    content = written.known(command(options), PACKAGES) | {
+        "load_before": round(load, 2),
+        "seconds": round(time.perf_counter() - start, 1),
+        "smoke": options.smoke,
+        "goals": [found.plain() for found in goals.verdicts(sections)],
+        "sections": sections,
+    }
+    for table in report.tables(sections, smoke=options.smoke):
+        console.print(shown(table))
+        say(table.note)
+    if folder is not None:
+        written.write(folder, NAME, content, text(content))
+        say(f"written to {folder}")
+    failed = [f"{s}, {j}" for s, jobs in sections.items() for j, r in jobs.items() if "failed" in r]
+    if failed:
+        raise RunError(f"not measured: {'; '.join(failed)}")
+
+
+def chosen(only: str | None) -> list[str]:
+    """Returns the sections asked for, in their own order."""
+    names = set(speed.SECTIONS) if only is None else set(only.split(","))
+    unknown = ", ".join(sorted(names - set(speed.SECTIONS)))
+    if unknown:
+        raise UserError(
+            f"--only={only}: no section {unknown}; there are {', '.join(speed.SECTIONS)}"
+        )
+    return [name for name in speed.SECTIONS if name in names]
+
+
+def command(options: argparse.Namespace) -> str:
+    only = [] if options.only is None else [f"--only {options.only}"]
+    return " ".join(["python -m benchmarks", *(["--smoke"] if options.smoke else []), *only])
+
+
+def measure(
+    names: Sequence[str], smoke: bool, say: Callable[[str], None]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Runs the jobs one after the other; a smoke run, whose times count for nothing, in pairs."""
+    sections: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in names}
+    jobs = [(name, job) for name in names for job in speed.jobs(name, smoke)]
+    with ThreadPoolExecutor(2 if smoke else 1) as workers:
+        results = workers.map(lambda job: speed.run(*job, smoke), jobs)
+        for (name, job), result in zip(jobs, results, strict=True):
+            sections[name][job] = result
+            say(f"{name}: {job}: {result.get('failed', 'done')}, {result['took']:.0f} s")
+    return sections
+
+
+def text(content: dict[str, Any]) -> str:
+    """Returns what goes between the markers."""
+    about = (
+        f"The whole run took {content['seconds']:.0f} s; load average before it: "
+        f"{content['load_before']:.2f}. Every turn is in [speed.json](speed.json)."
+    )
+    tables = report.markdown(content["sections"], smoke=content["smoke"])
+    return f"{written.head(content)}\n\n{about}\n\n{tables}"
+
+
+def shown(table: report.Table) -> rich.table.Table:
+    """Returns a table for the console."""
+    found = rich.table.Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
+    for head in table.heads:
+        found.add_column(head, overflow="fold")
+    for row in table.rows:
+        found.add_row(*row)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""What the benchmark of speed is to reach, and whether a run did.
+
+A goal holds for several measurements; it is reached if all of them lie within its bound.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from benchmarks import _speed_clock as clock
+
+Sections = Mapping[str, Mapping[str, Mapping[str, Any]]]  # results by section and job
+
+
+class Goal(NamedTuple):
+    """A bound, and which numbers must lie below it.
+
+    Attributes:
+        title: what is to be reached.
+        how: what is measured.
+        most: the largest value that reaches it.
+        values: `values(sections)` returns the measurements, by what they are of.
+        expected: how many there are when everything was measured.
+        elsewhere: said in place of a measurement that is not made here.
+    """
+
+    title: str
+    how: str
+    most: float | None = None
+    values: Callable[[Sections], dict[str, float]] = lambda sections: {}
+    expected: int = 0
+    elsewhere: str = ""
+
+
+class Verdict(NamedTuple):
+    """A goal's line in the table; `reached` is `None` where that cannot be said."""
+
+    goal: Goal
+    values: dict[str, float]
+    reached: bool | None
+
+    def plain(self) -> dict[str, Any]:
+        """Returns what goes into JSON."""
+        goal = self.goal
+        known = {"goal": goal.title, "measured as": goal.how, "at most": goal.most}
+        return known | {"values": self.values, "reached": self.reached, "in words": self.words}
+
+    @property
+    def words(self) -> str:
+        """Says it: reached, or by how much not."""
+        goal = self.goal
+        if goal.elsewhere:
+            return goal.elsewhere
+        missing = goal.expected - len(self.values)
+        rest = f"; {missing} of {goal.expected} not measured" if missing else ""
+        if not self.values:
+            return "not measured"
+        if self.reached is not False:
+            return f"reached{rest}"
+        over = [value for value in self.values.values() if value > goal.most]
+        excess = 100 * (max(over) / goal.most - 1)
+        return f"not reached by {len(over)} of {len(self.values)}, by up to {excess:.1f} %{rest}"
+
+
+def verdict(goal: Goal, sections: Sections) -> Verdict:
+    """Holds the measurements against a goal."""
+    values = goal.values(sections)
+    if goal.most is None or not values:
+        return Verdict(goal, values, None)
+    if any(value > goal.most for value in values.values()):
+        return Verdict(goal, values, False)
+    return Verdict(goal, values, True if len(values) >= goal.expected else None)
+
+
+def verdicts(sections: Sections) -> list[Verdict]:
+    return [verdict(goal, sections) for goal in GOALS]
+
+
+def of_jobs(
+    section: str, number: Callable[[clock.Times], float], *words: str
+) -> Callable[[Sections], dict[str, float]]:
+    """Returns a number of each job's times; only jobs whose name has all of some words."""
+
+    def values(sections: Sections) -> dict[str, float]:
+        return {
+            job: number(result["times"])
+            for job, result in sections.get(section, {}).items()
+            if "times" in result and set(words) <= set(job.split(", ")) and job in WHOLE[section]
+        }
+
+    return values
+
+
+def against(section: str, base: str) -> Callable[[Sections], dict[str, float]]:
+    """Returns time / time of a base for every other program of a section."""
+
+    def values(sections: Sections) -> dict[str, float]:
+        return {
+            f"{job}: {name}": clock.ratio(result["times"], name, base).value
+            for job, result in sections.get(section, {}).items()
+            for name in result.get("times", {})
+            if name != base
+        }
+
+    return values
+
+
+def to_torch(sections: Sections) -> dict[str, float]:
+    return {
+        job: clock.ratio(result["times"], "jaxclip", "PyTorch").value
+        for job, result in sections.get("alone", {}).items()
+        if "PyTorch" in result.get("times", {})
+    }
+
+
+def all_reduces(sections: Sections) -> dict[str, float]:
+    return {
+        job: sum(result["collectives"]["jaxclip"].values())
+        for job, result in sections.get("collectives", {}).items()
+        if "collectives" in result
+    }
+
+
+def reads(times: clock.Times) -> float:
+    return clock.reads(times, "jaxclip").value
+
+
+def to_optax(times: clock.Times) -> float:
+    return clock.ratio(times, "jaxclip", "Optax").value
+
+
+def import_to_optax(times: clock.Times) -> float:
+    return clock.beyond(times, "jaxclip", "Optax", "nothing").value
+
+
+BIG = [  # the steps that the goals are about
+    f"{tree}, {dtype}, {optimizer}"
+    for tree in ("38 M", "GPT-2")
+    for dtype in ("float32", "bfloat16")
+    for optimizer in ("SGD", "AdamW")
+]
+WHOLE = {"steps": BIG, "compile": ["one norm"], "import": ["import"]}
+
+OPTAX = "never slower than Optax"
+GOALS = [
+    Goal(
+        "a static rule costs at most one more read of the tree",
+        "(t - t of no rule) / t of the norm",
+        1.2,
+        of_jobs("steps", reads),
+        8,
+    ),
+    *(
+        Goal(
+            f"{OPTAX}: {dtype}, {optimizer}",
+            "t / t of Optax",
+            most,
+            of_jobs("steps", to_optax, dtype, optimizer),
+            2,
+        )
+        for dtype, optimizer, most in (
+            ("float32", "SGD", 1.0),
+            ("float32", "AdamW", 0.85),
+            ("bfloat16", "SGD", 0.65),
+            ("bfloat16", "AdamW", 0.95),
+        )
+    ),
+    Goal("clipping alone, written over", "t / t of PyTorch", 1.0, to_torch, 3),
+    Goal(
+        "telemetry is free",
+        "t / t without",
+        1.02,
+        against("telemetry", "nothing recorded"),
+        8,
+    ),
+    Goal(
+        "learned thresholds",
+        "t / t of a static one",
+        1.05,
+        against("learned", "clip_by_global_norm"),
+        5,
+    ),
+    Goal("one collective per update", "all-reduces on 8 devices", 1, all_reduces, 3),
+    Goal(
+        "compile time, 1,000 leaves",
+        "trace and compilation / Optax's",
+        1.1,
+        of_jobs("compile", to_optax),
+        1,
+    ),
+    Goal("import", "import / Optax's", 1.1, of_jobs("import", import_to_optax), 1),
+    Goal("training program", "an epoch of `explode`", elsewhere="see [epoch.md](epoch.md)"),
+    Goal(
+        "a GPU: 80 % of what three passes over memory allow; no launch for each small leaf",
+        "clipping GPT-2's tree",
+        elsewhere="not measured: no GPU at hand",
+    ),
+]

@@ -1,0 +1,151 @@
+"""The sections of the benchmark of speed, and the process that each of their jobs has to itself.
+
+A job begins with fresh memory and an environment of its own. Freed memory is kept mapped, or each
+step would map its temporaries anew, which takes longer than what is to be measured; one row is also
+taken as users run it. Everything runs on the CPU.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxclip.train.errors import first_line
+
+KEPT_MAPPED = {  # for glibc; others do not know these names
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+    "MALLOC_ARENA_MAX": "1",
+}
+PLAIN = ", memory not kept mapped"  # ends the name of the job that is run without
+ON_CPU = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+DTYPES = ("float32", "bfloat16", "float16")
+STEPS = [
+    *(f"{t}, {d}, {o}" for t in ("38 M", "GPT-2") for d in DTYPES[:2] for o in ("SGD", "AdamW")),
+    "38 M, float32, momentum",
+    "38 M, float16, SGD",
+    "38 M, bfloat16, SGD, gradients given",
+    "ResNet-50, float32, momentum",
+    "2000 leaves, float32, SGD, gradients given",  # products of so many compile for minutes
+    f"38 M, float32, SGD{PLAIN}",
+]
+
+
+class Section(NamedTuple):
+    """What is measured under one name.
+
+    Attributes:
+        title: what the section asks.
+        measure: module and name of the function `(job, smoke) -> numbers for JSON`.
+        jobs: the names of what is measured; each has a process of its own.
+        smoke: how many of them, from the first, a smoke run takes.
+        environment: what the processes need besides.
+    """
+
+    title: str
+    measure: str
+    jobs: list[str]
+    smoke: int = 1
+    environment: dict[str, str] = KEPT_MAPPED
+
+
+SECTIONS = {
+    "steps": Section("A train step", "_speed_sections.steps", STEPS, smoke=2),
+    "alone": Section("Clipping alone", "_speed_alone.alone", [f"GPT-2, {d}" for d in DTYPES]),
+    "telemetry": Section(
+        "What recording costs",
+        "_speed_sections.telemetry",
+        ["38 M, float32, SGD", "38 M, float32, AdamW"],
+    ),
+    "learned": Section("Learned thresholds", "_speed_sections.learned", ["38 M, float32, SGD"]),
+    "guards": Section("Guards", "_speed_sections.guards", ["38 M, float32, AdamW"]),
+    "compile": Section(
+        "Trace and compilation", "_speed_programs.compiled", ["one norm", "one norm a leaf"]
+    ),
+    "import": Section("Import", "_speed_programs.imported", ["import"]),
+    "memory": Section(
+        "Memory",
+        "_speed_programs.memory",
+        [f"38 M, {variant}" for variant in ("jaxclip", "Optax", "none")],
+    ),
+    "collectives": Section(
+        "Collectives on eight devices",
+        "_speed_programs.collectives",
+        [f"{leaves} leaves" for leaves in (1, 50, 500)],
+        environment=EIGHT,
+    ),
+}
+
+
+def jobs(name: str, smoke: bool) -> list[str]:
+    """Returns the names of a section's jobs."""
+    section = SECTIONS[name]
+    return section.jobs[: section.smoke] if smoke else section.jobs
+
+
+def environment(section: Section, job: str) -> dict[str, str]:
+    """Returns the whole environment of a job's process."""
+    ours = {name for part in (KEPT_MAPPED, EIGHT, ON_CPU) for name in part}
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
+    needed = {} if job.endswith(PLAIN) else section.environment
+    return kept | {"TF_CPP_MIN_LOG_LEVEL": "3"} | ON_CPU | needed
+
+
+def run(name: str, job: str, smoke: bool) -> dict[str, Any]:
+    """Measures a job in a new process; returns its numbers, or under `failed` what went wrong."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        command = [sys.executable, "-m", "benchmarks._speed_jobs", name, job, str(answer)]
+        done = subprocess.run(
+            [*command, *(["--smoke"] if smoke else [])],
+            cwd=Path(__file__).parents[1],
+            env=environment(SECTIONS[name], job),
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
+        if answer.exists():
+            result = json.loads(answer.read_text())
+        else:
+            last = done.stderr.strip().splitlines()[-1:]
+            result = {"failed": " ".join([f"its process ended with {done.returncode}", *last])}
+    return result | {"took": time.perf_counter() - start}
+
+
+def main() -> None:
+    """Is the process of one job."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("section")
+    parser.add_argument("job")
+    parser.add_argument("answer", type=Path)
+    parser.add_argument("--smoke", action="store_true")
+    options = parser.parse_args()
+    module, function = SECTIONS[options.section].measure.split(".")
+    try:
+        measure: Callable[..., Any] = getattr(
+            importlib.import_module(f"benchmarks.{module}"), function
+        )
+        result = measure(options.job, options.smoke)
+    except Exception as error:
+        result = {"failed": f"{type(error).__name__}: {first_line(error)}"}
+    part = options.answer.with_suffix(".part")
+    part.write_text(json.dumps(result))
+    part.rename(options.answer)
+
+
+if __name__ == "__main__":
+    main()

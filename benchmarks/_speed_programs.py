@@ -1,0 +1,160 @@
+"""The sections of the benchmark of speed that look at programs and not at steps.
+
+How long they take to compile and to import, how much memory they take, how many collectives they
+run. What is timed here happens in fresh processes, in turn.
+"""
+
+import json
+import math
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxclip
+from benchmarks import _speed_trees as trees
+from benchmarks._speed_steps import LIMIT, OPTIMIZERS, Bench, compared
+
+ROUNDS, IMPORTS = 3, 7
+CHAINS = {  # leaves, and a rule of each; one norm a leaf takes jaxclip long to compile
+    "one norm": (
+        1000,
+        {"Optax": optax.clip_by_global_norm, "jaxclip": jaxclip.clip_by_global_norm},
+    ),
+    "one norm a leaf": (
+        100,
+        {"Optax": optax.clip_by_block_rms, "jaxclip": jaxclip.clip_by_norm},
+    ),
+}
+PEAK_STEPS = 3
+
+
+def output(*arguments: str) -> str:
+    """Returns what a fresh Python prints."""
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    return done.stdout
+
+
+def compiled(job: str, smoke: bool) -> dict[str, Any]:
+    """Times trace and compilation of a chain, the libraries in turn."""
+    trace: dict[str, list[float]] = {library: [] for library in CHAINS[job][1]}
+    whole: dict[str, list[float]] = {library: [] for library in CHAINS[job][1]}
+    leaves = 10 if smoke else CHAINS[job][0]
+    for _ in range(1 if smoke else ROUNDS):
+        for library in whole:
+            said = output("-m", "benchmarks._speed_programs", job, library, str(leaves))
+            first, both = json.loads(said.splitlines()[-1])
+            trace[library].append(first)
+            whole[library].append(both)
+    return {"times": whole, "trace": trace, "leaves": leaves}
+
+
+def compile_once(job: str, library: str, leaves: int) -> tuple[float, float]:
+    """Returns how long it takes to trace a chain, and to trace and compile it."""
+    tx = optax.chain(CHAINS[job][1][library](LIMIT), OPTIMIZERS["SGD"]())
+    jax.jit(lambda x: x + 1)(1.0)  # starts the compiler
+    params = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in trees.small(leaves).items()}
+    state = jax.eval_shape(tx.init, params)
+
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    start = time.perf_counter()
+    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params)
+    traced = time.perf_counter()
+    lowered.compile()
+    return traced - start, time.perf_counter() - start
+
+
+def imported(job: str, smoke: bool) -> dict[str, Any]:
+    """Times `python -c`, with nothing to do and with an import, from outside."""
+    programs = {"nothing": "pass", "Optax": "import optax", "jaxclip": "import jaxclip"}
+    taken: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(1 if smoke else IMPORTS):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            output("-c", program)
+            taken[name].append(time.perf_counter() - start)
+    return {"times": taken}
+
+
+def memory(job: str, smoke: bool) -> dict[str, Any]:
+    """Returns what the compiler says of a variant's steps, and the peak of one that runs."""
+    tree, variant = job.split(", ")
+    shapes = trees.tree(tree, smoke=smoke)
+    rows = {}
+    for dtype in ("float32", "bfloat16")[: 1 if smoke else 2]:
+        for optimizer in ("SGD", "AdamW"):
+            bench = Bench(shapes, jnp.dtype(dtype))
+            program = bench.lowered(compared(optimizer)[variant]).compile()
+            rows[f"{dtype}, {optimizer}"] = analysis(program, bench)
+    return {"programs": rows, "peak_bytes": peak(Bench(shapes, jnp.float32), variant)}
+
+
+def analysis(program: Any, bench: Bench) -> dict[str, float]:
+    """Returns bytes, also in trees: copies of the parameters."""
+    sizes, cost = program.memory_analysis(), program.cost_analysis()
+    one = sum(map(math.prod, bench.tree.values())) * jnp.dtype(bench.dtype).itemsize
+    known = {
+        "temporaries": sizes.temp_size_in_bytes,
+        "arguments": sizes.argument_size_in_bytes,
+        "written_over": sizes.alias_size_in_bytes,
+        "accessed": int(cost["bytes accessed"]),
+    }
+    return known | {"tree": one} | {f"{k}_in_trees": v / one for k, v in known.items()}
+
+
+def peak(bench: Bench, variant: str) -> int | None:
+    """Returns the most memory that AdamW's steps held in float32; `None` where nothing tells."""
+    chain = compared("AdamW")[variant]
+    bench.begin(chain)
+    step = bench.step(variant, chain)
+    step()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # what the compiler held does not count
+        for _ in range(PEAK_STEPS):
+            step()
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status)[1])
+
+
+def collectives(job: str, smoke: bool) -> dict[str, Any]:
+    """Counts the all-reduces of an update on eight devices, rows of kernels sharded."""
+    from tests import collectives as counter
+
+    rules = {
+        "Optax": optax.clip_by_global_norm(LIMIT),
+        "jaxclip": jaxclip.clip_by_global_norm(LIMIT),
+    }
+    leaves = int(job.split()[0])
+    mesh = jax.make_mesh((8,), ("data",), (AxisType.Auto,))
+    found = {}
+    with jax.set_mesh(mesh):
+        grads = {f"{i:03d}": _sharded(mesh, vector=bool(i % 2)) for i in range(leaves)}
+        for library, rule in rules.items():
+            tx = optax.chain(rule, OPTIMIZERS["SGD"]())
+            state = jax.jit(tx.init)(grads)
+            found[library] = counter.count(lambda u, s, tx=tx: tx.update(u, s), grads, state)
+    return {"collectives": found}
+
+
+def _sharded(mesh: Any, *, vector: bool) -> jax.Array:
+    x, spec = (jnp.ones(3), P()) if vector else (jnp.ones((8, 4)), P("data"))
+    return jax.device_put(x, NamedSharding(mesh, spec))
+
+
+if __name__ == "__main__":
+    print(json.dumps(compile_once(sys.argv[1], sys.argv[2], int(sys.argv[3]))))

@@ -1,0 +1,193 @@
+"""The tables of the benchmark of speed, for the console and for `speed.md`."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from benchmarks import _speed_clock as clock
+from benchmarks import _speed_goals as goals
+from benchmarks import _written as written
+from benchmarks._speed_jobs import SECTIONS
+
+Jobs = Mapping[str, Mapping[str, Any]]  # results of a section
+
+
+class Table(NamedTuple):
+    """A table, and what must be known to read it."""
+
+    title: str
+    heads: Sequence[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+def tables(sections: goals.Sections, *, smoke: bool) -> list[Table]:
+    """Returns the goals, and a table of each section that was measured."""
+    note = "A smoke run, of small trees: its figures say nothing about the goals." if smoke else ""
+    return [_goals(sections, note), *(TABLES[name](name, jobs) for name, jobs in sections.items())]
+
+
+def markdown(sections: goals.Sections, *, smoke: bool = False) -> str:
+    parts = [
+        f"## {table.title}\n\n{written.table(table.heads, table.rows)}"
+        + (f"\n{table.note}\n" if table.note else "")
+        for table in tables(sections, smoke=smoke)
+    ]
+    return "\n".join(parts)
+
+
+def _goals(sections: goals.Sections, note: str) -> Table:
+    rows = []
+    for found in goals.verdicts(sections):
+        goal, values = found.goal, found.values.values()
+        bound = "" if goal.most is None else f"at most {goal.most:g}"
+        measured = " ".join(f"{value:.2f}" for value in values)
+        if len(values) > 3:
+            measured = f"{min(values):.2f} to {max(values):.2f}"
+        rows.append([goal.title, goal.how, bound, measured, found.words])
+    return Table("Goals", ("goal", "measured as", "bound", "measured", ""), rows, note)
+
+
+def _failed(result: Mapping[str, Any], columns: int) -> list[str]:
+    return [result["failed"], *[""] * (columns - 2)]
+
+
+def _rows(jobs: Jobs, heads: Sequence[str], cells: Callable[[Any], list[str]]) -> list[list[str]]:
+    """Returns a line for each job: its name, and cells or why there are none."""
+    return [
+        [job, *(_failed(result, len(heads)) if "failed" in result else cells(result))]
+        for job, result in jobs.items()
+    ]
+
+
+def _steps(name: str, jobs: Jobs) -> Table:
+    heads = ("step", "none, ms", "Optax", "jaxclip", "norm", "jaxclip / Optax")
+    heads = (*heads, "reads, Optax", "reads, jaxclip")
+
+    def cells(result: Any) -> list[str]:
+        times = result["times"]
+        return [
+            *(clock.milliseconds(times, key) for key in ("none", "Optax", "jaxclip", "norm")),
+            str(clock.ratio(times, "jaxclip", "Optax")),
+            *(str(clock.reads(times, key)) for key in ("Optax", "jaxclip")),
+        ]
+
+    note = (
+        "Medians; ratios are of medians, in brackets the quartiles of single turns. *Reads*: what "
+        "the rule adds to the step without one, in times of the norm alone."
+    )
+    return Table(SECTIONS[name].title, heads, _rows(jobs, heads, cells), note)
+
+
+def _alone(name: str, jobs: Jobs) -> Table:
+    libraries = ("Optax", "PyTorch", "TensorFlow")
+    heads = ("tree", "jaxclip, ms", *libraries, *(f"jaxclip / {library}" for library in libraries))
+
+    def cells(result: Any) -> list[str]:
+        times = result["times"]
+        there = [clock.milliseconds(times, n) if n in times else "missing" for n in libraries]
+        ratios = [str(clock.ratio(times, "jaxclip", n)) if n in times else "" for n in libraries]
+        return [clock.milliseconds(times, "jaxclip"), *there, *ratios]
+
+    note = (
+        "Gradients are given; JAX and PyTorch write over them, TensorFlow cannot. *missing*: not "
+        "installed."
+    )
+    return Table(SECTIONS[name].title, heads, _rows(jobs, heads, cells), note)
+
+
+def _compared(name: str, jobs: Jobs) -> Table:
+    """Returns a line for each program of a job, against the job's first."""
+    heads = ("step", "program", "ms", "times the first")
+    rows = []
+    for job, result in jobs.items():
+        times = result.get("times", {})
+        for program in times:
+            against = str(clock.ratio(times, program, next(iter(times))))
+            rows.append([job, program, clock.milliseconds(times, program), against])
+        if "failed" in result:
+            rows.append([job, *_failed(result, len(heads))])
+    return Table(SECTIONS[name].title, heads, rows)
+
+
+def _compile(name: str, jobs: Jobs) -> Table:
+    heads = ("chain", "leaves", "Optax, s", "jaxclip, s", "jaxclip / Optax", "of it trace, s")
+
+    def cells(result: Any) -> list[str]:
+        times = result["times"]
+        medians = [f"{statistics.median(times[key]):.2f}" for key in ("Optax", "jaxclip")]
+        traced = f"{statistics.median(result['trace']['jaxclip']):.2f}"
+        against = str(clock.ratio(times, "jaxclip", "Optax"))
+        return [str(result["leaves"]), *medians, against, traced]
+
+    note = (
+        "A rule and SGD, in fresh processes in turn, without JAX's compilation cache. *One norm*: "
+        "`clip_by_global_norm`; *one norm a leaf*: `jaxclip.clip_by_norm` against "
+        "`optax.clip_by_block_rms`."
+    )
+    return Table(SECTIONS[name].title, heads, _rows(jobs, heads, cells), note)
+
+
+def _import(name: str, jobs: Jobs) -> Table:
+    heads = ("", "nothing, s", "Optax, s", "jaxclip, s", "jaxclip / Optax")
+
+    def cells(result: Any) -> list[str]:
+        times = result["times"]
+        medians = [f"{statistics.median(values):.2f}" for values in times.values()]
+        return [*medians, str(clock.beyond(times, "jaxclip", "Optax", "nothing"))]
+
+    note = "Seconds of `python -c` as seen from outside; the ratio is of those beyond `pass`."
+    return Table(SECTIONS[name].title, heads, _rows(jobs, heads, cells), note)
+
+
+def _memory(name: str, jobs: Jobs) -> Table:
+    heads = ("step", "rule", "temporaries, MB", "in trees", "arguments, MB", "accessed, in trees")
+    heads = (*heads, "peak, MB")
+    rows = []
+    for job, result in jobs.items():
+        tree, rule = job.split(", ")
+        if "failed" in result:
+            rows.append([job, *_failed(result, len(heads))])
+        for program, found in result.get("programs", {}).items():
+            peak = result["peak_bytes"] if program == "float32, AdamW" else None
+            rows.append(
+                [
+                    f"{tree}, {program}",
+                    rule,
+                    f"{found['temporaries'] / 1e6:.0f}",
+                    f"{found['temporaries_in_trees']:.2f}",
+                    f"{found['arguments'] / 1e6:.0f}",
+                    f"{found['accessed_in_trees']:.2f}",
+                    "" if peak is None else f"{peak / 1e6:.0f}",
+                ]
+            )
+    rows.sort(key=lambda row: row[0])
+    note = (
+        "Temporaries, arguments and bytes accessed as the compiler has them; a tree is one copy of "
+        "the parameters. Bytes accessed count both branches of a condition. *Peak*: resident "
+        "memory of the process while it takes steps."
+    )
+    return Table(SECTIONS[name].title, heads, rows, note)
+
+
+def _collectives(name: str, jobs: Jobs) -> Table:
+    heads = ("tree", "Optax", "jaxclip")
+
+    def cells(result: Any) -> list[str]:
+        counts = (result["collectives"][library] for library in heads[1:])
+        return [", ".join(f"{n} {kind}" for kind, n in found.items()) or "none" for found in counts]
+
+    return Table(SECTIONS[name].title, heads, _rows(jobs, heads, cells))
+
+
+TABLES = {
+    "steps": _steps,
+    "alone": _alone,
+    "telemetry": _compared,
+    "learned": _compared,
+    "guards": _compared,
+    "compile": _compile,
+    "import": _import,
+    "memory": _memory,
+    "collectives": _collectives,
+}

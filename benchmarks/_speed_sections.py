@@ -1,0 +1,121 @@
+"""The sections of the benchmark of speed that time train steps: which rows, which variants.
+
+Each function here measures one job of its section, in a process of its own, and returns numbers for
+JSON: `times`, seconds by program. The sections are put together in `_speed_jobs`.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxclip
+from benchmarks import _speed_clock as clock
+from benchmarks import _speed_trees as trees
+from benchmarks._speed_check import check
+from benchmarks._speed_steps import LIMIT, SIZE, Bench, Variant, chained, compared, ones_of, zeros
+
+TURNS, SMOKE_TURNS = {"GPT-2": 13}, 3  # a step of GPT-2 with AdamW takes long
+OTHER_TURNS = 21
+Result = dict[str, Any]
+
+
+def steps(job: str, smoke: bool) -> Result:
+    """Times: without a rule, with Optax's, with jaxclip's, and one read of the tree."""
+    tree, dtype, optimizer, *options = job.split(", ")
+    given = "gradients given" in options
+    bench = Bench(trees.tree(tree, smoke=smoke), jnp.dtype(dtype), given=given)
+    variants = compared(optimizer)
+    programs = {name: bench.step(name, variant) for name, variant in variants.items()}
+    found = check(bench, variants, programs)
+    programs["norm"] = bench.norm()
+    return {"times": clock.interleaved(programs, turns(smoke, tree)), "check": found}
+
+
+def turns(smoke: bool, tree: str) -> int:
+    return SMOKE_TURNS if smoke else TURNS.get(tree, OTHER_TURNS)
+
+
+def of(tree: str, dtype: str, variants: Mapping[str, Variant], smoke: bool) -> Result:
+    """Times variants that need not do the same."""
+    bench = Bench(trees.tree(tree, smoke=smoke), jnp.dtype(dtype))
+    bench.begin(next(iter(variants.values())))
+    programs = {name: bench.step(name, variant) for name, variant in variants.items()}
+    return {"times": clock.interleaved(programs, turns(smoke, tree))}
+
+
+def bare() -> optax.GradientTransformation:
+    """Returns the rule that records nothing."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jaxclip.functional.clip_by_global_norm(updates, LIMIT)[0], state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def telemetry(job: str, smoke: bool) -> Result:
+    """Times: the rule with and without its record, against one that records nothing."""
+    tree, dtype, optimizer = job.split(", ")
+    rule = jaxclip.clip_by_global_norm(LIMIT)
+    watched = optax.chain(jaxclip.monitor(), rule)
+    variants = {
+        "nothing recorded": chained(bare(), optimizer),
+        "record left behind": chained(rule, optimizer, forget=True),
+        "recorded": chained(rule, optimizer),
+        "recorded and read": chained(rule, optimizer, read=True),
+        "monitor as well, read": chained(watched, optimizer, read=True),
+    }
+    return of(tree, dtype, variants, smoke)
+
+
+LEARNED: dict[str, tuple[Callable[[], Any], int]] = {  # and how many updates fill its memory
+    "autoclip, window 10,000": (lambda: jaxclip.autoclip(window=10_000), 10_000),
+    "autoclip, window 100": (lambda: jaxclip.autoclip(window=100), 100),
+    "zclip": (jaxclip.zclip, 200),
+    "adagc": (jaxclip.adagc, 200),
+    "clip_by_history": (jaxclip.clip_by_history, 200),
+}
+
+
+def filled(rule: Any, tree: trees.Shapes, dtype: Any, updates: int) -> Any:
+    """Returns a rule's state after updates whose norms lie about those of the gradients.
+
+    Its memory does not depend on the sizes of leaves, so these updates have an element a leaf.
+    """
+    jitter = np.exp(0.3 * np.random.default_rng(1).standard_normal(updates)).astype(np.float32)
+    norms = {name: SIZE * math.sqrt(math.prod(shape)) for name, shape in tree.items()}
+
+    def update(state: Any, factor: jax.Array) -> tuple[Any, None]:
+        grads = {name: (norm * factor[None]).astype(dtype) for name, norm in norms.items()}
+        return rule.update(grads, state)[1], None
+
+    first = rule.init(zeros(ones_of(tree), dtype))
+    return jax.jit(lambda state: jax.lax.scan(update, state, jitter)[0])(first)
+
+
+def learned(job: str, smoke: bool) -> Result:
+    """Times: learned thresholds, their memory full, against a static one."""
+    tree, dtype, optimizer = job.split(", ")
+    shapes = trees.tree(tree, smoke=smoke)
+    variants = {"clip_by_global_norm": chained(jaxclip.clip_by_global_norm(LIMIT), optimizer)}
+    for name, (build, updates) in LEARNED.items():
+        rule = build()
+        state = filled(rule, shapes, jnp.dtype(dtype), updates)
+        variants[name] = chained(rule, optimizer, rule_state=state)
+    return of(tree, dtype, variants, smoke)
+
+
+def guards(job: str, smoke: bool) -> Result:
+    """Times: guards around a chain, against the chain alone."""
+    tree, dtype, optimizer = job.split(", ")
+    alone = chained(jaxclip.clip_by_global_norm(LIMIT), optimizer)
+    variants = {
+        "unguarded": alone,
+        "skip_nonfinite": Variant(jaxclip.skip_nonfinite(alone.tx)),
+        "skip_spikes": Variant(jaxclip.skip_spikes(alone.tx)),
+    }
+    return of(tree, dtype, variants, smoke)

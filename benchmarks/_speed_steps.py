@@ -1,0 +1,163 @@
+"""A train step to be timed: gradients from matrix products, a rule, an optimizer.
+
+All variants of a step work in turn on the same parameters and the same state of the optimizer, so
+that none has luckier memory than another; of its own each has the state of its rule. Parameters
+begin at zero, where every update shows in every dtype.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxclip
+from benchmarks._speed_trees import Shapes
+
+LIMIT, SIZE = 1.0, 0.01  # what gradients are clipped to; the standard deviation of their elements
+DEPTH = 8  # of the matrix products
+OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "SGD": lambda: optax.sgd(0.5),
+    "momentum": lambda: optax.sgd(0.5, momentum=0.9),
+    "AdamW": lambda: optax.adamw(1e-3),
+}
+
+
+class Variant(NamedTuple):
+    """A chain that ends in the optimizer, or a guard around one.
+
+    Attributes:
+        tx: the transformation.
+        rule_state: the state that the chain's first member begins with, if not its own first.
+        read: whether the step also returns what was recorded.
+        forget: whether the state of all but the optimizer is left behind in the program.
+    """
+
+    tx: optax.GradientTransformation
+    rule_state: Any = None
+    read: bool = False
+    forget: bool = False
+
+
+def compared(optimizer: str) -> dict[str, Variant]:
+    """Returns the three that every row of the steps has."""
+    rules = {
+        "none": optax.identity(),
+        "Optax": optax.clip_by_global_norm(LIMIT),
+        "jaxclip": jaxclip.clip_by_global_norm(LIMIT),
+    }
+    return {name: chained(rule, optimizer) for name, rule in rules.items()}
+
+
+def chained(rule: optax.GradientTransformation, optimizer: str, **options: Any) -> Variant:
+    return Variant(optax.chain(rule, OPTIMIZERS[optimizer]()), **options)
+
+
+def zeros(tree: Shapes, dtype: Any) -> dict[str, jax.Array]:
+    return {name: jnp.zeros(shape, dtype) for name, shape in tree.items()}
+
+
+def ones_of(tree: Shapes) -> Shapes:
+    """Returns the same leaves with one element each; a rule's state does not depend on how many."""
+    return dict.fromkeys(tree, (1,))
+
+
+def factors(tree: Shapes, dtype: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Returns the a and b of each leaf, whose product a^T b is its gradient."""
+    draw = np.random.default_rng(0)
+    scale = math.sqrt(SIZE / math.sqrt(DEPTH))
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(scale * draw.standard_normal(shape, np.float32), dtype)
+
+    return {
+        name: (normal(DEPTH, *([math.prod(rows)] if rows else [])), normal(DEPTH, last))
+        for name, (*rows, last) in tree.items()
+    }
+
+
+def products(tree: Shapes, given: dict[str, tuple[jax.Array, jax.Array]]) -> dict[str, jax.Array]:
+    """Returns the gradients."""
+    return {name: (a.T @ b).reshape(tree[name]) for name, (a, b) in given.items()}
+
+
+def inner(state: Any) -> Any:
+    """Returns the optimizer's part of a chain's state, which comes last."""
+    return inner(state.inner_state) if isinstance(state, jaxclip.GuardState) else state[-1]
+
+
+def with_inner(state: Any, part: Any) -> Any:
+    """Returns the state with another part for the optimizer."""
+    if isinstance(state, jaxclip.GuardState):
+        return state._replace(inner_state=with_inner(state.inner_state, part))
+    return (*state[:-1], part)
+
+
+class Bench:
+    """Parameters and the optimizer's state, which every program takes, gives away and puts back."""
+
+    def __init__(self, tree: Shapes, dtype: Any, *, given: bool = False):
+        """Makes what the gradients come from; `given`: the gradients themselves."""
+        self.tree, self.dtype, self._given = tree, dtype, given
+        self._from: Any = factors(tree, dtype)
+        if given:
+            self._from = jax.jit(lambda x: products(tree, x))(self._from)
+        self.params: Any = None
+        self.inner: Any = None
+        self._own: dict[str, Any] = {}
+
+    def begin(self, variant: Variant) -> None:
+        """Puts zeros, and the first state of the variant's optimizer."""
+        self.params = zeros(self.tree, self.dtype)
+        self.inner = inner(variant.tx.init(self.params))
+
+    def norm(self) -> Callable[[], Any]:
+        """Returns one read of the tree: the norm of the parameters, given as arguments."""
+
+        @jax.jit
+        def norm(params: Any) -> jax.Array:
+            squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(params)]
+            return jnp.sqrt(sum(squares))
+
+        return lambda: norm(self.params).block_until_ready()
+
+    def lowered(self, variant: Variant) -> Any:
+        """Returns the step for inspection; nothing is run."""
+        params = jax.eval_shape(lambda: zeros(self.tree, self.dtype))
+        state = jax.eval_shape(variant.tx.init, params)
+        return self._jitted(variant, None).lower(params, state, self._from)
+
+    def step(self, name: str, variant: Variant) -> Callable[[], Any]:
+        """Returns a function that takes a step, and its record where that is read."""
+        first = variant.tx.init(zeros(ones_of(self.tree), self.dtype))
+        if variant.rule_state is not None:
+            first = (variant.rule_state, *first[1:])
+        first = with_inner(first, None)
+        jitted = self._jitted(variant, first)
+        self._own[name] = (None,) if variant.forget else first
+
+        def run() -> Any:
+            state = with_inner(self._own[name], self.inner)
+            done = jitted(self.params, state, self._from)
+            self.params, state, record = jax.block_until_ready(done)
+            self.inner = inner(state)
+            self._own[name] = with_inner(state, None)
+            return record
+
+        return run
+
+    def _jitted(self, variant: Variant, first: Any) -> Any:
+        tx = variant.tx
+
+        def step(params: Any, state: Any, source: Any) -> tuple[Any, Any, Any]:
+            grads = source if self._given else products(self.tree, source)
+            full = with_inner(first, inner(state)) if variant.forget else state
+            updates, after = tx.update(grads, full, params)
+            record = jaxclip.metrics(after) if variant.read else None
+            after = (inner(after),) if variant.forget else after
+            return optax.apply_updates(params, updates), after, record
+
+        return jax.jit(step, donate_argnums=(0, 1))
