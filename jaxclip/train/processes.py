@@ -50,8 +50,10 @@ def join(coordinator: str | None, count: int | None, index: int | None, cluster:
     try:
         jax.distributed.initialize(**where, **who, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except (RuntimeError, ValueError) as error:
-        flag = "--cluster" if cluster else f"--coordinator={coordinator}"
-        raise UserError(f"{flag}: {first_line(error)}") from error
+        if cluster:
+            problem = "the environment does not say which process of a cluster this is"
+            raise UserError(f"--cluster: {problem} ({first_line(error)})") from error
+        raise UserError(f"--coordinator={coordinator}: {first_line(error)}") from error
 
 
 def _check(coordinator: str, count: int, index: int) -> None:

@@ -23,15 +23,20 @@ RUN = [
 BOUND = 4 * processes.HEARTBEAT_SECONDS  # seconds; the machine may be busy
 
 
-def start(*arguments, devices):
+def start(*arguments, devices, **variables):
     flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-m", "jaxclip", *arguments],
-        env=os.environ | {"XLA_FLAGS": flags},
+        env=os.environ | {"XLA_FLAGS": flags} | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def is_free(port):
+    with socket.socket() as tried:
+        return tried.connect_ex(("localhost", port)) != 0
 
 
 def start_two(*arguments):
@@ -101,6 +106,28 @@ def test_one_killed(victim, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_cluster_says_who_is_who(tmp_path):
+    """The variables that Open MPI sets, from whose job number JAX takes the port."""
+    job = next(job for job in range(100, 4096) if is_free(2**16 - 2**12 + job))
+    uri = f"{2**12 * job}.0;tcp://127.0.0.1:1"
+    known = {"OMPI_MCA_orte_hnp_uri": uri, "OMPI_COMM_WORLD_SIZE": "2"}
+    arguments = [*RUN, "--epochs", "1", "--parallel", "jit", "--cluster", "--out"]
+    both = [
+        start(
+            *(*arguments, str(tmp_path / "run")),
+            **known | {"OMPI_COMM_WORLD_RANK": str(i), "OMPI_COMM_WORLD_LOCAL_RANK": str(i)},
+            devices=4,
+        )
+        for i in range(2)
+    ]
+    first, second = finish(*both)
+    assert "epoch 0: loss" in first
+    assert "epoch" not in second
+    (said,) = finish(start(*arguments, str(tmp_path / "none"), devices=1), code=2)
+    assert "--cluster: the environment does not say which process of a cluster this is" in said
+
+
+@pytest.mark.slow
 def test_a_mistake_ends_all_of_them(tmp_path):
     arguments = [*RUN, "--epochs", "1", "--out", str(tmp_path / "run")]
     for said in finish(*start_two(*arguments), code=2):
@@ -139,7 +166,8 @@ def test_where_the_others_cannot_be_reached(error, monkeypatch, capsys):
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     assert cli.main(["train", "explode", "--cluster"]) == 2
-    assert capsys.readouterr().err == "jaxclip: error: --cluster: no peer\n"
+    said = "the environment does not say which process of a cluster this is (no peer)"
+    assert capsys.readouterr().err == f"jaxclip: error: --cluster: {said}\n"
     who = ["--coordinator", "localhost:1", "--process-count", "2", "--process-index", "1"]
     assert cli.main(["train", "explode", *who]) == 2
     assert capsys.readouterr().err == "jaxclip: error: --coordinator=localhost:1: no peer\n"
