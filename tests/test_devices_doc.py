@@ -27,9 +27,11 @@ HOLDS = {
 }
 
 
+PLAIN = ("`jit`, parameters sharded", "`pmap`", "`shard_map`", "`shard_map`, FSDP by hand")
+
+
 def _cases():
-    slow = "Columns in pieces, and whole"
-    return [pytest.param(w, marks=[pytest.mark.slow] if w == slow else []) for w in HOLDS]
+    return [pytest.param(w, marks=[] if w in PLAIN else pytest.mark.slow) for w in HOLDS]
 
 
 def test_every_block_is_checked():

@@ -230,8 +230,13 @@ def _anything():
     yield "skip_spikes", jaxclip.skip_spikes(jaxclip.monitor())
 
 
+def _slow_but(*plain):
+    for name, tx in _anything():
+        yield pytest.param(tx, id=name, marks=[] if name in plain else pytest.mark.slow)
+
+
 @pytest.mark.relaxed
-@pytest.mark.parametrize("tx", [pytest.param(tx, id=name) for name, tx in _anything()])
+@pytest.mark.parametrize("tx", list(_slow_but("monitor", "adagc", "scale_by_stable_adam")))
 def test_optax_finds_what_belongs_to_a_parameter(tx):
     """`tree_map_params`, by which optimizer states are sharded: moments like their parameters."""
     params = {"w": jnp.ones((8, 4)), "b": {"c": jnp.ones(4), "none": None}}

@@ -25,7 +25,16 @@ SETTINGS = {
     "elements": {"clip": ("value=0.001,record=true",), "project": ("box=0.1,record=true",)},
     "bfloat16": {"clip": ("global_norm=0.02",), "dtype": "bfloat16"},
 }
-PLAIN = ("global_norm",)
+BY_HAND = ("pmap", "shard_map")
+slow = pytest.mark.slow
+
+
+def _cases():
+    """By hand in the plain tests; the compiler's ways, and other settings, in the slow ones."""
+    for name in SETTINGS:
+        for way in WAYS:
+            is_plain = name == "global_norm" and way in BY_HAND
+            yield pytest.param(way, name, marks=[] if is_plain else slow)
 
 
 def config(**changes):
@@ -53,10 +62,7 @@ def on_one_device(few_digits):
     return epoch
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in PLAIN else pytest.mark.slow) for n in SETTINGS]
-)
+@pytest.mark.parametrize(("way", "name"), list(_cases()))
 def test_the_same_run(way, name, on_one_device, few_digits):
     """Norms, thresholds, what was clipped, losses, scores: all that is recorded, and the weights.
 
@@ -82,7 +88,9 @@ def test_the_same_run(way, name, on_one_device, few_digits):
         np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance / 10)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", ["shard_map", *(pytest.param(w, marks=slow) for w in WAYS if w != "shard_map")]
+)
 def test_what_a_device_holds(way, few_digits):
     """Kernels and their moments in parts or whole; what is whole is the same on all devices."""
     settings = config(parallel=way, optimizer="momentum", clip=("adagc",), epochs=1)
