@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxclip.train.errors import RunError, UserError, first_line
 
@@ -71,10 +74,15 @@ def leads() -> bool:
     return jax.process_index() == 0
 
 
-def wait(name: str) -> None:
-    """Waits until all processes are here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+def wait() -> None:
+    """Waits until all processes are here: until there is a sum over the devices of all of them."""
+    if jax.process_count() == 1:
+        return
+    mesh = jax.make_mesh((jax.device_count(),), ("all",), (AxisType.Auto,))
+    each = NamedSharding(mesh, P("all"))
+    ones = np.ones(jax.device_count(), np.int32)
+    mine = jax.make_array_from_callback(ones.shape, each, lambda index: ones[index])
+    jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))(mine).block_until_ready()
 
 
 @contextlib.contextmanager

@@ -63,7 +63,7 @@ def train(
     report.say(console, data.describe())
     if processes.leads() and not resume and (aside := record.set_aside(folder)):
         report.say(console, f"note: {folder} held another run, which is now in {aside}")
-    processes.wait("the folder is ready")
+    processes.wait()  # the folder is ready
     kernels = weights.kernels(config, run.state.params)
     summary: dict[str, Any] = {"status": "stopped", "preset": config.preset, "data": data.name}
     with Checkpoints(folder) as kept:
