@@ -154,16 +154,16 @@ def clip_by(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _found(gauge: Gauge, flat: Flat, norm: Any, policy: str) -> tuple[list[Norm], jax.Array]:
-    """The norms, and whether all of them were finite.
+def _found(gauge: Gauge, flat: Flat, norm: Any, policy: str) -> tuple[list[Norm], Any]:
+    """The norms, and whether all of them were finite; `None` where the policy does not ask.
 
     Under `drop` they are of what remains when non-finite elements are left out, which costs a
     second measurement, and only when there are any; `norm=` cannot know it and is ignored.
     """
-    if norm is not None and policy != "drop":
-        found = gauge.given(flat, norm)
-        return found, _record.all_finite(found, gauge.differing)
-    found = gauge(flat)
+    is_given = norm is not None and policy != "drop"
+    found = gauge.given(flat, norm) if is_given else gauge(flat)
+    if policy == "propagate":
+        return found, None
     finite = _record.all_finite(found, gauge.differing)
     if policy != "drop" or not found:
         return found, finite
@@ -196,7 +196,7 @@ def _measured(
 
 
 def _scaled(
-    flat: Flat, scales: list[Scale], scale_mask: Any, policy: str, finite: jax.Array
+    flat: Flat, scales: list[Scale], scale_mask: Any, policy: str, finite: Any
 ) -> list[jax.Array]:
     """The floating leaves after scaling and after what the policy does to the whole update."""
     which = [True] * len(scales)
@@ -216,9 +216,7 @@ def _scaled(
     return arrays
 
 
-def _clipped(
-    over: list[jax.Array], found: list[Norm], policy: str, finite: jax.Array
-) -> list[jax.Array]:
+def _clipped(over: list[jax.Array], found: list[Norm], policy: str, finite: Any) -> list[jax.Array]:
     """Which norms were clipped: none of them if the policy disposed of the whole update."""
     clipped = [o & norm.is_finite for o, norm in zip(over, found, strict=True)]
     return [c & finite for c in clipped] if policy in ("nan", "zero") else clipped

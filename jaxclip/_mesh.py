@@ -7,7 +7,6 @@ place that calls a collective.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxclip import _largest
+
 Axes = tuple[Any, ...]
+
+_STACKED = 64  # of the small arrays that are joined, in one
 
 
 def varying_axes(x: Any) -> Axes:
@@ -121,59 +124,42 @@ def shards(axes: Axes) -> int:
     return int(jax.lax.psum(1, axes)) if axes else 1
 
 
-def sum_over(parts: Sequence[Any], axes: Sequence[Axes]) -> Any:
+def sum_over(parts: Sequence[Any], axes: Sequence[Axes], every: Axes = ()) -> Any:
     """The sum of the parts, each over its own mesh axes, with one `psum` for all of them.
 
     A part that is the same along some of the axes goes in divided by the number of devices there:
     exactly, where that is a power of two.
+
+    Args:
+        parts: arrays of one shape; a few numbers each, if there are several.
+        axes: the mesh axes of each part.
+        every: more mesh axes for the `psum`, so that it can be one with that of other sums.
     """
-    every = _union(axes)
+    every = union([every, *axes])
 
     def share(part: Any, names: Axes) -> Any:
         times = shards(tuple(name for name in every if name not in names))
         return part / jnp.asarray(times, part.dtype) if times > 1 else part
 
+    def reduced(part: Any) -> Any:
+        return jax.lax.psum(_varying_over(part, every), every)
+
     own = [share(p, names) if names else p for p, names in zip(parts, axes, strict=True)]
-    return _combine(own, axes, every, jax.lax.psum, lambda a, b: a + b)
+    return _combine(own, axes, reduced, lambda x: jnp.sum(x, axis=0))
 
 
 def max_over(parts: Sequence[Any], axes: Sequence[Axes]) -> Any:
-    """The largest of the parts, each over its own mesh axes, with one `pmax` for all of them."""
-    return _combine(parts, axes, _union(axes), _pmax, jnp.maximum)
+    """The largest of the parts, each over its own mesh axes, with one `pmax` for all of them.
 
-
-def largest_magnitude(x: jax.Array, axis: tuple[int, ...] | None = None) -> jax.Array:
-    """The largest of |x|, or one along these axes, which are kept; NaN if there is one.
-
-    Where an array is sharded, XLA's maximum over devices may lose a NaN, as on a CPU. That of whole
-    numbers cannot, and the bits of magnitudes have their order, with NaN above inf.
-
-    Args:
-        x: a float32 or float64 array.
-        axis: the axes reduced; `None` for all, to a scalar.
+    NaN if one of them is NaN.
     """
-    kind = jnp.int64 if x.dtype == jnp.float64 else jnp.int32
-    bits = jax.lax.bitcast_convert_type(jnp.abs(x), kind) & jnp.iinfo(kind).max
-    bits = jnp.max(bits, axis=axis, keepdims=axis is not None, initial=0)
-    return jax.lax.bitcast_convert_type(bits, x.dtype)
+    every = union(axes)
 
+    def reduced(part: Any) -> Any:
+        most = jax.lax.pmax(_largest.rank(part), every)
+        return _largest.of_rank(most, part.dtype)
 
-def largest_element(x: jax.Array) -> jax.Array:
-    """The largest element, NaN if there is one; for a few numbers."""
-    return _with_nan(x, jnp.max) if x.ndim else x
-
-
-def _pmax(x: jax.Array, names: Axes) -> jax.Array:
-    """The largest over these mesh axes, NaN if there is one: `pmax` may lose it, as on a CPU."""
-    return _with_nan(x, lambda y: jax.lax.pmax(y, names))
-
-
-def _with_nan(x: jax.Array, maximum: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """The maximum of what is a number, and NaN if not everything is."""
-    broken = jnp.isnan(x)
-    numbers = maximum(jnp.where(broken, jnp.full_like(x, -jnp.inf), x))
-    found = maximum(broken.astype(x.dtype)) > 0
-    return jnp.where(found, jnp.full_like(numbers, jnp.nan), numbers)
+    return _combine(parts, axes, reduced, lambda x: _largest.element(x, (0,)))
 
 
 def averaged(x: jax.Array, axis_name: Axes | None) -> jax.Array:
@@ -184,15 +170,33 @@ def averaged(x: jax.Array, axis_name: Axes | None) -> jax.Array:
     return jax.lax.pmean(x, names) if names else x
 
 
-def _union(axes: Sequence[Axes]) -> Axes:
+def union(axes: Sequence[Axes]) -> Axes:
     """All mesh axes that occur, each once."""
     return tuple(dict.fromkeys(name for names in axes for name in names))
 
 
-def _combine(
-    parts: Sequence[Any], axes: Sequence[Axes], every: Axes, collective: Any, join: Any
-) -> Any:
-    spread = [part for part, names in zip(parts, axes, strict=True) if names]
-    total = collective(functools.reduce(join, spread), every) if spread else None
-    whole = [part for part, names in zip(parts, axes, strict=True) if not names]
-    return functools.reduce(join, whole if total is None else [total, *whole])
+def together(parts: Sequence[Any], whole: Callable[[jax.Array], jax.Array]) -> Any:
+    """What `whole` makes along the first axis of all parts, a few numbers each, stacked.
+
+    XLA would make one kernel of a thousand scalars and compile it for seconds. Behind the barrier
+    it is handed their vector.
+    """
+    while len(parts) > 1:
+        chunks = [parts[i : i + _STACKED] for i in range(0, len(parts), _STACKED)]
+        parts = [whole(jax.lax.optimization_barrier(jnp.stack(chunk))) for chunk in chunks]
+    return parts[0]
+
+
+def _combine(parts: Sequence[Any], axes: Sequence[Axes], reduced: Any, whole: Any) -> Any:
+    pairs = list(zip(parts, axes, strict=True))
+    spread = [part for part, names in pairs if names]
+    rest = [part for part, names in pairs if not names]
+    crossed = [reduced(together(spread, whole))] if spread else []
+    return together([*crossed, *([together(rest, whole)] if rest else [])], whole)
+
+
+def _varying_over(x: jax.Array, names: Axes) -> jax.Array:
+    """The same array, of a type that varies over these mesh axes where JAX knows what varies."""
+    missing = [name for name in names if name not in varying_axes(x) and _is_tracked(name)]
+    zeros = [jnp.zeros_like(jax.lax.axis_index(name), x.dtype) for name in missing]
+    return sum(zeros, x)

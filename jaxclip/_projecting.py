@@ -109,6 +109,6 @@ def _seen(moved: Flat, landings: list[Landing], mesh: Any) -> Record:
     if not landings or measured[0] is not None:
         limits, scales = [[getattr(x, key) for x in landings] for key in ("limit", "scale")]
         clipped = [~scale.keep for scale in scales]
-        return _record.record(measured, limits, scales, clipped, _record.all_finite(measured))
+        return _record.record(measured, limits, scales, clipped)
     limits, outside = [x.limit for x in landings], [~x.keep for x in landings]
     return _record.of_elements(moved.arrays, limits, outside, mesh)

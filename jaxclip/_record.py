@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxclip import _mesh, _wide
+from jaxclip import _largest, _mesh, _wide
 from jaxclip._mesh import Axes
 from jaxclip._scaling import Scale
 from jaxclip._state import Record
@@ -22,22 +22,33 @@ def record(
     limits: list[jax.Array],
     scales: list[Scale],
     clipped: list[jax.Array],
-    finite: jax.Array,
+    finite: jax.Array | None = None,
     axis_name: Axes | None = None,
 ) -> Record:
     """What happened, over all norms and over the devices on which they differ.
 
-    `axis_name` are mesh axes on which they differ, besides those that types tell.
+    Args:
+        found: the norms.
+        limits: what they were held against.
+        scales: by what their arrays were multiplied.
+        clipped: which were clipped.
+        finite: whether all norms that were measured were finite; `None` if these are all.
+        axis_name: mesh axes on which norms differ, besides those that types tell.
     """
     units = sum(c.size * _mesh.shards(_mesh.differing_axes(c, axis_name)) for c in clipped)
     number = total([jnp.sum(c, dtype=jnp.float32) for c in clipped], axis_name)
+    rows = [
+        (n.number, -jnp.asarray(c), -s.number, ~n.is_finite)
+        for n, c, s in zip(found, limits, scales, strict=True)
+    ]
+    norm, limit, scale, broken = largest(rows, (0.0, -jnp.inf, -1.0, 0.0), axis_name)
     return Record(
-        norm=largest([n.number for n in found], 0.0, axis_name),
-        threshold=-largest([-jnp.asarray(c) for c in limits], -jnp.inf, axis_name),
-        scale=-largest([-s.number for s in scales], -1.0, axis_name),
+        norm=norm,
+        threshold=-limit,
+        scale=-scale,
         fraction=number / float(max(units, 1)),  # beyond an int32
         clipped=number > 0,
-        nonfinite=~finite,
+        nonfinite=broken > 0 if finite is None else ~finite,
     )
 
 
@@ -56,31 +67,49 @@ def of_elements(
         axis_name: the mesh axes over which the leaves are sharded, besides those that types tell.
     """
     wide = [jnp.abs(x).astype(_wide.accumulator(x)) for x in arrays]
-    sizes = [_wide.of(_mesh.largest_magnitude(x)) for x in wide]
-    norm = largest([size.number for size in sizes], 0.0, axis_name)
-    limit = -largest([-jnp.asarray(c) for c in limits], -jnp.inf, axis_name)
+    sizes = [_wide.of(_largest.magnitude(x)) for x in wide]
+    rows = [(size.number, ~size.is_finite) for size in sizes]
+    norm, broken = largest(rows, (0.0, 0.0), axis_name)
+    (limit,) = largest([(-jnp.asarray(c),) for c in limits], (-jnp.inf,), axis_name)
     number = total([jnp.sum(c, dtype=jnp.float32) for c in clipped], axis_name)
     elements = sum(x.size * _mesh.shards(_mesh.differing_axes(x, axis_name)) for x in arrays)
     return Record(
         norm=norm,
-        threshold=limit,
-        scale=jnp.where(norm > limit, limit / norm, jnp.ones_like(norm)),
+        threshold=-limit,
+        scale=jnp.where(norm > -limit, -limit / norm, jnp.ones_like(norm)),
         fraction=number / float(max(elements, 1)),
         clipped=number > 0,
-        nonfinite=~all_finite(sizes, axis_name),
+        nonfinite=broken > 0,
     )
 
 
 def all_finite(found: list[Norm], axis_name: Axes | None = None) -> jax.Array:
     """Whether all norms are finite, on every device."""
-    return largest([~n.is_finite for n in found], 0.0, axis_name) == 0
+    (broken,) = largest([(~n.is_finite,) for n in found], (0.0,), axis_name)
+    return broken == 0
 
 
-def largest(parts: list[jax.Array], default: float, axis_name: Axes | None = None) -> jax.Array:
-    parts = [_mesh.largest_element(part.astype(jnp.float32)) for part in parts if part.size]
+def largest(
+    rows: list[tuple[jax.Array, ...]], defaults: tuple[float, ...], axis_name: Axes | None = None
+) -> list[jax.Array]:
+    """The largest of the first of each row, of the second, and so on; float32 scalars.
+
+    Args:
+        rows: for each norm some arrays that broadcast to the first one's shape.
+        defaults: what there is without rows.
+        axis_name: mesh axes on which they differ, besides those that types tell.
+    """
+    parts = [_largest_of_each(row) for row in rows if row[0].size]
     if not parts:
-        return jnp.full((), default, jnp.float32)
-    return _mesh.max_over(parts, [_mesh.differing_axes(part, axis_name) for part in parts])
+        return [jnp.full((), default, jnp.float32) for default in defaults]
+    most = _mesh.max_over(parts, [_mesh.differing_axes(part, axis_name) for part in parts])
+    return [most[i] for i in range(len(defaults))]
+
+
+def _largest_of_each(row: tuple[jax.Array, ...]) -> jax.Array:
+    like = jnp.zeros_like(row[0], jnp.float32)  # its sharding is what a mesh of Explicit axes needs
+    table = jnp.stack([like + x.astype(jnp.float32) for x in row])
+    return _largest.element(table, tuple(range(1, table.ndim)))
 
 
 def total(parts: list[jax.Array], axis_name: Axes | None = None) -> jax.Array:

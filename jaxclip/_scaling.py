@@ -140,7 +140,7 @@ def between(norm: Norm, low: Any, high: Any, dtype: Any, rate: Any = 1.0) -> Sca
     return _quotient(norm, jnp.where(keep, jnp.ones_like(n), target), keep, zero, zero)
 
 
-def for_nonfinite(scale: Scale, finite: jax.Array, policy: str, all_finite: jax.Array) -> Scale:
+def for_nonfinite(scale: Scale, finite: jax.Array, policy: str, all_finite: Any) -> Scale:
     """What the policy makes of a scale.
 
     Args:
