@@ -19,6 +19,7 @@ from benchmarks._speed_trees import Shapes
 
 LIMIT, SIZE = 1.0, 0.01  # what gradients are clipped to; the standard deviation of their elements
 DEPTH = 8  # of the matrix products
+GUARDS = (jaxclip.GuardState, optax.ApplyIfFiniteState)
 OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "SGD": lambda: optax.sgd(0.5),
     "momentum": lambda: optax.sgd(0.5, momentum=0.9),
@@ -86,12 +87,12 @@ def products(tree: Shapes, given: dict[str, tuple[jax.Array, jax.Array]]) -> dic
 
 def inner(state: Any) -> Any:
     """Returns the optimizer's part of a chain's state, which comes last."""
-    return inner(state.inner_state) if isinstance(state, jaxclip.GuardState) else state[-1]
+    return inner(state.inner_state) if isinstance(state, GUARDS) else state[-1]
 
 
 def with_inner(state: Any, part: Any) -> Any:
     """Returns the state with another part for the optimizer."""
-    if isinstance(state, jaxclip.GuardState):
+    if isinstance(state, GUARDS):
         return state._replace(inner_state=with_inner(state.inner_state, part))
     return (*state[:-1], part)
 

@@ -31,6 +31,7 @@ pytestmark = pytest.mark.relaxed
 
 ROOT = Path(program.__file__).parents[1]
 EVEN = {"none": [1.0, 1.0], "norm": [0.2, 0.2], "Optax": [1.25, 1.25], "jaxclip": [1.2, 1.2]}
+EVEN |= {"least": [1.2, 1.2]}
 
 
 @pytest.mark.parametrize(
@@ -174,6 +175,16 @@ def test_goals_of_other_sections():
     assert _found("telemetry", measured).values == {"a: recorded": 1.03}
     assert _found("learned", measured).values == {"a: zclip": 1.04}
     assert len(goals.verdicts({})) == len(goals.GOALS)
+
+
+@pytest.mark.parametrize("size", [0.1, 10.0])
+def test_the_least_rule_clips(size):
+    grads = {"a": jnp.full((3, 4), size), "b": jnp.full(5, -size)}
+    (ours, _), (theirs, _) = (
+        tx.update(grads, tx.init(grads))
+        for tx in (sections.least(), optax.clip_by_global_norm(steps.LIMIT))
+    )
+    assert checked.apart(ours, theirs) < 1e-6
 
 
 def test_goals_know_the_jobs():

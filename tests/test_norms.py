@@ -221,3 +221,16 @@ def test_how_the_tree_is_split_does_not_matter():
     whole = float(norms.global_norm(x))
     for parts in ([x], list(x), {"a": x[:5], "b": {"c": x[5:]}}, list(x.ravel())):
         np.testing.assert_allclose(norms.global_norm(parts), whole, rtol=3e-7)
+
+
+@by_ord
+@pytest.mark.parametrize("size", [1e25, 1e-25])
+def test_many_small_leaves_whose_squares_leave_the_range(ord, size):
+    """They are measured again in stacks of a type; a large one among them alone."""
+    draw = np.random.default_rng(0)
+    shapes = [(3,), (2, 3), (3,), (), (2, 3), (5000,), (1, 0)] * 4
+    tree = [jnp.asarray(size * draw.standard_normal(shape), jnp.float32) for shape in shapes]
+    tree += [x.astype(jnp.bfloat16) for x in tree[:3]]
+    found = jax.jit(lambda t: norms.global_norm(t, ord))(tree)
+    want = o.by_tree(ord)(registry.floats(tree))[0]
+    np.testing.assert_allclose(float(found) / size, want / size, rtol=6e-7)
