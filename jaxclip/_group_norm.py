@@ -250,7 +250,8 @@ def _root(total: jax.Array, kind: Kind) -> jax.Array:
     if kind.power == 1:
         return total
     if kind.power == 2:
-        return jnp.sqrt(total / jnp.asarray(kind.elements, total.dtype))
+        one = kind.elements == 1
+        return jnp.sqrt(total if one else total / jnp.asarray(kind.elements, total.dtype))
     return total ** jnp.asarray(1 / kind.power, total.dtype)
 
 

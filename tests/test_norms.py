@@ -11,7 +11,10 @@ from tests import oracles as o
 
 INF = o.INF
 ORDS = [1, 2, 3, 2.5, INF, "rms", "average"]
-by_ord = pytest.mark.parametrize("ord", ORDS)
+LIKE_OTHERS = [3, "average"]
+by_ord = pytest.mark.parametrize(
+    "ord", [pytest.param(p, marks=pytest.mark.slow) if p in LIKE_OTHERS else p for p in ORDS]
+)
 
 
 @by_ord
