@@ -66,6 +66,21 @@ def test_a_rule_costs_its_norm(optimizer):
     assert _trees_accessed(_step(optax.chain(rule, plain), tree), tree) <= both + 0.01
 
 
+def _kernels(tx, leaves, **extra):
+    """The kernels that every step runs: fusions outside of branches, as most other work is in."""
+    text = _step(tx, _tree(leaves=leaves, size=128), **extra).as_text()
+    return text.split("ENTRY ")[1].count(" fusion(")
+
+
+@pytest.mark.parametrize(("given", "a_leaf"), [({"norm": 3.0}, 0), ({}, 1)], ids=["norm", "none"])
+def test_a_kernel_for_each_leaf_s_norm_and_no_other(given, a_leaf):
+    """Scaling needs none: it is fused into the optimizer's."""
+    plain = optax.sgd(0.1)
+    chain = optax.chain(jaxclip.clip_by_global_norm(0.5), plain)
+    more = [_kernels(chain, leaves, **given) - _kernels(plain, leaves) for leaves in (3, 7)]
+    assert more[1] - more[0] <= 4 * a_leaf
+
+
 @pytest.mark.parametrize("ord", [1, 2, 3, 2.5])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_norm_reads_each_leaf_once(ord, dtype):
