@@ -67,10 +67,14 @@ def _steps(name: str, jobs: Jobs) -> Table:
 
     def cells(result: Any) -> list[str]:
         times = result["times"]
+
+        def of(program: str, cell: Callable[..., Any], *arguments: str) -> str:
+            return str(cell(times, *arguments)) if program in times else ""
+
         return [
-            *(clock.milliseconds(times, key) for key in programs),
-            *(str(clock.ratio(times, "jaxclip", base)) for base in ("Optax", "least")),
-            *(str(clock.reads(times, key)) for key in ("least", "jaxclip")),
+            *(of(key, clock.milliseconds, key) for key in programs),
+            *(of(base, clock.ratio, "jaxclip", base) for base in ("Optax", "least")),
+            *(of(key, clock.reads, key) for key in ("least", "jaxclip")),
         ]
 
     note = (

@@ -201,7 +201,9 @@ def test_peers_that_are_missing_and_jobs_that_failed_are_said():
         "alone": {"GPT-2, float32": {"times": times, "missing": ["PyTorch"]}},
         "guards": {"38 M, float32, AdamW": {"failed": "no memory"}},
     }
+    measured["steps"] = {"2000 leaves": {"times": {k: v for k, v in EVEN.items() if k != "least"}}}
     text = report.markdown(measured)
+    assert "| 1.2e+03 |  | 200 | 0.96 (0.96 to 0.96) |  |  | 1.00" in text
     assert "| GPT-2, float32 | 1.2e+03 | 1.25e+03 | missing | missing | 0.96" in text
     assert "| 38 M, float32, AdamW | no memory |" in text
 
