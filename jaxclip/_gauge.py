@@ -1,7 +1,7 @@
 """What a rule measures: a scope and a kind of norm, laid over a tree.
 
 One norm for the whole tree, or one per leaf; where it is told which leaves count. The arithmetic of
-norms is in `_group_norm`, what is done with them in `_engine`.
+norms is in `_power_sums`, what is done with them in `_engine`.
 """
 
 from __future__ import annotations
