@@ -179,11 +179,17 @@ def _raised(x: jax.Array, dtype: Any, scale: jax.Array | None, power: float) -> 
         return _raised(real, dtype, scale, power) + _raised(imag, dtype, scale, power)
     x = jnp.abs(x).astype(dtype) if power != 2 else x.astype(dtype)
     x = x if scale is None else x * scale
-    if power == 1:
-        return x
-    if power == int(power):  # products, which are exact to a few roundings wherever they are taken
-        return jax.lax.integer_pow(x, int(power))
-    return x ** jnp.asarray(power, x.dtype)
+    return _to_the(x, power)
+
+
+def _to_the(x: jax.Array, power: float) -> jax.Array:
+    """`x ** power` for x >= 0 and a power that need not be one of the dtype's numbers.
+
+    A power rounded to float32 would tell in the result as the logarithm of x times that rounding.
+    """
+    whole, rest = divmod(power, 1)
+    found = jax.lax.integer_pow(x, int(whole))
+    return found * x ** jnp.asarray(rest, x.dtype) if rest else found
 
 
 def _root(total: jax.Array, kind: Kind) -> jax.Array:
@@ -192,7 +198,11 @@ def _root(total: jax.Array, kind: Kind) -> jax.Array:
     if kind.power == 2:
         one = kind.elements == 1
         return jnp.sqrt(total if one else total / jnp.asarray(kind.elements, total.dtype))
-    return total ** jnp.asarray(1 / kind.power, total.dtype)
+    power = jnp.asarray(kind.power, total.dtype)
+    root = total ** (1 / power)
+    # One of Newton's steps: the reciprocal of the power is rounded as well.
+    nearer = root - (root - total / _to_the(root, kind.power - 1)) / power
+    return jnp.where((total > 0) & (total < jnp.inf), nearer, root)
 
 
 def _power(k: int, like: jax.Array) -> jax.Array:

@@ -237,3 +237,19 @@ def test_many_small_leaves_whose_squares_leave_the_range(ord, size):
     found = jax.jit(lambda t: norms.global_norm(t, ord))(tree)
     want = o.by_tree(ord)(registry.floats(tree))[0]
     np.testing.assert_allclose(float(found) / size, want / size, rtol=6e-7)
+
+
+@pytest.mark.parametrize("ord", [3, 2.5, 1.1, 7.3, 10, 100])
+def test_other_orders_at_any_magnitude(ord):
+    """Within two units of the last place: neither a power nor a root may round its exponent."""
+    draw = np.random.default_rng(0)
+    measure = jax.jit(lambda x: norms.global_norm(x, ord))
+    for k in (-25, -12, -3, 0, 3, 12, 25, 37):
+        x = (10.0**k * draw.standard_normal(7)).astype(np.float32)
+        want = o.norm(x / 10.0**k, ord).item() * 10.0**k
+        np.testing.assert_allclose(float(measure(jnp.asarray(x))), want, rtol=2.4e-7)
+
+
+def test_an_exact_cube_root_is_exact():
+    for power in (-40, -9, 0, 1, 2, 13, 30):
+        assert float(norms.global_norm(jnp.full(8, 2.0**power), 3)) == 2 * 2.0**power
