@@ -70,13 +70,14 @@ def of_elements(
     sizes = [_wide.of(_largest.magnitude(x)) for x in wide]
     rows = [(size.number, ~size.is_finite) for size in sizes]
     norm, broken = largest(rows, (0.0, 0.0), axis_name)
-    (limit,) = largest([(-jnp.asarray(c),) for c in limits], (-jnp.inf,), axis_name)
+    (negative,) = largest([(-jnp.asarray(c),) for c in limits], (-jnp.inf,), axis_name)
+    limit = -negative
     number = total([jnp.sum(c, dtype=jnp.float32) for c in clipped], axis_name)
     elements = sum(x.size * _mesh.shards(_mesh.differing_axes(x, axis_name)) for x in arrays)
     return Record(
         norm=norm,
-        threshold=-limit,
-        scale=jnp.where(norm > -limit, -limit / norm, jnp.ones_like(norm)),
+        threshold=limit,
+        scale=jnp.where(norm > limit, limit / norm, jnp.ones_like(norm)),
         fraction=number / float(max(elements, 1)),
         clipped=number > 0,
         nonfinite=broken > 0,
