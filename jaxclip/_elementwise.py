@@ -159,7 +159,7 @@ def _rule(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, ClipState]:
         del params, extra_args
-        state = _state.checked(state, init, updates)
+        state = _state.checked_or_first(state, init, updates)
         flat = _trees.flatten(updates)
         _mesh.check_sharded(flat.arrays, mesh, flat.at)
         pairs = bounds(flat, state.count)

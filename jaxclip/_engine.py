@@ -129,7 +129,7 @@ def clip_by(
         updates: Any, state: Any, params: Any = None, *, norm: Any = None, **extra_args: Any
     ) -> tuple[Any, ClipState]:
         del extra_args
-        state = _state.checked(state, init, updates)
+        state = _state.checked_or_first(state, init, updates)
         flat = _trees.flatten(updates)
         found, finite = _found(gauge, flat, norm, nonfinite)
         measured = _measured(gauge, flat, found, state.count, params)

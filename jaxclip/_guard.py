@@ -76,12 +76,16 @@ def guard(
         patience = _checks.whole_number(fixed=False, max_consecutive=patience)
 
     def init(params: Any) -> GuardState:
+        return first(params)._replace(inner_state=guarded.init(params))
+
+    def first(params: Any) -> GuardState:
+        """The state but for what is inside."""
         memory = judge.first(_wide.accumulator(*_trees.flatten(params).arrays))
         limits = [
             None if c is None else jnp.full((), jnp.inf, jnp.float32) for c in judge.limits(memory)
         ]
         return _state.named(GuardState, name)(
-            guarded.init(params),
+            (),
             jnp.zeros((), jnp.float32),
             *limits,
             jnp.zeros((), bool),
@@ -98,8 +102,8 @@ def guard(
         norm: Any = None,
         **extra_args: Any,
     ) -> tuple[Any, GuardState]:
-        if not isinstance(state, GuardState):
-            raise TypeError(f"state={state!r} is not a guard's state; make it with init(params)")
+        own = state._replace(inner_state=()) if isinstance(state, GuardState) else state
+        _state.checked(own, first, updates)
         found, shared = _found(updates, norm, mesh)
         loss = _loss(value, mesh)
         finite = found.is_finite if loss is None else found.is_finite & jnp.isfinite(loss)

@@ -40,7 +40,7 @@ def projection(
         del extra_args
         if params is None:
             raise ValueError(f"params=None: {name} needs update(..., params=params)")
-        state = _state.checked(state, init, updates)
+        state = _state.checked_or_first(state, init, updates)
         weights, steps = _flat(params, updates)
         chosen = _chosen(weights, mask)
         weights, steps = weights.only(chosen), steps.only(chosen)

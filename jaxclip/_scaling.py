@@ -168,7 +168,7 @@ def apply(x: jax.Array, scale: Scale) -> jax.Array:
     wide dtype: XLA then fuses both into whatever consumes the result. Compiled also where the
     update is not, so that product and sum are one fused multiply-add.
     """
-    wide = jnp.promote_types(_wide.accumulator(x), scale.second.dtype)
+    wide = _wide.accumulator(x, scale.second)
     value = _wide.widened(x, wide)
     near_one = _wide.times(value, scale.first.astype(wide))
     scaled = _wide.times(near_one, scale.second.astype(wide))

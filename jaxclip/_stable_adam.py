@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip import _checks, _engine, _mesh, _state, _trees
+from jaxclip import _checks, _engine, _mesh, _state, _trees, _wide
 from jaxclip._state import ClipState
 
 
@@ -77,21 +77,23 @@ def scale_by_stable_adam(
     _checks.threshold_tree(threshold, "threshold", scalar=True)
     adam: Any = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
     mesh = _checks.mesh_axes(axis_name)
-    rule: Any = _engine.clip_by(threshold, scope="leaf", axis_name=axis_name)
+    name = "scale_by_stable_adam"
+    rule: Any = _engine.clip_by(threshold, scope="leaf", axis_name=axis_name, name=name)
 
     def init(params: Any) -> ClipState:
-        return _state.first("scale_by_stable_adam", adam.init(params))
+        return _state.first(name, adam.init(params))
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, ClipState]:
         del extra_args
+        state = _state.checked(state, init, updates)
         moments: Any
         steps, moments = adam.update(updates, state.memory, params)
         flat, second = _trees.flatten(updates), _trees.flatten(moments.nu)
         found = []
         for i, (g, v) in enumerate(zip(flat.arrays, second.arrays, strict=True)):
-            wide = jnp.promote_types(v.dtype, jnp.float32)
+            wide = _wide.accumulator(v)
             expected = _second_moment(v.astype(wide), moments.count, b2)
             axes = _mesh.sharded_axes(g, mesh, flat.at(i))
             found.append(_surprise(g, expected, jnp.asarray(eps).astype(wide), axes))

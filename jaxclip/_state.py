@@ -73,7 +73,13 @@ def named(base: type[Any], rule: str) -> type[Any]:
 
 
 def _rebuild(base: type[Any], rule: str, fields: tuple[Any, ...]) -> Any:
-    return named(base, rule)(*fields)
+    kind = named(base, rule)
+    if len(fields) != len(kind._fields):
+        raise ValueError(
+            f"a pickled state of {rule} has {len(fields)} fields, where this version of jaxclip "
+            f"has {len(kind._fields)}: {', '.join(kind._fields)}"
+        )
+    return kind(*fields)
 
 
 def first(rule: str, memory: Any = (), *, record: bool = True) -> ClipState:
@@ -107,13 +113,38 @@ def of_nothing(memory: Any) -> Any:
     )
 
 
-def checked(state: Any, init: Callable[[Any], ClipState], updates: Any) -> ClipState:
+def checked_or_first(state: Any, init: Callable[[Any], ClipState], updates: Any) -> Any:
     """The state, or a first one where a stateless rule of Optax was replaced by one of ours."""
     if state is None or isinstance(state, optax.EmptyState):
         return init(updates)
-    if not isinstance(state, ClipState):
-        raise TypeError(f"state={state!r} is not the state of this rule; make it with init(params)")
+    return checked(state, init, updates)
+
+
+def checked(state: Any, init: Callable[[Any], Any], updates: Any) -> Any:
+    """The state, if it is one of this rule with these arguments, for updates like these.
+
+    A ring of another length, or the state of another rule, would often do, and tell what is not so.
+    """
+    own = jax.eval_shape(lambda: init(updates))
+    if type(state) is not type(own):
+        raise TypeError(
+            f"state={state!r} is not a state of {own.rule}; make one with init(params)"
+        )
+    shapes, wanted = _shapes(state), _shapes(own)
+    for key in wanted | shapes:
+        if shapes.get(key) != wanted.get(key):
+            has, wants = (f"shape {x[key]}" if key in x else "nothing" for x in (shapes, wanted))
+            raise ValueError(
+                f"the state of {own.rule} has {has} at state{key}, where this rule has {wants}: it "
+                "was made with other arguments, for other parameters or by another version of "
+                "jaxclip; make one with init(params)"
+            )
     return state
+
+
+def _shapes(state: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves}
 
 
 def following(state: ClipState, record: Record | None, memory: Any = ()) -> ClipState:

@@ -103,6 +103,8 @@ def monitor(
             raise ValueError(f"params=None: {name} needs update(..., params=params)")
         flat = _trees.flatten(params if of == "params" else updates)
         names = flat.names
+        if not isinstance(state, kind):
+            raise TypeError(f"state={state!r} is not a state of {name}; make one with init(params)")
         known = list(_by_name(state.norms))
         if set(names) != set(known):
             raise ValueError(f"{of} has the leaves {names}, but init saw {known}")

@@ -271,7 +271,7 @@ def test_monitor_errors_of_params():
     with pytest.raises(ValueError, match=r"params has the leaves \['w'\], but init saw"):
         tx.update(U, tx.init(U), {"w": U["w"]})
     with pytest.raises(ValueError, match=r"updates has the leaves \['w'\], but init saw"):
-        jaxclip.monitor().update({"w": U["w"]}, tx.init(U), U)
+        jaxclip.monitor().update({"w": U["w"]}, jaxclip.monitor().init(U), U)
 
 
 def test_monitor_errors():
