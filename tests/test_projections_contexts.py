@@ -225,7 +225,7 @@ def test_a_replaced_optax_transformation_may_have_left_its_state():
     for state in (None, optax.EmptyState()):
         updates, _ = jaxclip.project_max_norm(1.0).update(p * 0, state, p)
         weights.assert_lands(MAX, 1.0, p, p * 0, p + updates)
-    with pytest.raises(TypeError, match="is not the state of this rule"):
+    with pytest.raises(TypeError, match="is not a state of project_max_norm"):
         jaxclip.project_max_norm(1.0).update(p, {"x": 1}, p)
 
 
