@@ -2,7 +2,7 @@
 
     python -m benchmarks
 
-Everything is measured on the CPU, in some ten minutes on two cores that have nothing else to do.
+Everything is measured on the CPU, in under ten minutes on two cores that have nothing else to do.
 Programs that are compared run in turn in one process, A B C A B C; reported are medians, ratios of
 medians, and the quartiles of the ratios of single turns.
 

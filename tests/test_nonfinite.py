@@ -171,7 +171,7 @@ def test_rules(rule, context):
 
 
 @by_context
-@pytest.mark.parametrize("name", _slow_but("clip_by", learned.RULES))
+@pytest.mark.parametrize("name", learned.RULES)
 def test_rules_that_learn(name, context):
     """A bad update leaves no trace in what is learned, but where the rest of it counts."""
     txs = {p: learned.RULES[name](nonfinite=p, scope="global") for p in POLICIES}
