@@ -127,9 +127,7 @@ def checked(state: Any, init: Callable[[Any], Any], updates: Any) -> Any:
     """
     own = jax.eval_shape(lambda: init(updates))
     if type(state) is not type(own):
-        raise TypeError(
-            f"state={state!r} is not a state of {own.rule}; make one with init(params)"
-        )
+        raise TypeError(f"state={state!r} is not a state of {own.rule}; make one with init(params)")
     shapes, wanted = _shapes(state), _shapes(own)
     for key in wanted | shapes:
         if shapes.get(key) != wanted.get(key):

@@ -153,6 +153,23 @@ def test_a_traced_warm_up_of_nothing():
     np.testing.assert_array_equal(updates, u)
 
 
+@pytest.mark.relaxed  # the averages' alpha is in the state of Optax, strongly typed
+def test_a_traced_restart_after_nothing():
+    """After one spike at the earliest, or every norm would begin a warm-up."""
+    u = jnp.array([3.0])
+    settings = {"warmup_steps": 2, "max_norm": None}
+    rule = optax.inject_hyperparams(jaxclip.zclip)(restart_after=0, **settings)
+    plain = jaxclip.zclip(restart_after=1, **settings)
+    state, other = jax.jit(rule.init)(u), plain.init(u)
+    update, clipped = jax.jit(rule.update), 0
+    for factor in (1.0, 1.1, 50.0, 1.0, 1.1, 50.0):
+        got, state = update(factor * u, state)
+        want, other = plain.update(factor * u, other)
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+        clipped += float(want[0]) < 0.9 * factor * float(u[0])
+    assert clipped == 2
+
+
 def test_a_norm_that_is_known():
     """`norm=` is what is learned from, and held against what was learned."""
     tx = jaxclip.autoclip(50.0, window=8)

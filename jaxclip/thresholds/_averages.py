@@ -147,8 +147,8 @@ def zscore(
         run = jnp.where(seen, jnp.where(spike, memory.run + 1, 0), memory.run)
         count = jnp.where(seen, optax.safe_increment(memory.count), memory.count)
         if patience is not None:
-            count = jnp.where(run >= patience, 0, count)
-            run = jnp.where(run >= patience, 0, run)
+            restart = run >= jnp.maximum(patience, 1)  # a traced 0 would restart without a spike
+            count, run = (jnp.where(restart, 0, x) for x in (count, run))
         mean, std = jnp.where(learn, mean, memory.mean), jnp.where(learn, std, memory.std)
         return jnp.minimum(told, most.astype(n.dtype)), Moments(mean, std, count, run)
 
