@@ -18,6 +18,7 @@ import jaxclip.guards
 import jaxclip.norms
 import jaxclip.projections
 import jaxclip.thresholds
+from tests import guards, learned, registry, weights
 
 ROOT = pathlib.Path(jaxclip.__file__).parent
 CORE = [
@@ -116,6 +117,14 @@ def test_all_is_what_is_public(module):
         }
         for_the_core = {"measure", "shared_global_norm", "together"}
         assert {n for n in own if not n.startswith("_")} - set(module.__all__) <= for_the_core
+
+
+def test_every_rule_is_in_a_registry():
+    """And so in every context, dtype and edge; what is left has a file of its own."""
+    functions = {n for n in jaxclip.__all__ if inspect.isfunction(getattr(jaxclip, n))}
+    functions -= {"metrics", "diagnose", "monitor", "scale_by_stable_adam"}
+    given = {rule.name for rule in registry.RULES} | set(learned.RULES) | set(guards.GUARDS)
+    assert functions <= given | {p.function for p in weights.PROJECTIONS}
 
 
 def test_surface():
