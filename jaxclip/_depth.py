@@ -4,8 +4,6 @@ NumPy on numbers that are known: nothing here is traced, measures an array or ju
 means is said in `_findings`.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ made it, where a `lax.cond` would keep the optimizer from being fused with anyth
 bad, besides numbers that are not finite, is up to the guards.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple

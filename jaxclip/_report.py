@@ -1,7 +1,5 @@
 """The diagnosis as a whole: its parts put together, and printed."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple

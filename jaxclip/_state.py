@@ -4,8 +4,6 @@ Each rule has a subclass of its own, so that a state says which rule it belongs 
 stay arrays only: that is what `scan`, `cond`, donation, `MultiSteps` and checkpoints need.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Units without slope: how many of a layer's are dead, and how often they are saturated."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -5,8 +5,6 @@ update is zero and the state of everything inside, momentum and step counts incl
 was. How that is done is in `_guard`.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax

@@ -3,8 +3,6 @@
 Reading a state costs nothing: the scalars are there. Writing them to a log is the caller's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 

@@ -3,8 +3,6 @@
 No rule is in this file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
