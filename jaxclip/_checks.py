@@ -80,10 +80,10 @@ def whole_number(least: int = 1, *, fixed: bool = True, **argument: Any) -> Any:
         return value
     if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
         raise TypeError(f"{name}={value!r} must be a whole number, not {type(value).__name__}")
-    number = operator.index(value)
-    if number < least:
+    whole = operator.index(value)
+    if whole < least:
         raise ValueError(f"{name}={value!r} must be at least {least}")
-    return number
+    return whole if fixed else min(whole, np.iinfo(np.int32).max)  # counts end there
 
 
 def flag(**argument: Any) -> None:
@@ -172,9 +172,17 @@ def broadcasts(shape: tuple[int, ...], onto: tuple[int, ...]) -> bool:
         return False
 
 
+def number(value: Any) -> jax.Array:
+    """A real number or array that was given, as an array: whole ones beyond int32 as floats."""
+    whole = isinstance(value, (int, np.integer))
+    if whole or (isinstance(value, np.ndarray) and value.dtype.kind in "iu"):
+        value = np.asarray(value, np.float64)
+    return jnp.asarray(value)
+
+
 def fitted(value: Any, shape: tuple[int, ...], name: str, what: str) -> jax.Array:
     """`value` as an array of the rank of `shape`, if it broadcasts to it without enlarging it."""
-    array = jnp.asarray(value)
+    array = number(value)
     if not broadcasts(array.shape, shape):
         raise ValueError(
             f"{name} has shape {array.shape}, which does not broadcast to {what}, of shape {shape}"

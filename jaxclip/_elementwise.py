@@ -127,6 +127,8 @@ def bounded(
     names: tuple[str, str] = NAMES,
 ) -> jax.Array:
     """One array between its bounds, in its own dtype."""
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        low, high = _whole(low, np.ceil, x.dtype), _whole(high, np.floor, x.dtype)
     low, high = _fitted(low, x, names[0], where), _fitted(high, x, names[1], where)
     if not jnp.iscomplexobj(x):
         # Selected by comparison: what is kept then has the derivative 1, at the bounds too.
@@ -143,6 +145,27 @@ def bounded(
     size = _wide.of(jnp.abs(x))
     scale = _scaling.hard(size, high)
     return _scaling.apply(x, scale._replace(keep=scale.keep | ~size.is_finite))
+
+
+def _whole(bound: Any, rounded: Any, dtype: Any) -> Any:
+    """The bound of integers, which may be no integer or none of theirs."""
+    if bound is None:
+        return None
+    least, most = (int(x) for x in (jnp.iinfo(dtype).min, jnp.iinfo(dtype).max))
+    if _checks.is_traced(bound) or isinstance(bound, jax.Array):
+        bound = jnp.asarray(bound)
+        if jnp.issubdtype(bound.dtype, jnp.integer):
+            own = jnp.iinfo(bound.dtype)
+            return jnp.clip(bound, max(least, int(own.min)), min(most, int(own.max))).astype(dtype)
+        bound = {np.ceil: jnp.ceil, np.floor: jnp.floor}[rounded](bound)
+        inside = jnp.where((bound > least) & (bound < most), bound, jnp.zeros_like(bound))
+        ends = jnp.where(bound > 0, jnp.asarray(most, dtype), jnp.asarray(least, dtype))
+        return jnp.where((bound > least) & (bound < most), inside.astype(dtype), ends)
+    array = np.asarray(bound)
+    if array.dtype.kind not in "iu":
+        array = rounded(np.asarray(bound, np.float64))
+    flat = [min(max(x, least), most) for x in array.ravel().tolist()]
+    return jnp.asarray(np.array([int(x) for x in flat], dtype).reshape(array.shape))
 
 
 def _rule(
@@ -189,7 +212,14 @@ def _largest(bound: jax.Array) -> jax.Array:
 def _values(flat: Flat, tree: Any, name: str, count: jax.Array) -> list[Any]:
     """The bound of every leaf now."""
     values = flat.spread(_trees.at(tree, count), name)
-    return [None if v is None else jnp.asarray(v) for v in values]
+    arrays = [None if v is None else _checks.number(v) for v in values]
+    return [None if a is None else _as_float(a) for a in arrays]
+
+
+def _as_float(bound: jax.Array) -> jax.Array:
+    """What is unsigned has no negative."""
+    inexact = jnp.issubdtype(bound.dtype, jnp.inexact)
+    return bound if inexact else bound.astype(jnp.result_type(float))
 
 
 def _fitted(bound: Any, x: jax.Array, name: str, where: str) -> jax.Array | None:

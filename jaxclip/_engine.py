@@ -107,8 +107,8 @@ def clip_by(
     _checks.choice(SCOPES, scope=scope)
     _checks.choice(_scaling.SHAPES, shape=shape)
     _checks.choice(_scaling.POLICIES, nonfinite=nonfinite)
-    _checks.real_number(eps=eps)
-    _checks.real_number(floor=floor)
+    _checks.real_number(finite=True, eps=eps)
+    _checks.real_number(finite=True, floor=floor)
     if axis is not None and scope != "unit":
         raise ValueError(f"axis={axis!r} has a meaning only at scope='unit', not {scope!r}")
     for key, mask in (("norm_mask", norm_mask), ("scale_mask", scale_mask)):
@@ -134,8 +134,9 @@ def clip_by(
         found, finite = _found(gauge, flat, norm, nonfinite)
         measured = _measured(gauge, flat, found, state.count, params)
         limits, memory = threshold.update(state.memory, measured) if found else ([], state.memory)
+        added, least = _checks.number(eps), _checks.number(floor)
         hard = [
-            _scaling.hard(n, _scaling.shaped(n, c, shape), eps, floor)
+            _scaling.hard(n, _scaling.shaped(n, c, shape), added, least)
             for n, c in zip(found, limits, strict=True)
         ]
         scales = [
@@ -168,11 +169,12 @@ def _found(gauge: Gauge, flat: Flat, norm: Any, policy: str) -> tuple[list[Norm]
     if policy != "drop" or not found:
         return found, finite
 
-    def of_the_rest() -> list[Norm]:
-        rest = flat.rebuild([_scaling.without_nonfinite(x) for x in flat.arrays])
+    def of_the_rest(arrays: list[jax.Array]) -> list[Norm]:
+        rest = flat.rebuild([_scaling.without_nonfinite(x) for x in arrays])
         return gauge(_trees.flatten(rest))
 
-    return jax.lax.cond(finite, lambda: found, of_the_rest), finite
+    # Arrays as operands: closed over, on an Explicit mesh, they would lose their sharding.
+    return jax.lax.cond(finite, lambda arrays: found, of_the_rest, flat.arrays), finite
 
 
 def _measured(
@@ -182,6 +184,7 @@ def _measured(
         if params is None:
             raise ValueError("params=None: this rule's threshold needs update(..., params=params)")
         own = _trees.params_like(params, flat)
+        _trees.check_shapes(own._replace(where=flat.where), flat)
         return [n.number for n in gauge(own._replace(where=flat.where))]
 
     numbers = [n.number for n in found]

@@ -75,7 +75,7 @@ class Gauge(NamedTuple):
         return _mesh.zeros_like_sum(x, axes, self._summed(x), shape, dtype)
 
     def of_tree(self, flat: Flat, numbers: list[jax.Array]) -> jax.Array:
-        """The norm of everything together, non-finite norms left out."""
+        """The norm of everything together, non-finite norms left out; the largest float at most."""
         if isinstance(self.ord, str) and self.scope != "global":
             # Means cannot be joined without the sizes: what is finite is measured once more.
             pairs = zip(flat.arrays, numbers, strict=True)
@@ -85,7 +85,8 @@ class Gauge(NamedTuple):
             (whole,) = self._replace(scope="global", axis=None)(_trees.flatten(rest))
             numbers = [whole.number]
         numbers = [jnp.where(jnp.isfinite(n), n, jnp.zeros_like(n)) for n in numbers]
-        return norms.together(numbers, 2.0 if isinstance(self.ord, str) else self.ord)
+        whole = norms.together(numbers, 2.0 if isinstance(self.ord, str) else self.ord)
+        return jnp.minimum(whole, jnp.finfo(whole.dtype).max)  # all of them were finite
 
     def spread(self, flat: Flat, tree: Any, name: str) -> list[Any]:
         return [tree] if self.scope == "global" else flat.spread(tree, name)
@@ -117,14 +118,17 @@ def given(norm: Any, dtype: Any, shape: tuple[int, ...] = (), what: str = "a sca
     """
     if not _checks.broadcasts(_checks.shape(norm=norm), shape):
         raise ValueError(f"norm={norm!r} must be {what}")
-    number = jnp.asarray(norm).astype(dtype)
+    number = _checks.number(norm).astype(dtype)
     number = number.reshape((1,) * (len(shape) - number.ndim) + number.shape)
     return _wide.of(jnp.broadcast_to(number, shape))
 
 
 def chosen(flat: Flat, mask: Any, name: str) -> list[bool]:
     """Which leaves a mask selects, a prefix tree of bools or a function to one."""
-    values = flat.spread(mask(flat.tree) if callable(mask) else mask, name)
+    # A mask that is a module may be callable as well.
+    leaves = jax.tree.leaves(mask)
+    asks = callable(mask) and not any(isinstance(x, (bool, jnp.bool_)) for x in leaves)
+    values = flat.spread(mask(flat.tree) if asks else mask, name)
     for value in values:
         if not isinstance(value, (bool, jnp.bool_)) or _checks.is_traced(value):
             raise TypeError(f"{name} has the leaf {value!r}; it must hold True and False only")

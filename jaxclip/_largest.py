@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def magnitude(x: jax.Array, axis: tuple[int, ...] | None = None) -> jax.Array:
@@ -38,8 +39,10 @@ def element(x: jax.Array, axis: tuple[int, ...] | None = None) -> jax.Array:
 
 def rank(x: jax.Array) -> jax.Array:
     """Whole numbers in the order of the floating-point ones."""
-    x = jnp.where(jnp.isnan(x), jnp.full_like(x, jnp.nan), x)  # one whose sign is not set
-    return _mirrored(jax.lax.bitcast_convert_type(x, _kind(x)))
+    kind = _kind(x)
+    nan = np.asarray(np.nan, x.dtype).view(kind)  # one whose sign is not set
+    bits = jax.lax.bitcast_convert_type(x, kind)
+    return _mirrored(jnp.where(jnp.isnan(x), jnp.full_like(bits, nan), bits))
 
 
 def of_rank(rank: jax.Array, dtype: Any) -> jax.Array:

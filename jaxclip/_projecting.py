@@ -61,10 +61,7 @@ def _flat(params: Any, updates: Any) -> tuple[Flat, Flat]:
     steps = _trees.flatten(updates)
     weights = _trees.params_like(params, steps)
     steps = steps._replace(where=weights.where)
-    for i, (w, u) in enumerate(zip(weights.arrays, steps.arrays, strict=True)):
-        if w.shape != u.shape:
-            shapes = f"{w.shape} against {u.shape} at {weights.at(i)}"
-            raise ValueError(f"params and updates differ in shape: {shapes}")
+    _trees.check_shapes(weights, steps)
     return weights, steps
 
 
@@ -100,7 +97,9 @@ def _not_beyond(w: jax.Array, step: jax.Array, moved: jax.Array, bound: jax.Arra
     above = moved > bound
     beyond = jnp.where(above, w + step > bound, w + step < bound)
     infinite = jnp.full_like(step, jnp.inf)
-    return jnp.where(beyond, jnp.nextafter(step, jnp.where(above, -infinite, infinite)), step)
+    here = jax.lax.stop_gradient(step)  # there is no derivative of `nextafter`
+    shorter = jnp.nextafter(here, jnp.where(above, -infinite, infinite))
+    return jnp.where(beyond, step + (shorter - here), step)
 
 
 def _seen(moved: Flat, landings: list[Landing], mesh: Any) -> Record:

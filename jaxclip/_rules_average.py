@@ -123,7 +123,10 @@ def _over_norm_plus(threshold: Threshold, eps: float) -> Threshold:
     def update(memory: Any, measured: Measured) -> tuple[list[jax.Array], Any]:
         limits, memory = threshold.update(memory, measured)
         pairs = zip(limits, map(jax.lax.stop_gradient, measured.norms), strict=True)
-        return [jnp.where(n > e, e / (1 + eps / n), e) for e, n in pairs], memory
+        above = [(n > e, e, n) for e, n in pairs]
+        return [
+            jnp.where(over, e / (1 + eps / jnp.where(over, n, 1)), e) for over, e, n in above
+        ], memory
 
     return Threshold(threshold.init, update)
 

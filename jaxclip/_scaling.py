@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxclip import _wide
+from jaxclip import _checks, _wide
 from jaxclip._wide import Norm
 
 POLICIES = ("propagate", "nan", "zero", "drop")
@@ -59,7 +59,7 @@ def hard(norm: Norm, threshold: Any, eps: Any = 0.0, floor: Any = 0.0) -> Scale:
 def _quotient(norm: Norm, c: jax.Array, keep: jax.Array, eps: Any, floor: Any) -> Scale:
     """The scale c / max(n + eps, floor), and none where `keep`."""
     one = jnp.ones_like(norm.value)
-    unit = _nearest_power_of_two(norm)
+    unit = _wide.power_of_two_near(norm.number)
     divisor = jnp.where(keep, one, norm.value * (norm.unit / unit) + eps / unit)
     divisor = jnp.maximum(divisor, floor / unit)
     second = jnp.where(keep, one, c / divisor)
@@ -99,14 +99,6 @@ def _remainder(c: jax.Array, quotient: jax.Array, divisor: jax.Array) -> jax.Arr
     return (((c - q_high * d_high) - q_high * d_low) - q_low * d_high) - q_low * d_low
 
 
-def _nearest_power_of_two(norm: Norm) -> jax.Array:
-    """A power of two near the norm whose reciprocal is a normal number as well."""
-    info = jnp.finfo(norm.value.dtype)
-    power = norm.unit * jax.lax.reduce_precision(norm.value, info.nexp, 0)
-    power = jnp.clip(power, float(info.tiny), 2.0 ** (info.maxexp - 2))
-    return jax.lax.stop_gradient(power)
-
-
 def between(norm: Norm, low: Any, high: Any, dtype: Any, rate: Any = 1.0) -> Scale:
     """The scale that brings norms of weights between `low` and `high`, and none inside.
 
@@ -123,7 +115,7 @@ def between(norm: Norm, low: Any, high: Any, dtype: Any, rate: Any = 1.0) -> Sca
     """
     wide, n = norm.value.dtype, norm.number
     low, high, rate = (
-        jnp.broadcast_to(jnp.asarray(x).astype(wide), n.shape) for x in (low, high, rate)
+        jnp.broadcast_to(_checks.number(x).astype(wide), n.shape) for x in (low, high, rate)
     )
     high = jnp.maximum(high, jnp.zeros_like(high))  # as in `hard`: or a sign would flip
     # Half an epsilon is what storing takes; the rest is for the norm and the arithmetic of landing.

@@ -118,6 +118,11 @@ def _surprise(g: jax.Array, expected: jax.Array, eps: jax.Array, axes: Any) -> j
 
     No square overflows here, since (1 - b2) g^2 is expected at least: a plain sum will do.
     """
-    ratio = jnp.abs(g).astype(expected.dtype) / jnp.maximum(jnp.sqrt(expected), eps)
+    ratio = jnp.abs(g).astype(expected.dtype) / jnp.maximum(_root(expected), eps)
     total = _mesh.sum_over([jnp.sum(ratio * ratio)], [axes])
-    return jnp.sqrt(total / float(max(g.size * _mesh.shards(axes), 1)))
+    return _root(total / float(max(g.size * _mesh.shards(axes), 1)))
+
+
+def _root(x: jax.Array) -> jax.Array:
+    """The square root, whose derivative at 0 is 0."""
+    return jnp.where(x == 0, x, jnp.sqrt(jnp.where(x == 0, jnp.ones_like(x), x)))

@@ -29,6 +29,13 @@ def is_inexact(x: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.inexact)
 
 
+def is_integer(x: Any) -> bool:
+    """Whether a leaf holds whole numbers; booleans are none."""
+    if isinstance(x, bool) or not (hasattr(x, "dtype") or isinstance(x, int)):
+        return False
+    return jnp.issubdtype(jnp.result_type(x), jnp.integer)
+
+
 class Flat(NamedTuple):
     """A tree taken apart. `where` are the positions of the floating leaves among all leaves."""
 
@@ -116,6 +123,14 @@ def params_like(params: Any, updates: Flat) -> Flat:
             f"params and updates differ in structure: {own.treedef} against {updates.treedef}"
         )
     return own
+
+
+def check_shapes(params: Flat, updates: Flat) -> None:
+    """Raises where a parameter and its update differ in shape."""
+    for i, (w, u) in enumerate(zip(params.arrays, updates.arrays, strict=True)):
+        if w.shape != u.shape:
+            shapes = f"{w.shape} against {u.shape} at {params.at(i)}"
+            raise ValueError(f"params and updates differ in shape: {shapes}")
 
 
 def at(tree: Any, count: jax.Array) -> Any:

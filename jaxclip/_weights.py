@@ -72,7 +72,7 @@ def norms_between(low: Any, high: Any, names: tuple[str, str], rate: Any = 1.0) 
         most = jnp.inf if most is None else most
         norm = leaf.norm()
         scale = _scaling.between(norm, least, most, leaf.dtype, leaf.at(rate, "rate"))
-        limit = jnp.asarray(most).astype(norm.value.dtype)
+        limit = _checks.number(most).astype(norm.value.dtype)
         return Landing(scale.keep, _scaling.apply(leaf.array, scale), limit, norm, scale)
 
     return land
@@ -119,7 +119,7 @@ def spectral(limit: Any, how: str, method: str | None) -> Set:
                 "matrix that is whole on every device; leave it out, in a transformation by mask="
             )
         c = leaf.at(limit, "max_norm")
-        c = jnp.maximum(jnp.asarray(jnp.inf if c is None else c).astype(x.dtype), 0)
+        c = jnp.maximum(_checks.number(jnp.inf if c is None else c).astype(x.dtype), 0)
         keep, value, largest = _spectral.bounded(_mesh.gathered(x), c, leaf.dtype, how, method)
         one = jnp.ones_like(largest)
         scale = Scale(keep, one, c / jnp.where(keep, one, largest), jnp.zeros_like(one))

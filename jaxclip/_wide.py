@@ -38,6 +38,14 @@ def accumulator(*arrays: jax.Array) -> Any:
     return jnp.dtype(jnp.float64 if wide else jnp.float32)
 
 
+def power_of_two_near(x: jax.Array) -> jax.Array:
+    """A power of two near a positive x whose reciprocal is a normal number as well."""
+    info = jnp.finfo(x.dtype)
+    power = jax.lax.reduce_precision(x, info.nexp, 0)
+    power = jnp.clip(power, float(info.tiny), 2.0 ** (info.maxexp - 2))
+    return jax.lax.stop_gradient(power)
+
+
 def of(number: jax.Array) -> Norm:
     """A norm given as one float."""
     return Norm(number, jnp.ones_like(number))

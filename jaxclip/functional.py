@@ -38,7 +38,7 @@ def clip_by_value(x: Any, lo: Any, hi: Any) -> Any:
     r"""Each element between `lo` and `hi`, $\min(\max(x, lo), hi)$, as `tf.clip_by_value`.
 
     Args:
-        x: an array or a tree of them; integers are clipped too.
+        x: an array or a tree of them; integers are clipped too, to the integers in between.
         lo: the lower bound, a number or an array that broadcasts to `x`; `None` for none.
         hi: the upper bound, likewise.
 
@@ -59,8 +59,10 @@ def clip_by_value(x: Any, lo: Any, hi: Any) -> Any:
     _checks.bounds(lo, hi, ("lo", "hi"))
     symmetric = _elementwise.opposite(lo, hi)
 
-    def one(path: Any, leaf: Any) -> jax.Array:
+    def one(path: Any, leaf: Any) -> Any:
         where = jax.tree_util.keystr(path) or "x"
+        if not (_trees.is_inexact(leaf) or _trees.is_integer(leaf)):
+            return leaf
         return _elementwise.bounded(
             jnp.asarray(leaf), lo, hi, symmetric=symmetric, where=where, names=("lo", "hi")
         )
@@ -170,7 +172,7 @@ def clip_by_global_norm(
         (found,) = norms.measure(flat, "global", ord, None, _checks.mesh_axes(axis_name))
     else:
         found = given(norm, _wide.accumulator(*flat.arrays))
-    limit = jnp.inf if max_norm is None else max_norm
+    limit = _checks.number(jnp.inf if max_norm is None else max_norm)
     scale = _kept_if_nonfinite(found, _scaling.hard(found, limit))
     return flat.rebuild([_scaling.apply(x, scale) for x in flat.arrays]), found.number
 

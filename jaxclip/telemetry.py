@@ -170,10 +170,15 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
         clip_by_global_norm/clipped_count 1
         clip_by_global_norm/nonfinite_count 0
     """
-    result, seen = {}, {}
-    for state in _recorded(getattr(opt_state, "opt_state", opt_state)):
-        seen[state.rule] = seen.get(state.rule, 0) + 1
-        prefix = state.rule if seen[state.rule] == 1 else f"{state.rule}_{seen[state.rule]}"
+    result, seen = {}, set()
+    if not isinstance(opt_state, tuple):  # as the states of Optax are
+        opt_state = getattr(opt_state, "opt_state", opt_state)
+    for state in _recorded(opt_state):
+        prefix, number = state.rule, 1
+        while prefix in seen:
+            number += 1
+            prefix = f"{state.rule}_{number}"
+        seen.add(prefix)
         for key, value in state.scalars().items():
             result.update({f"{prefix}/{key}": leaf for leaf in jax.tree.leaves(value)})
     return result

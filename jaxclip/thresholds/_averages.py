@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxclip import _checks
+from jaxclip import _checks, _wide
 from jaxclip.thresholds._base import Measured, Threshold, learned
 
 MODES = ("reciprocal", "max", "mean")
@@ -128,7 +128,7 @@ def zscore(
         memory: Moments, n: jax.Array, seen: jax.Array, most: jax.Array
     ) -> tuple[jax.Array, Moments]:
         bound, add, factor, weight = (
-            jnp.asarray(x).astype(n.dtype) for x in (z_threshold, eps, clip_factor, alpha)
+            _checks.number(x).astype(n.dtype) for x in (z_threshold, eps, clip_factor, alpha)
         )
         warm = memory.count >= jnp.maximum(warmup, 1)  # without any norm there is no average
         z = (n - memory.mean) / (memory.std + add)
@@ -138,7 +138,8 @@ def zscore(
             reach = reach * (bound / jnp.where(spike, z, jnp.ones_like(z)))
         c = memory.mean if mode == "mean" else factor * (memory.mean + reach)
         # Where nothing is clipped, what is told is the norm up to which nothing would have been.
-        bearable = jnp.maximum(n, memory.mean + bound * (memory.std + add))
+        reached = memory.mean + bound * (memory.std + add)
+        bearable = jnp.maximum(n, jnp.where(bound < jnp.inf, reached, bound))
         told = jnp.where(spike, c, jnp.where(warm, bearable, jnp.full_like(n, jnp.inf)))
         learn = seen & ~spike if skip_update_on_spike else seen
         x = jnp.where(spike, c, n)
@@ -153,7 +154,7 @@ def zscore(
         return jnp.minimum(told, most.astype(n.dtype)), Moments(mean, std, count, run)
 
     def limit(measured: Measured) -> tuple[jax.Array]:
-        return (jnp.asarray(jnp.inf if max_norm is None else max_norm),)
+        return (_checks.number(jnp.inf if max_norm is None else max_norm),)
 
     return learned(first, following, limit)
 
@@ -223,13 +224,17 @@ def ema_ratio(
         memory: Average, n: jax.Array, seen: jax.Array, whole: jax.Array, count: jax.Array
     ) -> tuple[jax.Array, Average]:
         ratio, weight, most, least = (
-            jnp.asarray(x).astype(n.dtype) for x in (max_ratio, beta, warmup_norm, floor)
+            _checks.number(x).astype(n.dtype) for x in (max_ratio, beta, warmup_norm, floor)
         )
         whole = whole.astype(n.dtype)
         known = memory.mean > 0
         early = (count < warmup) | ~known
-        shared = jnp.where(whole > most, most / whole, jnp.ones_like(whole))
-        c = jnp.where(early, n * shared, ratio * memory.mean)
+        # By a power of two near it: the reciprocal of a large norm is none of the dtype's.
+        over = whole > most
+        whole = jnp.where(over, whole, jnp.ones_like(whole))
+        down = 1 / _wide.power_of_two_near(whole)
+        clipped = jnp.where(over, most * ((n * down) / (whole * down)), n)
+        c = jnp.where(early, clipped, ratio * memory.mean)
         left = jnp.minimum(n, c)
         least_so_far = jnp.where(known, jnp.minimum(memory.mean, left), left)
         mean = jnp.where(early, least_so_far, weight * memory.mean + (1 - weight) * left)

@@ -79,7 +79,11 @@ def learned(
             n = jax.lax.stop_gradient(norm).astype(jax.tree.leaves(group)[0].dtype)
             seen = jnp.isfinite(n) & (n > 0)
             c, after = following(group, jnp.where(seen, n, jnp.zeros_like(n)), seen, *told)
-            thresholds.append(c.astype(norm.dtype))
+            # What is kept in the memory's dtype is kept in the norm's.
+            limit = c.astype(norm.dtype)
+            if norm.dtype != n.dtype:
+                limit = jnp.where(n <= c, jnp.maximum(limit, norm), limit)
+            thresholds.append(limit)
             memories.append(after)
         return thresholds, memories
 

@@ -79,7 +79,13 @@ def relative_to_params(factor: Any, *, eps: Any = 1e-3, name: str = "factor") ->
 
     def update(memory: Any, measured: Measured) -> tuple[list[jax.Array], Any]:
         factors, memory = multiple.update(memory, measured)
-        sizes = [jnp.maximum(w, jnp.asarray(eps).astype(w.dtype)) for w in measured.of_params()]
-        return [f * w.astype(f.dtype) for f, w in zip(factors, sizes, strict=True)], memory
+        sizes = [jnp.maximum(w, _checks.number(eps).astype(w.dtype)) for w in measured.of_params()]
+        return [_product(f, w.astype(f.dtype)) for f, w in zip(factors, sizes, strict=True)], memory
 
     return Threshold(multiple.init, update)
+
+
+def _product(factor: jax.Array, norm: jax.Array) -> jax.Array:
+    """`factor * norm`, inf for an infinite factor and 0 for 0, whatever the norm."""
+    product = jnp.where(factor > 0, factor * norm, jnp.zeros_like(norm))
+    return jnp.where(factor < jnp.inf, product, jnp.full_like(norm, jnp.inf))

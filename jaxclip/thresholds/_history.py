@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclip import _checks
+from jaxclip import _checks, _wide
 from jaxclip.thresholds._base import Threshold, learned
 
 
@@ -61,7 +61,10 @@ class Ring(NamedTuple):
         peak = jnp.max(jnp.where(there, jnp.abs(self.values), jnp.zeros_like(self.values)), 0)
         peak = jnp.where(peak > 0, peak, jnp.ones_like(peak))
         number = self.filled.astype(peak.dtype)
-        share = jnp.where(there, self.values / peak[None], jnp.zeros_like(self.values))
+        # XLA takes the reciprocal of what is broadcast, and that of a large peak is not normal.
+        down = 1 / _wide.power_of_two_near(peak)
+        share = (self.values * down[None]) / (peak * down)[None]
+        share = jnp.where(there, share, jnp.zeros_like(share))
         mean = jnp.sum(share, 0) / jnp.maximum(number, jnp.ones_like(number))
         off = jnp.where(there, share - mean[None], jnp.zeros_like(share))
         degrees = jnp.maximum(number - correction, jnp.ones_like(number))
@@ -78,8 +81,9 @@ def empty(window: int, like: jax.Array) -> Ring:
 def limit(ring: Ring, sigma: Any, min_history: Any, correction: int) -> jax.Array:
     """Mean + sigma * std of the ring; inf until it holds `min_history` observations."""
     mean, std = ring.mean_and_std(correction)
-    c = mean + jnp.asarray(sigma).astype(std.dtype) * std
-    return jnp.where(ring.filled >= min_history, c, jnp.full_like(c, jnp.inf))
+    k = _checks.number(sigma).astype(std.dtype)
+    known = (ring.filled >= min_history) & (k < jnp.inf)
+    return jnp.where(known, mean + k * std, jnp.full_like(mean, jnp.inf))
 
 
 def check(sigma: Any, window: Any, min_history: Any, least: int) -> tuple[int, int]:

@@ -75,7 +75,7 @@ def quantile(q: Any, *, window: Any = np.int32(10_000), factor: Any = 1.0) -> Th
         old = jnp.where(memory.ring.filled < size, jnp.inf, old).astype(n.dtype)
         ordered = _replaced(memory.ordered, old, jnp.where(seen, n, old), memory.ring.places)
         ring = memory.ring.pushed(n, seen)
-        c = _interpolated(ordered, ring, q) * jnp.asarray(factor).astype(n.dtype)
+        c = _interpolated(ordered, ring, q) * _checks.number(factor).astype(n.dtype)
         c = jnp.where(ring.filled > 0, c, jnp.full_like(c, jnp.inf))
         return c, Window(ordered, ring)
 
@@ -100,7 +100,7 @@ def _interpolated(ordered: jax.Array, ring: Ring, q: Any) -> jax.Array:
         chosen = ring.places == jnp.minimum(rank, last)[None]
         return jnp.sum(jnp.where(chosen, ordered, jnp.zeros_like(ordered)), 0)
 
-    low, high = at(whole), at(whole + 1)
+    low, high = (jnp.where(ring.filled > 0, at(k), 0) for k in (whole, whole + 1))
     return low + part * (high - low)
 
 
@@ -173,12 +173,12 @@ def tracked_quantile(q: Any = 0.5, *, eta: Any = 0.2, initial: Any = None) -> Th
 
     def first(zeros: jax.Array) -> Tracked:
         start = 0 if initial is None else initial
-        return Tracked(zeros + jnp.asarray(start).astype(zeros.dtype))
+        return Tracked(zeros + _checks.number(start).astype(zeros.dtype))
 
     def following(memory: Tracked, n: jax.Array, seen: jax.Array) -> tuple[jax.Array, Tracked]:
         c = jnp.where(memory.threshold > 0, memory.threshold, n)
         below = (n <= c).astype(c.dtype)
-        rate, share = jnp.asarray(eta).astype(c.dtype), jnp.asarray(q).astype(c.dtype)
+        rate, share = _checks.number(eta).astype(c.dtype), _checks.number(q).astype(c.dtype)
         info = jnp.finfo(c.dtype)
         moved = jnp.clip(c * jnp.exp(rate * (share - below)), float(info.tiny), float(info.max))
         known = jnp.where(c > 0, c, jnp.full_like(c, jnp.inf))

@@ -1,0 +1,263 @@
+"""Found by looking for what is not so: odd numbers, extremes, and where a rule may be called."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxclip
+from jaxclip import functional
+from tests import modes, registry
+
+G = jnp.array([3.0, 4.0])
+
+
+def _once(tx, u, p=None, **extra):
+    return tx.update(u, tx.init(u if p is None else p), p, **extra)
+
+
+def _run(tx, values, dtype=jnp.float32):
+    """What comes out for single numbers, one after the other."""
+    state, update, outs = tx.init(jnp.zeros(1, dtype)), jax.jit(tx.update), []
+    for value in values:
+        out, state = update(jnp.full(1, value, dtype), state)
+        outs.append(float(out[0]))
+    return outs, state
+
+
+# ---- thresholds and bounds of other types
+
+
+@pytest.mark.parametrize("big", [np.int64(2**32), 10**12, np.array(2**40), np.uint64(2**63)])
+def test_whole_numbers_beyond_int32(big):
+    """They would be 0 in an int32, and clip everything to nothing."""
+    rules = [
+        jaxclip.clip(big),
+        jaxclip.clip_by_norm(big),
+        jaxclip.clip_by_global_norm(big),
+        jaxclip.clip_by_global_norm(lambda count: big),
+        jaxclip.zclip(max_norm=big, warmup_steps=1),
+        jaxclip.adagc(warmup_norm=big),
+        jaxclip.project_max_norm(big),
+    ]
+    for tx in rules:
+        registry.assert_same_bits(_once(tx, G, G)[0], G)
+    registry.assert_same_bits(functional.clip_by_global_norm(G, big)[0], G)
+    registry.assert_same_bits(functional.clip_by_norm(G, big), G)
+    registry.assert_same_bits(functional.clip_by_value(G, -int(big), big), G)
+    out, state = _once(jaxclip.clip_by_global_norm(1.0), G, norm=big)
+    assert float(state.norm) == float(np.float32(int(big)))
+    np.testing.assert_allclose(out, G / np.float32(int(big)), rtol=1e-6)
+
+
+def test_a_warm_up_that_never_ends():
+    for tx in (jaxclip.zclip(warmup_steps=10**12), jaxclip.adagc(warmup_steps=10**12)):
+        np.testing.assert_allclose(_once(tx, G)[0], G / 5, rtol=1e-6)
+
+
+def test_bounds_that_are_unsigned():
+    u = jnp.array([-9.0, 3.0, 9.0])
+    for five in (np.uint8(5), jnp.uint8(5)):
+        np.testing.assert_array_equal(_once(jaxclip.clip(five), u)[0], [-5.0, 3.0, 5.0])
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_integers_between_bounds_that_are_none_of_theirs(traced):
+    def clip(x, lo, hi):
+        f = functional.clip_by_value
+        return jax.jit(f)(x, lo, hi) if traced else f(x, lo, hi)
+
+    cases = [
+        (np.array([1, 2, 200], np.uint8), -1, 300),
+        (np.array([1, 2, 100], np.int8), -200, 200),
+        (np.array([1, 2, 3, 4], np.int32), 2.5, 3.5),
+        (np.array([-5, 2, 2**31 - 1], np.int32), -np.inf, np.inf),
+        (np.array([-5, 2, 2**31 - 1], np.int32), -2.5, 16777217),
+        (np.array([-7, 0, 7], np.int16), np.float32(-6.5), 1e30),
+    ]
+    for x, lo, hi in cases:
+        wide = x.astype(np.float64)
+        want = np.minimum(np.maximum(wide, np.ceil(lo)), np.floor(hi)).astype(x.dtype)
+        got = clip(jnp.asarray(x), lo, hi)
+        assert got.dtype == x.dtype
+        np.testing.assert_array_equal(got, want, err_msg=f"{x} in [{lo}, {hi}]")
+
+
+def test_what_has_no_order_passes_through():
+    tree = {"flag": jnp.array([True]), "none": np.zeros(2, jax.dtypes.float0),
+            "key": jax.random.key(0), "x": jnp.array([1.0])}  # fmt: skip
+    out = functional.clip_by_value(tree, 2, 5)
+    assert out["flag"] is tree["flag"]
+    assert out["none"] is tree["none"]
+    assert out["key"] is tree["key"]
+    assert float(out["x"][0]) == 2.0
+
+
+# ---- norms near the end of the range
+
+
+@pytest.mark.parametrize("large", [2e38, 3e38])
+def test_a_large_norm_in_a_window(large):
+    """Its reciprocal is no normal number: mean and deviation were 0, and everything was clipped."""
+    tx = jaxclip.clip_by_history(window=4, min_history=2)
+    outs, _ = _run(tx, [1.0, 1.0, large, 1.0, 1.0, 1.0, 1.0, 1.0])
+    assert outs[:2] + outs[3:] == [1.0] * 7
+    guard = jaxclip.skip_spikes(optax.identity(), window=4, min_history=2)
+    _, state = _run(guard, [1.0, 1.0, large, 1.0, 1.0, 1.0, 1.0])
+    assert int(state.skipped_count) == 1
+
+
+@pytest.mark.parametrize("large", [8e37, 2e38, 3.4e38])
+def test_a_large_norm_in_the_warm_up_of_adagc(large):
+    outs, _ = _run(jaxclip.adagc(warmup_steps=3), [0.5, large, 0.5, 0.5, 0.5])
+    np.testing.assert_allclose(outs, [0.5, 1.0, 0.5, 0.5, 0.5], rtol=1e-6)
+    u = [jnp.array([3e38]), jnp.array([3e38])]
+    out, _ = _once(jaxclip.adagc(), u)
+    assert 0.5 < float(out[0][0]) <= 1.0  # the norm of both is beyond float32
+
+
+# ---- no limit
+
+
+def test_an_infinite_factor_is_no_limit():
+    steps = [1.0, 1.0, 1.0, 50.0, 1.0]
+    rules = [
+        jaxclip.clip_by_history(sigma=jnp.inf, window=4, min_history=2),
+        jaxclip.zclip(z_threshold=jnp.inf, eps=0.0, warmup_steps=2, max_norm=None),
+    ]
+    for tx in rules:
+        assert _run(tx, steps)[0] == steps
+    guard = jaxclip.skip_spikes(optax.identity(), sigma=jnp.inf, window=4, min_history=2)
+    assert _run(guard, steps)[0] == steps
+    for none in (None, jnp.inf):
+        tx = jaxclip.adaptive_grad_clip(none, eps=0.0)
+        registry.assert_same_bits(_once(tx, G, jnp.zeros(2))[0], G)
+    zero = _once(jaxclip.adaptive_grad_clip(0.0), G, jnp.array([3e38, 3e38]))[0]
+    np.testing.assert_array_equal(zero, [0.0, 0.0])
+
+
+@pytest.mark.parametrize("name", ["eps", "floor"])
+def test_what_is_added_to_a_norm_is_finite(name):
+    with pytest.raises(ValueError, match=f"{name}=inf must be finite"):
+        jaxclip.clip_by(1.0, scope="global", **{name: float("inf")})
+
+
+# ---- dtypes
+
+
+def test_float64_updates_and_a_state_of_float32():
+    """What is within a threshold that is kept in float32 comes back bit for bit."""
+    rng = np.random.default_rng(0)
+    with modes.x64():
+        makes = [lambda: jaxclip.adagc(warmup_norm=1e6), lambda: jaxclip.autoclip(100.0, window=8)]
+        for make in makes:
+            tx = make()
+            state, update = tx.init(jnp.ones(3, jnp.float32)), jax.jit(tx.update)
+            for _ in range(8):
+                u = jnp.asarray(rng.normal(size=3))
+                out, state = update(u, state)
+                registry.assert_same_bits(out, u)
+            assert int(state.clipped_count) == 0
+
+
+# ---- metrics
+
+
+@pytest.mark.relaxed
+def test_metrics_of_an_optimizer_within_an_optimizer():
+    rule = jaxclip.clip_by_global_norm
+    tx = optax.contrib.sam(optax.chain(rule(1.0), optax.sgd(0.1)), optax.chain(rule(2.0)))
+    found = jaxclip.metrics(tx.init(G))
+    assert {"clip_by_global_norm/norm", "clip_by_global_norm_2/norm"} <= set(found)
+
+
+def test_names_that_look_like_a_second_one():
+    names = ["layer", "layer_2", "layer", "layer"]
+    tx = optax.chain(*(jaxclip.clip_by(1.0, scope="global", name=n) for n in names))
+    found = {key.split("/")[0] for key in jaxclip.metrics(tx.init(G))}
+    assert found == {"layer", "layer_2", "layer_3", "layer_4"}
+
+
+# ---- where it may be called
+
+
+def test_nan_that_is_looked_for():
+    """`jax_debug_nans`, eagerly: none is made on the way to what is finite."""
+    tree = {"a": jnp.ones((3, 2)), "b": jnp.zeros(2), "c": jnp.zeros((0, 2))}
+    rules = [
+        jaxclip.clip_by_norm(1.0), jaxclip.clip_by_norm(1.0, axis=0), jaxclip.adagc(),
+        jaxclip.clip(1.0, record=True), jaxclip.adaptive_grad_clip(0.1), jaxclip.autoclip(window=3),
+        jaxclip.zclip(scope="unit", warmup_steps=1), jaxclip.project_box(-1.0, 1.0),
+        jaxclip.project_max_norm(1.0), jaxclip.clip_by(0.1, scope="element", nonfinite="zero"),
+    ]  # fmt: skip
+    with jax.debug_nans(True):
+        for tx in rules:
+            state = tx.init(tree)
+            for _ in range(2):
+                _, state = tx.update(tree, state, tree)
+
+
+def test_a_mask_that_is_a_module():
+    """It can be called, and is none the less a tree of bools."""
+    model = eqx.filter(eqx.nn.Linear(2, 2, key=jax.random.key(0)), eqx.is_inexact_array)
+    model = jax.tree.map(jnp.ones_like, model)
+
+    class Called(eqx.Module):
+        weight: object
+        bias: object
+
+        def __call__(self, x):
+            raise AssertionError
+
+    u, mask = Called(model.weight, model.bias), Called(True, False)
+    out, state = _once(jaxclip.clip_by_global_norm(1.0, norm_mask=mask, scale_mask=mask), u)
+    assert float(state.norm) == 2.0
+    registry.assert_same_bits(out.bias, u.bias)
+    np.testing.assert_allclose(out.weight, u.weight / 2)
+
+
+def test_drop_on_an_explicit_mesh_without_jit():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        x = jax.device_put(jnp.arange(8.0).at[2].set(jnp.nan), NamedSharding(mesh, P("x")))
+        out, state = _once(jaxclip.clip_by_global_norm(1.0, nonfinite="drop"), x)
+        want = np.array([0, 1, 0, 3, 4, 5, 6, 7.0])
+        np.testing.assert_allclose(out, want / np.linalg.norm(want), rtol=1e-6)
+    assert int(state.nonfinite_count) == 1
+
+
+@pytest.mark.parametrize("make", [lambda: jaxclip.project_box(-1.0, 0.7),
+                                  jaxclip.project_non_negative])  # fmt: skip
+def test_derivative_of_a_bound(make):
+    """Of the update in u: 1 inside, and 0 where it leads to the bound."""
+    w, u = jnp.array([[0.5, 0.5, 0.1]]), jnp.array([[0.1, 9.0, -9.0]])
+
+    def step(u):
+        tx = make()
+        return jnp.sum(tx.update(u, tx.init(w), w)[0])
+
+    slope = jax.grad(step)(u)
+    inside = [1.0, 0.0, 0.0] if make().init(w).rule == "project_box" else [1.0, 1.0, 0.0]
+    np.testing.assert_array_equal(slope[0], inside)
+
+
+@pytest.mark.relaxed
+def test_derivative_of_stable_adam_at_zero():
+    u = {"a": jnp.zeros(2), "b": jnp.array([0.0, 3.0])}
+
+    def step(u):
+        tx = jaxclip.scale_by_stable_adam(eps_root=1e-8)
+        return sum(jnp.sum(x) for x in jax.tree.leaves(tx.update(u, tx.init(u))[0]))
+
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.grad(step)(u)))
+
+
+def test_parameters_of_another_shape():
+    """(2, 1) would broadcast to the units of (2, 3)."""
+    p, u = {"w": jnp.ones((2, 1))}, {"w": jnp.ones((2, 3))}
+    with pytest.raises(ValueError, match=r"\(2, 1\) against \(2, 3\) at \['w'\]"):
+        _once(jaxclip.adaptive_grad_clip(0.1), u, p)
