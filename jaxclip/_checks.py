@@ -121,6 +121,16 @@ def threshold_tree(
             real_number(**{label: leaf}, scalar=scalar, signed=signed, finite=finite)
 
 
+def known_now(**arguments: Any) -> None:
+    """Checks that arguments of a function without state are one value each, and no schedule."""
+    for name, value in arguments.items():
+        if value is not None and (callable(value) or is_tree(value)):
+            raise TypeError(
+                f"{name}={value!r} must be a number or an array: schedules and trees are for the "
+                "rules, which know the step and the leaves"
+            )
+
+
 def bounds(low: Any, high: Any, names: tuple[str, str]) -> None:
     """Checks two bounds, each by itself and against each other where both are known.
 
@@ -225,6 +235,8 @@ def axes(axis: Any, name: str = "axis") -> Any:
             f"{name} is traced, but it decides the shape of the norms; under "
             f"optax.inject_hyperparams pass it as a tuple, as in {name}=(1,)"
         )
+    if isinstance(axis, np.ndarray) and axis.ndim == 1:
+        axis = axis.tolist()
     entries: tuple[Any, ...] = tuple(axis) if isinstance(axis, (tuple, list)) else (axis,)
     for entry in entries:
         if isinstance(entry, bool) or not hasattr(entry, "__index__"):
@@ -244,6 +256,6 @@ def mesh_axes(axis_name: Any) -> tuple[Any, ...] | None:
         return None
     names = axis_name if isinstance(axis_name, (tuple, list)) else (axis_name,)
     for name in names:
-        if isinstance(name, bool) or name is None or callable(name):
+        if isinstance(name, (bool, set, dict)) or name is None or callable(name):
             raise TypeError(f"axis_name={axis_name!r} must be the name of a mesh axis, or several")
     return tuple(names)

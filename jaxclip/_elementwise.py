@@ -114,7 +114,8 @@ def opposite(low: Any, high: Any) -> bool:
     """Whether the bounds are known to be -c and c, so that they bound magnitudes."""
     if not (_checks.is_known_number(low) and _checks.is_known_number(high)):
         return False
-    return bool((np.asarray(low, np.float64) == -np.asarray(high, np.float64)).all())
+    low, high = np.asarray(low, np.float64), -np.asarray(high, np.float64)
+    return low.shape == high.shape and bool((low == high).all())
 
 
 def bounded(

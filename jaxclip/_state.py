@@ -56,11 +56,15 @@ class ClipState(NamedTuple):
         return {key: getattr(self, key) for key in _RECORD if getattr(self, key) is not None}
 
 
-@functools.cache
 def named(base: type[Any], rule: str) -> type[Any]:
     """The type of the states of the rule of this name: `base`, with the attribute `rule`."""
     if not isinstance(rule, str) or not rule or "/" in rule:
         raise ValueError(f"name={rule!r} must be a string without '/', to be a key of metrics")
+    return _named(base, rule)
+
+
+@functools.cache
+def _named(base: type[Any], rule: str) -> type[Any]:
     title = "".join(word.capitalize() for word in rule.split("_"))
 
     def reduce(state: Any) -> Any:

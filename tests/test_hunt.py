@@ -261,3 +261,37 @@ def test_parameters_of_another_shape():
     p, u = {"w": jnp.ones((2, 1))}, {"w": jnp.ones((2, 3))}
     with pytest.raises(ValueError, match=r"\(2, 1\) against \(2, 3\) at \['w'\]"):
         _once(jaxclip.adaptive_grad_clip(0.1), u, p)
+
+
+# ---- errors that name the argument
+
+
+SCHEDULE = optax.constant_schedule(1.0)
+WITHOUT_STATE = {
+    "max_norm": [functional.clip_by_norm, functional.clip_by_global_norm],
+    "lo": [lambda w, lo: functional.clip_by_value(w, lo, 1.0)],
+}
+
+
+@pytest.mark.parametrize("value", [SCHEDULE, {"w": 1.0}], ids=["schedule", "tree"])
+@pytest.mark.parametrize("name", WITHOUT_STATE)
+def test_functions_take_no_schedules_and_no_trees(name, value):
+    for function in WITHOUT_STATE[name]:
+        with pytest.raises(TypeError, match=rf"{name}=.* must be a number or an array: schedules"):
+            function(jnp.ones((2, 2)), value)
+
+
+def test_arguments_of_odd_types():
+    for make in (
+        lambda n: jaxclip.clip_by(1.0, scope="leaf", name=n),
+        lambda n: jaxclip.monitor(name=n),
+    ):
+        with pytest.raises(ValueError, match=r"name=\['a'\] must be a string"):
+            make(["a"])
+    with pytest.raises(TypeError, match=r"axis_name=\{'a'\} must be the name"):
+        jaxclip.clip_by_global_norm(1.0, axis_name={"a"})
+    rule = jaxclip.clip_by_norm(1.0, axis=np.array([0, 1]))
+    np.testing.assert_allclose(_once(rule, G[None])[0], G[None] / 5, rtol=1e-6)
+    rule = jaxclip.clip_by_value(np.array([-1.0, -1.0]), np.array([1.0, 1.0, 1.0]))
+    with pytest.raises(ValueError, match=r"max_value has shape \(3,\), which does not broadcast"):
+        _once(rule, G)
