@@ -36,6 +36,7 @@ def test_equal_largest_elements_share_the_derivative():
     np.testing.assert_allclose(slope, np.array([1, -1, 0, 1]) / 3, rtol=1e-6)
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="JAX 0.7 writes them out all the same")
 def test_bfloat16_leaves_are_not_written_out_in_float32():
     """A norm and the scaling after it would otherwise share the conversion."""
     tree = {f"{i}": jnp.zeros((512, 512), jnp.bfloat16) for i in range(3)}
