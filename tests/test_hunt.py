@@ -87,13 +87,20 @@ def test_integers_between_bounds_that_are_none_of_theirs(traced):
         np.testing.assert_array_equal(got, want, err_msg=f"{x} in [{lo}, {hi}]")
 
 
+def test_integers_with_one_bound():
+    x = jnp.array([-3, 0, 9])
+    np.testing.assert_array_equal(functional.clip_by_value(x, None, 3.9), [-3, 0, 3])
+    np.testing.assert_array_equal(functional.clip_by_value(x, -0.5, None), [0, 0, 9])
+
+
 def test_what_has_no_order_passes_through():
     tree = {"flag": jnp.array([True]), "none": np.zeros(2, jax.dtypes.float0),
-            "key": jax.random.key(0), "x": jnp.array([1.0])}  # fmt: skip
+            "key": jax.random.key(0), "yes": True, "x": jnp.array([1.0])}  # fmt: skip
     out = functional.clip_by_value(tree, 2, 5)
     assert out["flag"] is tree["flag"]
     assert out["none"] is tree["none"]
     assert out["key"] is tree["key"]
+    assert out["yes"] is True
     assert float(out["x"][0]) == 2.0
 
 

@@ -116,6 +116,11 @@ def _slow_but(plain, names):
 
 CONTEXTS = [scan, shard_map, multi_steps]
 by_context = pytest.mark.parametrize("context", CONTEXTS, ids=lambda f: f.__name__)
+by_context_slowly = pytest.mark.parametrize(
+    "context",
+    [pytest.param(f, marks=[] if f is scan else pytest.mark.slow) for f in CONTEXTS],
+    ids=lambda f: f.__name__,
+)
 
 
 def _run(context, txs, trees=STEPS):
@@ -197,7 +202,7 @@ def test_rules_that_learn(name, context):
                     assert not any(x.any() for x in arrays)
 
 
-@by_context
+@by_context_slowly
 @pytest.mark.parametrize("guard", _slow_but("skip_nonfinite", GUARDS))
 def test_guards(guard, context):
     """The inner state, momentum, goes on as if the bad updates had not been."""
@@ -218,7 +223,7 @@ def test_guards(guard, context):
                 assert not any(x.any() for x in jax.tree.leaves(out))
 
 
-@by_context
+@by_context_slowly
 def test_which_leaf_it_was(context):
     """A monitor before a rule that hides the bad update, and around a guard."""
     cleaning = jaxclip.clip_by_global_norm(LIMIT, nonfinite="zero")
