@@ -121,7 +121,7 @@ def threshold_tree(
             real_number(**{label: leaf}, scalar=scalar, signed=signed, finite=finite)
 
 
-def known_now(**arguments: Any) -> None:
+def one_value(**arguments: Any) -> None:
     """Checks that arguments of a function without state are one value each, and no schedule."""
     for name, value in arguments.items():
         if value is not None and (callable(value) or is_tree(value)):

@@ -129,7 +129,7 @@ def bounded(
 ) -> jax.Array:
     """One array between its bounds, in its own dtype."""
     if jnp.issubdtype(x.dtype, jnp.integer):
-        low, high = _whole(low, np.ceil, x.dtype), _whole(high, np.floor, x.dtype)
+        low, high = _whole(low, x.dtype, up=True), _whole(high, x.dtype, up=False)
     low, high = _fitted(low, x, names[0], where), _fitted(high, x, names[1], where)
     if not jnp.iscomplexobj(x):
         # Selected by comparison: what is kept then has the derivative 1, at the bounds too.
@@ -148,25 +148,24 @@ def bounded(
     return _scaling.apply(x, scale._replace(keep=scale.keep | ~size.is_finite))
 
 
-def _whole(bound: Any, rounded: Any, dtype: Any) -> Any:
+def _whole(bound: Any, dtype: Any, *, up: bool) -> Any:
     """The bound of integers, which may be no integer or none of theirs."""
     if bound is None:
         return None
-    least, most = (int(x) for x in (jnp.iinfo(dtype).min, jnp.iinfo(dtype).max))
-    if _checks.is_traced(bound) or isinstance(bound, jax.Array):
-        bound = jnp.asarray(bound)
-        if jnp.issubdtype(bound.dtype, jnp.integer):
-            own = jnp.iinfo(bound.dtype)
-            return jnp.clip(bound, max(least, int(own.min)), min(most, int(own.max))).astype(dtype)
-        bound = {np.ceil: jnp.ceil, np.floor: jnp.floor}[rounded](bound)
-        inside = jnp.where((bound > least) & (bound < most), bound, jnp.zeros_like(bound))
-        ends = jnp.where(bound > 0, jnp.asarray(most, dtype), jnp.asarray(least, dtype))
-        return jnp.where((bound > least) & (bound < most), inside.astype(dtype), ends)
-    array = np.asarray(bound)
-    if array.dtype.kind not in "iu":
-        array = rounded(np.asarray(bound, np.float64))
-    flat = [min(max(x, least), most) for x in array.ravel().tolist()]
-    return jnp.asarray(np.array([int(x) for x in flat], dtype).reshape(array.shape))
+    least, most = int(jnp.iinfo(dtype).min), int(jnp.iinfo(dtype).max)
+    if not isinstance(bound, jax.Array):  # without a detour by float32
+        array = np.asarray(bound)
+        if array.dtype.kind not in "iu":
+            array = (np.ceil if up else np.floor)(array.astype(np.float64))
+        whole = [int(min(max(x, least), most)) for x in array.ravel().tolist()]
+        return jnp.asarray(np.array(whole, dtype).reshape(array.shape))
+    if jnp.issubdtype(bound.dtype, jnp.integer):
+        own = jnp.iinfo(bound.dtype)
+        return jnp.clip(bound, max(least, int(own.min)), min(most, int(own.max))).astype(dtype)
+    bound = jnp.ceil(bound) if up else jnp.floor(bound)
+    inside = (bound > least) & (bound < most)
+    ends = jnp.where(bound > 0, jnp.asarray(most, dtype), jnp.asarray(least, dtype))
+    return jnp.where(inside, jnp.where(inside, bound, jnp.zeros_like(bound)).astype(dtype), ends)
 
 
 def _rule(

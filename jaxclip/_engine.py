@@ -183,9 +183,9 @@ def _measured(
     def of_params() -> list[jax.Array]:
         if params is None:
             raise ValueError("params=None: this rule's threshold needs update(..., params=params)")
-        own = _trees.params_like(params, flat)
-        _trees.check_shapes(own._replace(where=flat.where), flat)
-        return [n.number for n in gauge(own._replace(where=flat.where))]
+        own = _trees.params_like(params, flat)._replace(where=flat.where)
+        _trees.check_shapes(own, flat)
+        return [n.number for n in gauge(own)]
 
     numbers = [n.number for n in found]
     return Measured(

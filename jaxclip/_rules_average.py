@@ -123,10 +123,11 @@ def _over_norm_plus(threshold: Threshold, eps: float) -> Threshold:
     def update(memory: Any, measured: Measured) -> tuple[list[jax.Array], Any]:
         limits, memory = threshold.update(memory, measured)
         pairs = zip(limits, map(jax.lax.stop_gradient, measured.norms), strict=True)
-        above = [(n > e, e, n) for e, n in pairs]
-        return [
-            jnp.where(over, e / (1 + eps / jnp.where(over, n, 1)), e) for over, e, n in above
-        ], memory
+        return [held(e, n) for e, n in pairs], memory
+
+    def held(e: jax.Array, n: jax.Array) -> jax.Array:
+        over = n > e
+        return jnp.where(over, e / (1 + eps / jnp.where(over, n, 1)), e)
 
     return Threshold(threshold.init, update)
 

@@ -56,7 +56,7 @@ def clip_by_value(x: Any, lo: Any, hi: Any) -> Any:
         >>> print(functional.clip_by_value(jnp.arange(10), 2, 8))
         [2 2 2 3 4 5 6 7 8 8]
     """
-    _checks.known_now(lo=lo, hi=hi)
+    _checks.one_value(lo=lo, hi=hi)
     _checks.bounds(lo, hi, ("lo", "hi"))
     symmetric = _elementwise.opposite(lo, hi)
 
@@ -97,7 +97,7 @@ def clip_by_norm(
         >>> print(functional.clip_by_norm(jnp.array([2.0, 5.0]), 5.0))
         [1.8569534 4.6423836]
     """
-    _checks.known_now(max_norm=max_norm)
+    _checks.one_value(max_norm=max_norm)
     scope = "leaf" if axis is None else "unit"
     _checks.threshold_tree(max_norm, "max_norm", scalar=axis is None)
     flat = _trees.flatten(x)
@@ -168,7 +168,7 @@ def clip_by_global_norm(
         >>> print(clipped[0], clipped[1], norm)
         [0.6] [0.8] 5.0
     """
-    _checks.known_now(max_norm=max_norm)
+    _checks.one_value(max_norm=max_norm)
     _checks.threshold_tree(max_norm, "max_norm", scalar=True)
     flat = _trees.flatten(tree)
     if norm is None:
