@@ -86,6 +86,13 @@ def whole_number(least: int = 1, *, fixed: bool = True, **argument: Any) -> Any:
     return whole if fixed else min(whole, np.iinfo(np.int32).max)  # counts end there
 
 
+def is_bool(x: Any) -> bool:
+    """Whether `x` is True or False, as Python, NumPy or JAX have them."""
+    if isinstance(x, (np.ndarray, jax.Array)) and not is_traced(x):
+        return x.shape == () and x.dtype == np.bool_
+    return isinstance(x, (bool, np.bool_))
+
+
 def flag(**argument: Any) -> None:
     """Checks that an argument is True or False."""
     ((name, value),) = argument.items()
@@ -115,7 +122,7 @@ def threshold_tree(
     tree: Any, name: str, *, scalar: bool, signed: bool = False, finite: bool = False
 ) -> None:
     """Checks a prefix tree whose leaves are `None`, real numbers, arrays or schedules."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_none):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_value):
         if leaf is not None and not callable(leaf):
             label = name + jax.tree_util.keystr(path)
             real_number(**{label: leaf}, scalar=scalar, signed=signed, finite=finite)
@@ -148,11 +155,11 @@ def _paired(low: Any, high: Any) -> list[tuple[Any, Any, Any]]:
     """The leaves of two trees, one a prefix of the other, with their paths; none if neither is."""
     for first, second, order in ((low, high, 1), (high, low, -1)):
         try:
-            first = jax.tree.broadcast(first, second, is_leaf=_is_none)
+            first = jax.tree.broadcast(first, second, is_leaf=is_value)
         except ValueError:
             continue
-        with_paths = jax.tree_util.tree_leaves_with_path(second, is_leaf=_is_none)
-        pairs = zip(with_paths, jax.tree.leaves(first, is_leaf=_is_none), strict=True)
+        with_paths = jax.tree_util.tree_leaves_with_path(second, is_leaf=is_value)
+        pairs = zip(with_paths, jax.tree.leaves(first, is_leaf=is_value), strict=True)
         return [(path, *(one, other)[::order]) for (path, other), one in pairs]
     return []
 
@@ -165,8 +172,9 @@ def _exceeds(low: Any, high: Any) -> bool:
         return False
 
 
-def _is_none(x: Any) -> bool:
-    return x is None
+def is_value(x: Any) -> bool:
+    """Whether JAX takes `x` for a tree, but we for one value: `None`, or a schedule of JAX's."""
+    return x is None or isinstance(x, jax.tree_util.Partial)
 
 
 def is_known_number(x: Any) -> bool:
@@ -202,7 +210,7 @@ def fitted(value: Any, shape: tuple[int, ...], name: str, what: str) -> jax.Arra
 
 def is_tree(x: Any) -> bool:
     """Whether `x` is a container of several values rather than one value."""
-    return not jax.tree_util.all_leaves([x], is_leaf=_is_none)
+    return not jax.tree_util.all_leaves([x], is_leaf=is_value)
 
 
 def norm_order(ord: Any) -> float | str:

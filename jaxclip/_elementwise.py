@@ -143,7 +143,7 @@ def bounded(
             f"{names[0]} and {names[1]} must be -c and c for the complex leaf {where}, whose "
             "magnitude is clipped: complex numbers have no order"
         )
-    size = _wide.of(jnp.abs(x))
+    size = _wide.magnitude(x)
     scale = _scaling.hard(size, high)
     return _scaling.apply(x, scale._replace(keep=scale.keep | ~size.is_finite))
 

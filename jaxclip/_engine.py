@@ -50,6 +50,7 @@ def clip_by(
     | c is 0 | zeros, also for a zero update |
     | zero update | unchanged, with a finite derivative |
     | finite, but squares overflow or underflow | as if computed in float64 |
+    | subnormal | may count as 0, and become 0 where it is scaled: XLA flushes such numbers |
     | integer, boolean or `float0` leaves | passed through, not measured |
     | any dtype | kept; measured and multiplied in at least float32 |
 
@@ -180,12 +181,12 @@ def _found(gauge: Gauge, flat: Flat, norm: Any, policy: str) -> tuple[list[Norm]
 def _measured(
     gauge: Gauge, flat: Flat, found: list[Norm], count: jax.Array, params: Any
 ) -> Measured:
-    def of_params() -> list[jax.Array]:
+    def of_params(factors: list[jax.Array]) -> list[jax.Array]:
         if params is None:
             raise ValueError("params=None: this rule's threshold needs update(..., params=params)")
         own = _trees.params_like(params, flat)._replace(where=flat.where)
         _trees.check_shapes(own, flat)
-        return [n.number for n in gauge(own)]
+        return [n.times(f) for n, f in zip(gauge(own), factors, strict=True)]
 
     numbers = [n.number for n in found]
     return Measured(

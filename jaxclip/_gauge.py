@@ -127,9 +127,9 @@ def chosen(flat: Flat, mask: Any, name: str) -> list[bool]:
     """Which leaves a mask selects, a prefix tree of bools or a function to one."""
     # A mask that is a module may be callable as well.
     leaves = jax.tree.leaves(mask)
-    asks = callable(mask) and not any(isinstance(x, (bool, jnp.bool_)) for x in leaves)
+    asks = callable(mask) and not any(map(_checks.is_bool, leaves))
     values = flat.spread(mask(flat.tree) if asks else mask, name)
     for value in values:
-        if not isinstance(value, (bool, jnp.bool_)) or _checks.is_traced(value):
+        if not _checks.is_bool(value):
             raise TypeError(f"{name} has the leaf {value!r}; it must hold True and False only")
     return [bool(value) for value in values]

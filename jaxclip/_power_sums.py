@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxclip import _largest, _mesh
 from jaxclip._mesh import Axes
-from jaxclip._wide import Norm, accumulator, in_unit, of
+from jaxclip._wide import Norm, accumulator, in_halves, in_unit, magnitude, of, times, widened
 
 # Rescaling by 2**k or 2**-k keeps the squares, and sums of up to 2**37 of them, in range.
 _RESCALE = {4: 96, 8: 700}  # by bytes of the accumulator
@@ -45,7 +46,7 @@ def measure(groups: tuple[tuple[jax.Array, ...], ...], kinds: tuple[Kind, ...]) 
     sums: dict[Axes, dict[int, _Sum]] = {}
     for i, (arrays, kind) in enumerate(zip(groups, kinds, strict=True)):
         if math.isinf(kind.power):
-            found[i] = of(_peak(arrays, kind))
+            found[i] = _peak(arrays, kind)
             continue
         total = _Sum(arrays, kind, every, _power_sum(arrays, kind, None, every))
         if total.is_always_safe:
@@ -137,12 +138,12 @@ def _elements(arrays: tuple[jax.Array, ...], kind: Kind) -> int:
 
 def _scaled_by_peak(arrays: tuple[jax.Array, ...], kind: Kind, every: Axes) -> Norm:
     """The norm by powers of elements relative to the largest one, which is looked for first."""
-    peak = _peak(arrays, kind)
+    peak, spare = _peak(arrays, kind)
     k = _RESCALE[peak.dtype.itemsize]
     small, large = peak < 2.0 ** (-k // 2), peak > 2.0 ** (k // 2)
     unit = jnp.where(large, _power(k, peak), _power(0, peak))
     unit = jnp.where(small & (peak > 0), _power(-k, peak), unit)
-    largest = peak / unit
+    largest = peak / unit * spare
     divisor = jnp.where((largest > 0) & jnp.isfinite(largest), largest, jnp.ones_like(largest))
     arrays = tuple(jnp.abs(in_unit(x, unit)) / divisor for x in arrays)
     return Norm(largest * _root(_power_sum(arrays, kind, None, every), kind), unit)
@@ -159,13 +160,21 @@ def _power_sum(
     return _mesh.sum_over(parts, kind.mesh, every if any(kind.mesh) else ())
 
 
-def _peak(arrays: tuple[jax.Array, ...], kind: Kind) -> jax.Array:
+def _peak(arrays: tuple[jax.Array, ...], kind: Kind) -> Norm:
+    """The largest magnitude."""
     dtype = accumulator(*arrays)
-    parts = [
-        _largest.magnitude(jnp.abs(x).astype(dtype), axes)
-        for x, axes in zip(arrays, kind.reduced, strict=True)
-    ]
-    return _mesh.max_over(parts, kind.mesh)
+
+    def largest(numbers: Iterable[jax.Array]) -> list[jax.Array]:
+        pairs = zip(numbers, kind.reduced, strict=True)
+        return [_largest.magnitude(x.astype(dtype), axes) for x, axes in pairs]
+
+    sizes = [magnitude(x) for x in arrays]
+    numbers = largest(size.number for size in sizes)
+    if not any(jnp.iscomplexobj(x) for x in arrays):
+        return of(_mesh.max_over(numbers, kind.mesh))
+    halves = largest(size.half for size in sizes)
+    parts = [jnp.stack(pair) for pair in zip(numbers, halves, strict=True)]
+    return in_halves(*_mesh.max_over(parts, kind.mesh))
 
 
 def reduced(x: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
@@ -177,9 +186,9 @@ def _raised(x: jax.Array, dtype: Any, scale: jax.Array | None, power: float) -> 
     if jnp.iscomplexobj(x) and power == 2:
         real, imag = jnp.real(x), jnp.imag(x)
         return _raised(real, dtype, scale, power) + _raised(imag, dtype, scale, power)
-    x = jnp.abs(x).astype(dtype) if power != 2 else x.astype(dtype)
-    x = x if scale is None else x * scale
-    return _to_the(x, power)
+    x = widened(x, dtype)
+    x = x if scale is None else times(x, scale)
+    return _to_the(jnp.abs(x) if power != 2 else x, power)
 
 
 def _to_the(x: jax.Array, power: float) -> jax.Array:

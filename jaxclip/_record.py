@@ -66,10 +66,9 @@ def of_elements(
         clipped: which elements of each leaf were beyond it.
         axis_name: the mesh axes over which the leaves are sharded, besides those that types tell.
     """
-    wide = [jnp.abs(x).astype(_wide.accumulator(x)) for x in arrays]
-    sizes = [_wide.of(_largest.magnitude(x)) for x in wide]
-    rows = [(size.number, ~size.is_finite) for size in sizes]
-    norm, broken = largest(rows, (0.0, 0.0), axis_name)
+    rows = [(number, half, ~jnp.isfinite(half)) for number, half in map(_peak, arrays)]
+    norm, half, broken = largest(rows, (0.0, 0.0, 0.0), axis_name)
+    most = _wide.in_halves(norm, half)
     (negative,) = largest([(-jnp.asarray(c),) for c in limits], (-jnp.inf,), axis_name)
     limit = -negative
     number = total([jnp.sum(c, dtype=jnp.float32) for c in clipped], axis_name)
@@ -77,11 +76,18 @@ def of_elements(
     return Record(
         norm=norm,
         threshold=limit,
-        scale=jnp.where(norm > limit, limit / norm, jnp.ones_like(norm)),
+        scale=jnp.where(norm > limit, limit * (1 / most.unit) / most.value, jnp.ones_like(norm)),
         fraction=number / float(max(elements, 1)),
         clipped=number > 0,
         nonfinite=broken > 0,
     )
+
+
+def _peak(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest magnitude, and half of it."""
+    size = _wide.magnitude(_wide.widened(x, _wide.accumulator(x)))
+    number = _largest.magnitude(size.number)
+    return number, _largest.magnitude(size.half) if jnp.iscomplexobj(x) else number / 2
 
 
 def all_finite(found: list[Norm], axis_name: Axes | None = None) -> jax.Array:

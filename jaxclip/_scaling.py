@@ -23,9 +23,9 @@ SHAPES = ("hard", "tanh", "rational")
 class Scale(NamedTuple):
     """What happens to the arrays of one norm: kept if `keep`, else times the factor.
 
-    The factor is `first * (second + rest)`. Its parts are apart because `first * second` may
-    underflow where the result does not: `first` is a power of two, hence exact, that makes the norm
-    about 1; `second` is then about the threshold. `rest` is what rounding took from `second`.
+    The factor is `first * (second + rest)`. `rest` is what rounding took from `second`, and `first`
+    is 1 as a rule. Where the factor would be no normal number, but the result may be, `first` is a
+    power of two, hence exact, that makes the norm about 1, and `second` about the threshold.
     """
 
     keep: jax.Array
@@ -64,7 +64,20 @@ def _quotient(norm: Norm, c: jax.Array, keep: jax.Array, eps: Any, floor: Any) -
     divisor = jnp.maximum(divisor, floor / unit)
     second = jnp.where(keep, one, c / divisor)
     rest = jnp.where(keep, jnp.zeros_like(one), _remainder(c, second, divisor) / divisor)
-    return Scale(keep, 1 / unit, second, jax.lax.stop_gradient(rest))
+    return _joined(Scale(keep, 1 / unit, second, jax.lax.stop_gradient(rest)))
+
+
+def _joined(scale: Scale) -> Scale:
+    """The same factor in one where that and its remainder are normal numbers.
+
+    Elements far smaller than the norm would underflow on the way otherwise.
+    """
+    info = jnp.finfo(scale.second.dtype)
+    factor = scale.first * scale.second
+    joins = (factor >= float(info.tiny) / float(info.eps)) & (factor < jnp.inf)
+    first = jnp.where(joins, jnp.ones_like(factor), scale.first)
+    second = jnp.where(joins, factor, scale.second)
+    return Scale(scale.keep, first, second, scale.rest * (scale.first / first))
 
 
 def shaped(norm: Norm, threshold: Any, shape: str) -> jax.Array:
@@ -77,9 +90,14 @@ def shaped(norm: Norm, threshold: Any, shape: str) -> jax.Array:
     c = jnp.broadcast_to(jnp.asarray(threshold).astype(n.dtype), n.shape)
     if shape == "hard":
         return c
-    zero, one = jnp.zeros_like(n), jnp.ones_like(n)
-    bounded = (c > 0) & (c < jnp.inf)
-    ratio = jnp.where(bounded, n, zero) / jnp.where(bounded, c, one)
+    one = jnp.ones_like(n)
+    bounded = (c >= float(jnp.finfo(n.dtype).tiny)) & (c < jnp.inf)
+    divisor = jnp.where(bounded, c, one)
+    # In a unit, since XLA may take the reciprocal of c, which can be no normal number. The barrier
+    # keeps it from joining the two.
+    per_unit = jax.lax.optimization_barrier(1 / _wide.power_of_two_near(divisor))
+    inside = jnp.where(bounded, norm.value, jnp.zeros_like(n))
+    ratio = inside * (norm.unit * per_unit) / (divisor * per_unit)
     if shape == "tanh":
         small = ratio < float(jnp.finfo(n.dtype).eps) ** 0.5
         reached = c * jnp.tanh(jnp.where(small, one, ratio))

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxclip import _wide
+
 HOW = ("clip", "scale")
 METHODS = ("eigh", "iterative")
 
@@ -45,8 +47,8 @@ def bounded(
     tall = matrix.T if wide else matrix
     size = jnp.max(jnp.abs(tall), initial=0)
     good = (size > 0) & jnp.isfinite(size)
-    unit = jnp.where(good, size, jnp.ones_like(size))  # squares stay in range
-    work = jnp.where(good, tall / unit, jnp.zeros_like(tall))
+    unit = _wide.power_of_two_near(jnp.where(good, size, jnp.ones_like(size)))
+    work = jnp.where(good, tall * (1 / unit), jnp.zeros_like(tall))  # squares stay in range
 
     limit = c / unit
     # As for norms: half an epsilon for storing, so that what is stored stays within one.

@@ -81,7 +81,7 @@ def scale_by_stable_adam(
     rule: Any = _engine.clip_by(threshold, scope="leaf", axis_name=axis_name, name=name)
 
     def init(params: Any) -> ClipState:
-        return _state.first(name, adam.init(params))
+        return _state.first(name, adam.init(_floating(params)))
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
@@ -89,19 +89,26 @@ def scale_by_stable_adam(
         del extra_args
         state = _state.checked(state, init, updates)
         moments: Any
-        steps, moments = adam.update(updates, state.memory, params)
-        flat, second = _trees.flatten(updates), _trees.flatten(moments.nu)
+        flat = _trees.flatten(updates)
+        weights = None if params is None else _floating(params)
+        steps, moments = adam.update(_floating(updates), state.memory, weights)
+        second = jax.tree.leaves(moments.nu)
         found = []
-        for i, (g, v) in enumerate(zip(flat.arrays, second.arrays, strict=True)):
+        for i, (g, v) in enumerate(zip(flat.arrays, second, strict=True)):
             wide = _wide.accumulator(v)
             expected = _second_moment(v.astype(wide), moments.count, b2)
             axes = _mesh.sharded_axes(g, mesh, flat.at(i))
             found.append(_surprise(g, expected, jnp.asarray(eps).astype(wide), axes))
-        norm = flat.rebuild(found)
+        steps, norm = flat.rebuild(jax.tree.leaves(steps)), flat.rebuild(found)
         steps, seen = rule.update(steps, state._replace(memory=()), params, norm=norm)
         return steps, seen._replace(memory=moments)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _floating(tree: Any) -> Any:
+    """The tree with nothing where a leaf is not floating: of integers Adam would make floats."""
+    return jax.tree.map(lambda x: x if _trees.is_inexact(x) else optax.MaskedNode(), tree)
 
 
 def _second_moment(v: jax.Array, count: jax.Array, b2: Any) -> jax.Array:

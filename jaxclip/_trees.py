@@ -48,7 +48,7 @@ class Flat(NamedTuple):
     @property
     def arrays(self) -> list[jax.Array]:
         """The floating leaves."""
-        return [jnp.asarray(self.leaves[i]) for i in self.where]
+        return [_array(self.leaves[i]) for i in self.where]
 
     def at(self, i: int) -> str:
         """The key path of the i-th floating leaf, for messages."""
@@ -100,6 +100,11 @@ class Flat(NamedTuple):
         return [full[i].value for i in self.where]
 
 
+def _array(x: Any) -> Any:
+    """`x` as an array; what has a shape and a dtype only is left as it is, for `init`."""
+    return x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x)
+
+
 class _Box:
     """Makes a leaf of anything, `None` included."""
 
@@ -119,8 +124,15 @@ def params_like(params: Any, updates: Flat) -> Flat:
     """The parameters taken apart, if their tree is that of the updates."""
     own = flatten(params)
     if own.treedef != updates.treedef:
+        paths = [{jax.tree_util.keystr(key) for key in flat.keys} for flat in (own, updates)]
+        only = " and ".join(
+            f"{name} alone have {sorted(mine - theirs)[0]}"
+            for name, mine, theirs in (("params", *paths), ("updates", *paths[::-1]))
+            if mine - theirs
+        )
         raise ValueError(
-            f"params and updates differ in structure: {own.treedef} against {updates.treedef}"
+            "params and updates differ in structure: "
+            + (only or f"{own.treedef} against {updates.treedef}")
         )
     return own
 
@@ -135,7 +147,8 @@ def check_shapes(params: Flat, updates: Flat) -> None:
 
 def at(tree: Any, count: jax.Array) -> Any:
     """A tree of values and schedules, with the schedules' values at `count`."""
-    return jax.tree.map(lambda x: x(count) if callable(x) else x, tree)
+    values = _checks.is_value
+    return jax.tree.map(lambda x: x(count) if callable(x) else x, tree, is_leaf=values)
 
 
 def _without_value(path: Any) -> Any:

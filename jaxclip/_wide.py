@@ -23,9 +23,20 @@ class Norm(NamedTuple):
         return self.value * self.unit
 
     @property
+    def half(self) -> jax.Array:
+        """Half the norm as one float, which reaches twice as far."""
+        return self.value * (self.unit / 2)
+
+    @property
     def is_finite(self) -> jax.Array:
         """Whether everything measured was finite."""
         return jnp.isfinite(self.value)
+
+    def times(self, factor: jax.Array) -> jax.Array:
+        """A multiple of the norm as one float: inf of inf and 0 of 0, whatever the norm."""
+        value, unit = self.value.astype(factor.dtype), self.unit.astype(factor.dtype)
+        product = jnp.where(factor > 0, factor * value * unit, jnp.zeros_like(factor * value))
+        return jnp.where(factor < jnp.inf, product, jnp.full_like(product, jnp.inf))
 
     def divided_by(self, divisor: float) -> Norm:
         """The norm divided by a positive constant."""
@@ -54,6 +65,22 @@ def of(number: jax.Array) -> Norm:
 def in_unit(x: jax.Array, unit: jax.Array) -> jax.Array:
     """`x / unit` in the accumulator's precision; exact, since the unit is a power of two."""
     return times(widened(x, unit.dtype), 1 / unit)
+
+
+def magnitude(x: jax.Array) -> Norm:
+    """`|x|` of each element; of a complex one also where only its parts are within the range."""
+    if not jnp.iscomplexobj(x):
+        return of(jnp.abs(x))
+    part = jnp.maximum(jnp.abs(jnp.real(x)), jnp.abs(jnp.imag(x)))
+    one, most = jnp.ones_like(part), 2.0 ** (jnp.finfo(part.dtype).maxexp - 1)
+    unit = jnp.where(part < most, one, 2 * one)
+    return Norm(jnp.abs(times(x, 1 / unit)), unit)
+
+
+def in_halves(number: jax.Array, half: jax.Array) -> Norm:
+    """The norm of which this is the number, and this half of it."""
+    one, fits = jnp.ones_like(number), number < jnp.inf
+    return Norm(jnp.where(fits, number, half), jnp.where(fits, one, 2 * one))
 
 
 def times(x: jax.Array, factor: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ A norm is taken at a scope: of the whole tree (`global_norm`), of each leaf (`le
 | float16, bfloat16, float32 | accumulated and returned in float32 |
 | float64 | accumulated and returned in float64 |
 | finite elements whose squares overflow or underflow | as if computed in float64 |
+| subnormal elements | may count as 0, since XLA flushes them |
 | NaN or inf | NaN or inf |
 | complex | of the magnitudes |
 | integer, boolean, `float0` leaves, `None`, no elements | contribute nothing; alone, 0 |

@@ -2,7 +2,8 @@
 
 By hand, from the root of a checkout: `python -m tests.mutants --report report.md`. Each mutant is a
 copy in a temporary folder with one change, in which its tests must fail; on a copy without a change
-they must pass. What is broken is in `mutants_norms`, `mutants_rules` and `mutants_around`, by file.
+they must pass. What is broken is in `mutants_norms`, `mutants_rules`, `mutants_around` and, undoing
+what was found by looking for it, in `mutants_found`, by file.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from tests import mutants_around, mutants_norms, mutants_rules
+from tests import mutants_around, mutants_found, mutants_norms, mutants_rules
 
 COPIED = ("jaxclip", "tests", "docs", "README.md", "pyproject.toml")
 FLAGS = ("-x", "-q", "-p", "no:cacheprovider", "-n", "0", "-m", "slow or not slow")
@@ -61,7 +62,7 @@ class Outcome(NamedTuple):
 
 MUTANTS = [
     Mutant(file, *rest)
-    for room in (mutants_norms, mutants_rules, mutants_around)
+    for room in (mutants_norms, mutants_rules, mutants_around, mutants_found)
     for file, changes in room.CHANGES.items()
     for rest in changes
 ]

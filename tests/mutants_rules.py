@@ -103,14 +103,14 @@ CHANGES = {
     ],
     "thresholds/_given.py": [
         ("parameters of norm 0 hold their gradient at 0",
-         "[jnp.maximum(w, ", "[jnp.maximum(w, 0 * ",
+         "jnp.maximum(c, low) for", "jnp.maximum(c, 0 * low) for",
          "tests/test_masks_and_norm.py::test_agc_floors"),
         ("a tree is let through where there is one norm",
          'if scope == "global" and _checks.is_tree(value):', "if scope is value:",
          "tests/test_thresholds_given.py::test_a_tree_where_there_is_one_norm"),
         ("a threshold may enlarge the norms",
-         "jnp.inf if v is None else v, n.shape, name,",
-         "jnp.inf if v is None else v, jnp.shape(v), name,",
+         "fitted(given, n.shape, name,",
+         "fitted(given, jnp.shape(given), name,",
          "tests/test_thresholds_given.py::test_thresholds_may_not_enlarge"),
     ],
     "thresholds/_history.py": [

@@ -143,8 +143,9 @@ def test_an_infinite_factor_is_no_limit():
     for none in (None, jnp.inf):
         tx = jaxclip.adaptive_grad_clip(none, eps=0.0)
         registry.assert_same_bits(_once(tx, G, jnp.zeros(2))[0], G)
-    zero = _once(jaxclip.adaptive_grad_clip(0.0), G, jnp.array([3e38, 3e38]))[0]
-    np.testing.assert_array_equal(zero, [0.0, 0.0])
+    for large in (3e38, np.inf):
+        zero = _once(jaxclip.adaptive_grad_clip(0.0), G, jnp.array([large, large]))[0]
+        np.testing.assert_array_equal(zero, [0.0, 0.0])
 
 
 @pytest.mark.parametrize("name", ["eps", "floor"])
@@ -302,3 +303,159 @@ def test_arguments_of_odd_types():
     rule = jaxclip.clip_by_value(np.array([-1.0, -1.0]), np.array([1.0, 1.0, 1.0]))
     with pytest.raises(ValueError, match=r"max_value has shape \(3,\), which does not broadcast"):
         _once(rule, G)
+
+
+# ---- small beside large
+
+
+def test_elements_far_smaller_than_the_norm():
+    """A factor in two parts, the first of which alone would be too small for them."""
+    cases = ((1e30, 1e-9, 3e29), (2e38, 1e-5, 1e38), (2e38, 1e-5, 1e-5), (1e10, 1.0, 1e-30))
+    for large, small, c in cases:
+        u = {"a": jnp.array([large]), "b": jnp.array([small])}
+        out, _ = _once(jaxclip.clip_by_global_norm(c), u)
+        factor = float(np.float32(c)) / float(np.float32(large))
+        np.testing.assert_allclose(out["a"], [c], rtol=2e-7)
+        want = float(np.float32(small)) * factor
+        np.testing.assert_allclose(out["b"], [want], rtol=2e-7, atol=1.2e-38)
+
+
+def test_singular_values_near_the_end_of_the_range():
+    w = jnp.diag(jnp.array([3e38, 1e38]))
+    for method in ("eigh", "iterative"):
+        run = jax.jit(lambda w, m=method: functional.spectral_norm(w, 2e38, method=m))
+        np.testing.assert_allclose(run(w), np.diag([2e38, 1e38]), rtol=1e-5)
+
+
+def test_a_traced_negative_threshold_is_recorded_as_the_0_it_counts_as():
+    tx = jaxclip.clip_by_global_norm(lambda count: count.astype(jnp.float32) - 1)
+    _, state = jax.jit(lambda u: _once(tx, u))(G)
+    assert float(state.threshold) == 0.0
+
+
+def test_parameters_of_another_structure():
+    p, u = {"w": jnp.ones(2), "v": jnp.ones(2)}, {"w": jnp.ones(2), "u": jnp.ones(2)}
+    where = r"params alone have \['v'\] and updates alone have \['u'\]"
+    with pytest.raises(ValueError, match=where):
+        _once(jaxclip.adaptive_grad_clip(0.1), u, p)
+
+
+# ---- beyond the range
+
+
+BEYOND = np.array([3e38 + 3e38j, 1e30 - 2e30j], np.complex64)  # |z| is none of float32's numbers
+
+
+@pytest.mark.parametrize("ord", [1, 2, 2.5, 3, 200, np.inf])
+def test_complex_numbers_whose_magnitude_is_beyond_the_range(ord):
+    rule = jaxclip.clip_by(1e38, scope="global", ord=ord)
+    out, state = jax.jit(lambda u: _once(rule, u))(jnp.asarray(BEYOND))
+    wide = BEYOND.astype(np.complex128)
+    peak = np.abs(wide).max()
+    factor = float(np.float32(1e38)) / (peak * np.linalg.norm(wide / peak, ord))
+    np.testing.assert_allclose(np.asarray(out, np.complex128), wide * factor, rtol=5e-7)
+    assert int(state.nonfinite_count) == 0
+    np.testing.assert_allclose(state.scale, factor, rtol=5e-7)
+
+
+@pytest.mark.parametrize("make", [
+    lambda c: jaxclip.clip(c, record=True),
+    lambda c: jaxclip.clip_by_value(-c, c, record=True),
+    lambda c: jaxclip.clip_by(c, scope="element"),
+])  # fmt: skip
+def test_complex_elements_whose_magnitude_is_beyond_the_range(make):
+    out, state = jax.jit(lambda u: _once(make(1e38), u))(jnp.asarray(BEYOND))
+    wide = BEYOND.astype(np.complex128)
+    factor = np.minimum(1, float(np.float32(1e38)) / np.abs(wide))
+    np.testing.assert_allclose(np.asarray(out, np.complex128), wide * factor, rtol=5e-7)
+    registry.assert_same_bits(out[1], BEYOND[1])
+    assert int(state.nonfinite_count) == 0
+    np.testing.assert_allclose(state.scale, factor[0], rtol=5e-7)
+    np.testing.assert_allclose(state.fraction, 0.5)
+
+
+@pytest.mark.parametrize("scope", ["global", "unit"])
+@pytest.mark.parametrize("shape", ["tanh", "rational"])
+@pytest.mark.parametrize("c", [3e38, 1e38, 1.0, 1e-30])
+def test_smooth_shapes_at_the_ends_of_the_range(c, shape, scope):
+    u = jnp.asarray(np.minimum(np.array([[0.5], [2.0]]) * c, 3.3e38), jnp.float32)
+    wide, limit = np.asarray(u, np.float64), float(np.float32(c))
+    norm = np.linalg.norm(wide, axis=1 if scope == "unit" else None, keepdims=True)
+    new = limit * np.tanh(norm / limit) if shape == "tanh" else norm * limit / (norm + limit)
+
+    def step(u, c):
+        axis = 1 if scope == "unit" else None
+        return _once(jaxclip.clip_by(c, scope=scope, axis=axis, shape=shape), u)[0]
+
+    for out in (jax.jit(lambda u: step(u, c))(u), jax.jit(step)(u, jnp.float32(c))):
+        np.testing.assert_allclose(np.asarray(out, np.float64), wide * (new / norm), rtol=5e-7)
+
+
+@pytest.mark.parametrize("shape", ["tanh", "rational"])
+def test_smooth_shapes_with_a_threshold_that_is_no_normal_number(shape):
+    rule = jaxclip.clip_by(1e-39, scope="global", shape=shape)
+    for u in (jnp.zeros(2), G):
+        np.testing.assert_allclose(jax.jit(lambda u: _once(rule, u)[0])(u), 0 * u, atol=1e-38)
+
+
+def test_parameters_whose_norm_is_beyond_the_range():
+    p, u = jnp.full((4,), 3e38), jnp.array([3e36, 4e36, 0.0, 0.0])
+    rule = jaxclip.clip_by(jaxclip.thresholds.relative_to_params(0.001), scope="leaf")
+    out, state = jax.jit(lambda u, p: _once(rule, u, p))(u, p)
+    np.testing.assert_allclose(state.threshold, 6e35, rtol=1e-6)
+    np.testing.assert_allclose(out, np.asarray(u, np.float64) * (6e35 / 5e36), rtol=1e-6)
+
+
+# ---- leaves and arguments of other kinds
+
+
+@pytest.mark.relaxed
+def test_stable_adam_passes_integers_through():
+    """Optax's Adam makes floats of them, and of their moments in the state."""
+    u = {"a": jnp.array([3.0, 4.0]), "i": jnp.arange(2), "none": None}
+    tx = jaxclip.scale_by_stable_adam()
+    state = tx.init(u)
+    out, after = tx.update(u, state, u)
+    registry.assert_same_bits(out["i"], u["i"])
+    assert jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, state)
+    alone, _ = _once(jaxclip.scale_by_stable_adam(), {"a": u["a"]})
+    registry.assert_same_bits(out["a"], alone["a"])
+
+
+def test_init_of_shapes_alone():
+    """As an optimizer of Optax: what is to be restored is not there yet."""
+    params = {"a": jnp.ones(2), "b": jnp.ones((2, 3), jnp.bfloat16)}
+    shapes = jax.eval_shape(lambda: params)
+    learned = {name: getattr(jaxclip, name)() for name in ("adagc", "autoclip", "zclip", "monitor")}
+    learned["skip_spikes"] = jaxclip.skip_spikes(optax.adam(0.1))
+    learned["scale_by_stable_adam"] = jaxclip.scale_by_stable_adam()
+    learned["project_max_norm"] = jaxclip.project_max_norm(1.0)
+    every = {str(rule): rule.make(1.0) for rule in registry.NAMED} | learned
+    for name, tx in every.items():
+        found, wanted = tx.init(shapes), tx.init(params)
+        assert jax.tree.structure(found) == jax.tree.structure(wanted), name
+        for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            assert (x.shape, x.dtype) == (y.shape, y.dtype), name
+
+
+def test_a_schedule_that_jax_takes_for_a_tree():
+    half = jax.tree_util.Partial(lambda scale, count: scale * jnp.ones(()), 0.5)
+    rules = [
+        jaxclip.clip_by_global_norm(half),
+        jaxclip.clip_by_norm({"w": half}),
+        jaxclip.clip_by_norm(half),
+    ]
+    for tx in rules:
+        np.testing.assert_allclose(_once(tx, {"w": G})[0]["w"], G / 10, rtol=1e-6)
+    out, _ = _once(jaxclip.clip_by_value(None, half), {"w": G})
+    np.testing.assert_allclose(out["w"], [0.5, 0.5])
+
+
+@pytest.mark.parametrize("kind", [bool, np.bool_, np.array, jnp.array])
+def test_masks_of_other_bools(kind):
+    mask = {"a": kind(True), "b": kind(False)}
+    rule = jaxclip.clip_by_global_norm(1.0, norm_mask=mask, scale_mask=mask)
+    out, state = _once(rule, {"a": G, "b": G})
+    assert float(state.norm) == 5.0
+    np.testing.assert_allclose(out["a"], G / 5, rtol=1e-6)
+    registry.assert_same_bits(out["b"], G)

@@ -17,7 +17,8 @@ class Measured(NamedTuple):
         norms: the norms of this update, one array per group: a single scalar at the scope
             `global`, a scalar per leaf at `leaf`, an array per leaf at `unit` and `element`.
         count: how many updates there were before this one, an int32 scalar.
-        of_params: returns the same norms of the parameters.
+        of_params: `of_params(factors)` returns the same norms of the parameters, each times its
+            factor; inf for an infinite factor and 0 for 0, whatever the norm.
         of_tree: returns the norm of everything together, non-finite norms left out; a scalar.
         spread: `spread(tree, name)` returns the value of a prefix tree for each group.
         where: the key path of each group, for messages.
@@ -25,7 +26,7 @@ class Measured(NamedTuple):
 
     norms: list[jax.Array]
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    of_params: Callable[[], list[jax.Array]]
+    of_params: Callable[[list[jax.Array]], list[jax.Array]]
     of_tree: Callable[[], jax.Array]
     spread: Callable[[Any, str], list[Any]]
     where: list[str]

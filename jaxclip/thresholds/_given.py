@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxclip import _checks, _trees
+from jaxclip import _checks, _trees, _wide
 from jaxclip.thresholds._base import Measured, Threshold
 
 
@@ -42,12 +42,12 @@ def constant(value: Any, *, name: str = "threshold", scope: str | None = None) -
 
     def update(memory: Any, measured: Measured) -> tuple[list[jax.Array], Any]:
         values = measured.spread(_trees.at(value, measured.count), name)
-        return [
-            _checks.fitted(
-                jnp.inf if v is None else v, n.shape, name, f"the norms of {where}"
-            ).astype(n.dtype)
-            for v, n, where in zip(values, measured.norms, measured.where, strict=True)
-        ], memory
+        limits = []
+        for v, n, where in zip(values, measured.norms, measured.where, strict=True):
+            given = jnp.inf if v is None else v
+            c = _checks.fitted(given, n.shape, name, f"the norms of {where}").astype(n.dtype)
+            limits.append(jnp.maximum(c, jnp.zeros_like(c)) if _checks.is_traced(v) else c)
+        return limits, memory
 
     return Threshold(lambda norms: (), update)
 
@@ -79,13 +79,9 @@ def relative_to_params(factor: Any, *, eps: Any = 1e-3, name: str = "factor") ->
 
     def update(memory: Any, measured: Measured) -> tuple[list[jax.Array], Any]:
         factors, memory = multiple.update(memory, measured)
-        sizes = [jnp.maximum(w, _checks.number(eps).astype(w.dtype)) for w in measured.of_params()]
-        return [_product(f, w.astype(f.dtype)) for f, w in zip(factors, sizes, strict=True)], memory
+        least = [_wide.of(_checks.number(eps).astype(f.dtype)).times(f) for f in factors]
+        return [
+            jnp.maximum(c, low) for c, low in zip(measured.of_params(factors), least, strict=True)
+        ], memory
 
     return Threshold(multiple.init, update)
-
-
-def _product(factor: jax.Array, norm: jax.Array) -> jax.Array:
-    """`factor * norm`, inf for an infinite factor and 0 for 0, whatever the norm."""
-    product = jnp.where(factor > 0, factor * norm, jnp.zeros_like(norm))
-    return jnp.where(factor < jnp.inf, product, jnp.full_like(norm, jnp.inf))
