@@ -19,9 +19,9 @@ from benchmarks import _speed_trees as trees
 from benchmarks._speed_check import check
 from benchmarks._speed_steps import LIMIT, SIZE, Bench, Variant, chained, compared, ones_of, zeros
 
-TURNS, SMOKE_TURNS = {"GPT-2": 11}, 3  # a step of GPT-2 with AdamW takes long
+TURNS, SMOKE_TURNS = {"GPT-2": 9}, 3  # a step of GPT-2 with AdamW takes long
 MANY = 1000  # leaves, whose program takes long to compile: there is one less
-OTHER_TURNS = 21
+OTHER_TURNS = 17
 Result = dict[str, Any]
 
 
