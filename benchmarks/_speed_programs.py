@@ -23,7 +23,7 @@ import jaxclip
 from benchmarks import _speed_trees as trees
 from benchmarks._speed_steps import LIMIT, OPTIMIZERS, Bench, compared
 
-ROUNDS, IMPORTS = 2, 7
+ROUNDS, IMPORTS = 2, 15
 CHAINS = {  # leaves, and a rule of each; one norm a leaf takes jaxclip long to compile
     "one norm": (
         1000,
