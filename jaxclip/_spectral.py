@@ -148,8 +148,8 @@ def _largest(gram: jax.Array) -> jax.Array:
 
 def _sign(x: jax.Array) -> jax.Array:
     """The matrix with the same singular vectors, or eigenvectors, and all values 1 in size."""
-    size = jnp.sqrt(jnp.sum(x * x))
-    x = x / jnp.where(size > 0, size, jnp.ones_like(size))
+    square = jnp.sum(x * x)
+    x = x / jnp.sqrt(jnp.where(square > 0, square, jnp.ones_like(square)))
 
     def step(_: Any, x: jax.Array) -> jax.Array:
         square = _times(x.T, x)

@@ -2,6 +2,7 @@
 
 import collections
 import pathlib
+import shlex
 
 import pytest
 
@@ -9,6 +10,7 @@ import jaxclip
 from tests.mutants import MUTANTS, changed
 
 PACKAGE = pathlib.Path(jaxclip.__file__).parent
+TESTS = pathlib.Path(__file__).parent
 FILES = {m.file for m in MUTANTS}
 
 
@@ -19,6 +21,13 @@ def test_every_change_can_be_made(file):
         assert text != (PACKAGE / file).read_text(), mutant.name
         compile(text, mutant.name, "exec")
         assert mutant.tests.startswith("tests/"), mutant.name
+
+
+def test_the_tests_that_must_fail_are_there():
+    named = {test for m in MUTANTS for test in shlex.split(m.tests) if test.startswith("tests/")}
+    for test in named:
+        file, _, name = test.partition("::")
+        assert f"def {name.partition('[')[0]}" in (TESTS.parent / file).read_text(), test
 
 
 def test_names_tell_mutants_apart():
