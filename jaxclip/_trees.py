@@ -96,7 +96,10 @@ class Flat(NamedTuple):
         try:
             full = jax.tree.leaves(jax.tree.broadcast(boxed, self.tree))
         except ValueError as error:
-            raise ValueError(f"{name} is not a prefix of the updates' tree: {error}") from error
+            raise ValueError(
+                f"{name} is not a prefix of the updates' tree, container for container of the same "
+                f"type (a dict, an nnx.State, a module): {error}"
+            ) from error
         return [full[i].value for i in self.where]
 
 

@@ -37,7 +37,10 @@ def constant(value: Any, *, name: str = "threshold", scope: str | None = None) -
         [0.6 0.8]
     """
     if scope == "global" and _checks.is_tree(value):
-        raise ValueError(f"{name}={value!r} must be one value: there is one norm for all leaves")
+        raise ValueError(
+            f"{name}={value!r} must be one value: there is one norm for all leaves. For some "
+            "of them use norm_mask and scale_mask; for a norm each, clip_by_norm"
+        )
     _checks.threshold_tree(value, name, scalar=scope in ("global", "leaf"))
 
     def update(memory: Any, measured: Measured) -> tuple[list[jax.Array], Any]:
