@@ -333,6 +333,11 @@ def test_a_traced_negative_threshold_is_recorded_as_the_0_it_counts_as():
     assert float(state.threshold) == 0.0
 
 
+def test_a_traced_negative_threshold_of_a_function_counts_as_0():
+    for run in (functional.clip_by_norm, lambda x, c: functional.clip_by_global_norm(x, c)[0]):
+        np.testing.assert_array_equal(jax.jit(run)(G, -1.0), [0.0, 0.0])
+
+
 def test_parameters_of_another_structure():
     p, u = {"w": jnp.ones(2), "v": jnp.ones(2)}, {"w": jnp.ones(2), "u": jnp.ones(2)}
     where = r"params alone have \['v'\] and updates alone have \['u'\]"
