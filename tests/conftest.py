@@ -32,14 +32,18 @@ _SLOW = (
     "test_16_bit_weights_stay_within_an_epsilon",
     "test_600_random_bfloat16_leaves",
     "test_a_deep_sigmoid_network_is_said_to_vanish",
+    "test_a_limit_of_zero_leaves_nothing",
     "test_a_loss_that_differs_between_devices",
     "test_a_network_inside_trains_as_without_projection",
     "test_a_row_for_each_variant",
     "test_a_row_is_the_run_that_train_makes",
     "test_a_second_comparison_sets_the_first_aside",
+    "test_a_state_of_an_older_version",
     "test_a_step_is_that_of_its_chain",
     "test_a_traced_negative_limit_counts_as_zero",
     "test_an_epoch_is_its_steps_one_by_one",
+    "test_an_infinite_step_is_not_followed",
+    "test_another_seed_is_another_draw_and_another_order",
     "test_both_methods_agree",
     "test_carriers",
     "test_default_folder_and_report_of_losses",
@@ -63,7 +67,9 @@ _SLOW = (
     "test_idempotent_whatever_the_step",
     "test_inject_hyperparams",
     "test_inside_is_left_alone",
+    "test_interrupt_keeps_what_was_written",
     "test_keyword_arguments_of_optax",
+    "test_lands_and_stays",
     "test_limits",
     "test_low_precision_with_batch_norm_and_projection",
     "test_many_steps_in_a_scan",
@@ -77,12 +83,14 @@ _SLOW = (
     "test_nan_that_is_looked_for",
     "test_networks_with_nothing_to_find",
     "test_no_leaf_is_frozen",
+    "test_norms_of_weights_gradients_and_updates_of_each_step",
     "test_odd_leaves",
     "test_odd_updates_and_bounds",
     "test_off_in_evaluation",
     "test_one_program_for_a_group",
     "test_optax_clipping_tests_pass_with_our_rules",
     "test_optax_schedule_under_scan",
+    "test_optax_stateless_callers",
     "test_optimizers_step_downhill",
     "test_orbax_restores_every_bit_and_the_run_goes_on",
     "test_other_extra_arguments_are_let_by",
@@ -91,11 +99,14 @@ _SLOW = (
     "test_policies",
     "test_policies_agree_on_a_finite_update",
     "test_programs_are_the_presets",
+    "test_projection_binds_the_kernels_named",
+    "test_projections_are_the_library_s",
     "test_real_files_come_out_as_they_are",
     "test_records_of_elements",
     "test_records_where_the_axis_must_be_named",
     "test_resumes_bit_for_bit",
     "test_row_01_norm_of_many_bfloat16_leaves",
+    "test_rows_are_sums_of_the_records",
     "test_rules_that_learn",
     "test_run_time_never_raises",
     "test_same_numbers",
@@ -110,18 +121,24 @@ _SLOW = (
     "test_smoke",
     "test_test_scores_are_those_of_the_whole_test_set",
     "test_the_numbers_of_the_record_at_their_steps",
+    "test_the_same_run",
     "test_the_sets_hold_after_every_step",
+    "test_too_many_in_a_row_end_the_run",
+    "test_train_writes_everything_and_appends",
     "test_types",
     "test_unit_shares",
     "test_unit_values",
     "test_variants_do_the_same",
+    "test_variants_that_differ_are_found",
     "test_weights_hide_what_biases_show",
     "test_weights_inside_come_back_bit_for_bit",
     "test_weights_that_are_not_finite_stay_as_they_are",
+    "test_what_a_device_holds",
     "test_where_the_axis_must_be_named",
     "test_wrappers_of_optax",
     "test_wrappers_with_bfloat16_parameters",
 )
+_SLOW_FILES = ("test_dropout.py", "test_projections_training.py", "test_translation.py")
 _ODD_CONTEXTS = ("eager", "grad", "apply_if_finite", "chain", "named_chain", "equinox_model")
 _NOT_STRICT = ("parity", "train")  # folders that run other people's code beside ours
 
@@ -139,7 +156,7 @@ def _is_slow(item):
     rule = values.get("rule")
     if getattr(item, "originalname", None) in _SLOW or not getattr(rule, "named", True):
         return True
-    if getattr(rule, "name", None) in _LIKE_OTHERS:
+    if getattr(rule, "name", None) in _LIKE_OTHERS or item.path.name in _SLOW_FILES:
         return True
     if item.path.name == "test_rules.py" and rule is not None:
         return rule.name not in _IN_EVERY_CONTEXT
