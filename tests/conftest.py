@@ -35,6 +35,7 @@ _SLOW = (
     "test_a_limit_of_zero_leaves_nothing",
     "test_a_loss_that_differs_between_devices",
     "test_a_network_inside_trains_as_without_projection",
+    "test_a_replaced_optax_transformation_may_have_left_its_state",
     "test_a_row_for_each_variant",
     "test_a_row_is_the_run_that_train_makes",
     "test_a_second_comparison_sets_the_first_aside",
@@ -45,6 +46,7 @@ _SLOW = (
     "test_an_infinite_step_is_not_followed",
     "test_another_seed_is_another_draw_and_another_order",
     "test_both_methods_agree",
+    "test_cache_is_by_content",
     "test_carriers",
     "test_default_folder_and_report_of_losses",
     "test_derivatives_where_singular_values_coincide",
@@ -72,6 +74,7 @@ _SLOW = (
     "test_lands_and_stays",
     "test_limits",
     "test_low_precision_with_batch_norm_and_projection",
+    "test_many_small_leaves_whose_squares_leave_the_range",
     "test_many_steps_in_a_scan",
     "test_masks",
     "test_max_norm_binds_the_rows_of_both_hidden_kernels",
@@ -101,6 +104,7 @@ _SLOW = (
     "test_programs_are_the_presets",
     "test_projection_binds_the_kernels_named",
     "test_projections_are_the_library_s",
+    "test_reads_and_does_what_the_library_does",
     "test_real_files_come_out_as_they_are",
     "test_records_of_elements",
     "test_records_where_the_axis_must_be_named",
@@ -128,6 +132,7 @@ _SLOW = (
     "test_types",
     "test_unit_shares",
     "test_unit_values",
+    "test_units_on_devices_of_their_own",
     "test_variants_do_the_same",
     "test_variants_that_differ_are_found",
     "test_weights_hide_what_biases_show",
@@ -138,7 +143,13 @@ _SLOW = (
     "test_wrappers_of_optax",
     "test_wrappers_with_bfloat16_parameters",
 )
-_SLOW_FILES = ("test_dropout.py", "test_projections_training.py", "test_translation.py")
+_SLOW_FILES = (
+    "test_dropout.py",
+    "test_gaps.py",
+    "test_hunt.py",
+    "test_projections_training.py",
+    "test_translation.py",
+)
 _ODD_CONTEXTS = ("eager", "grad", "apply_if_finite", "chain", "named_chain", "equinox_model")
 _NOT_STRICT = ("parity", "train")  # folders that run other people's code beside ours
 
