@@ -4,6 +4,7 @@ See `mutants_norms` for what a row is.
 """
 
 _HUNT = "tests/test_hunt.py::"
+_RANGE = "tests/test_range.py::"
 _DISK = "tests/test_checkpoint.py::"
 
 CHANGES = {
@@ -73,7 +74,7 @@ CHANGES = {
         ("the reciprocal of a large matrix is no normal number",
          "_wide.power_of_two_near(jnp.where(good, size, jnp.ones_like(size)))",
          "jnp.where(good, size, jnp.ones_like(size))",
-         f"{_HUNT}test_singular_values_near_the_end_of_the_range"),
+         f"{_RANGE}test_singular_values_near_the_end_of_the_range"),
     ],
     "telemetry.py": [
         ("an optimizer within an optimizer is taken for a training state",
@@ -100,10 +101,10 @@ CHANGES = {
          f"{_HUNT}test_an_infinite_factor_is_no_limit"),
         ("a multiple of a norm beyond the range is infinite",
          "factor * value * unit, jnp", "factor * (value * unit), jnp",
-         f"{_HUNT}test_parameters_whose_norm_is_beyond_the_range"),
+         f"{_RANGE}test_parameters_whose_norm_is_beyond_the_range"),
         ("a complex magnitude beyond the range is infinite",
          "unit = jnp.where(part < most, one, 2 * one)", "unit = one",
-         f"{_HUNT}test_complex_elements_whose_magnitude_is_beyond_the_range"),
+         f"{_RANGE}test_complex_elements_whose_magnitude_is_beyond_the_range"),
         ("half of what fits is taken for all of it",
          "Norm(jnp.where(fits, number, half),", "Norm(half,",
          "tests/test_norms.py"),
@@ -111,31 +112,31 @@ CHANGES = {
     "_power_sums.py": [
         ("a complex magnitude is taken before it is made smaller",
          "x = widened(x, dtype)", "x = jnp.abs(x).astype(dtype) if power != 2 else x",
-         f"{_HUNT}test_complex_numbers_whose_magnitude_is_beyond_the_range[1]"),
+         f"{_RANGE}test_complex_numbers_whose_magnitude_is_beyond_the_range[1]"),
         ("the unit of the largest magnitude is forgotten",
          "largest = peak / unit * spare", "largest = peak / unit",
-         f"{_HUNT}test_complex_numbers_whose_magnitude_is_beyond_the_range[200]"),
+         f"{_RANGE}test_complex_numbers_whose_magnitude_is_beyond_the_range[200]"),
     ],
     "_record.py": [
         ("the factor of a magnitude beyond the range is 0",
          "limit * (1 / most.unit) / most.value", "limit / norm",
-         f"{_HUNT}test_complex_elements_whose_magnitude_is_beyond_the_range"),
+         f"{_RANGE}test_complex_elements_whose_magnitude_is_beyond_the_range"),
     ],
     "_scaling.py": [
         ("a smooth shape divides by what has no reciprocal",
          "1 / _wide.power_of_two_near(divisor)", "jnp.ones_like(divisor)",
-         f"{_HUNT}test_smooth_shapes_at_the_ends_of_the_range"),
+         f"{_RANGE}test_smooth_shapes_at_the_ends_of_the_range"),
         ("a smooth shape forgets the norm's unit",
          "(norm.unit * per_unit)", "per_unit",
-         f"{_HUNT}test_smooth_shapes_at_the_ends_of_the_range"),
+         f"{_RANGE}test_smooth_shapes_at_the_ends_of_the_range"),
         ("a smooth shape divides by what is no normal number",
          "(c >= float(jnp.finfo(n.dtype).tiny))", "(c > 0)",
-         f"{_HUNT}test_smooth_shapes_with_a_threshold_that_is_no_normal_number"),
+         f"{_RANGE}test_smooth_shapes_with_a_threshold_that_is_no_normal_number"),
     ],
     "thresholds/_history.py": [
         ("the reciprocal of a large norm in a window is no normal number",
          "down = 1 / _wide.power_of_two_near(peak)", "down = jnp.ones_like(peak)",
-         f"{_HUNT}test_a_large_norm_in_a_window"),
+         f"{_RANGE}test_a_large_norm_in_a_window"),
         ("infinitely many deviations of 0 are NaN",
          " & (k < jnp.inf)", "",
          f"{_HUNT}test_an_infinite_factor_is_no_limit"),
@@ -143,7 +144,7 @@ CHANGES = {
     "thresholds/_averages.py": [
         ("the reciprocal of a large norm of the tree is no normal number",
          "most * ((n * down) / (whole * down))", "n * (most / whole)",
-         f"{_HUNT}test_a_large_norm_in_the_warm_up_of_adagc"),
+         f"{_RANGE}test_a_large_norm_in_the_warm_up_of_adagc"),
         ("an infinite z-score times a deviation of 0 is NaN",
          "jnp.where(bound < jnp.inf, reached, bound)", "reached",
          f"{_HUNT}test_an_infinite_factor_is_no_limit"),
