@@ -218,7 +218,7 @@ def _is_slow(item):
 
 @pytest.fixture(autouse=True, scope="module")
 def forgetful():
-    """Lets go of compiled programs now and then: those of all files would fill several gigabytes."""
+    """Lets go of compiled programs now and then: those of all files would fill gigabytes."""
     yield
     if next(_FILES) % 4 == 0:
         jax.clear_caches()
