@@ -34,6 +34,7 @@ EVEN = {"none": [1.0, 1.0], "norm": [0.2, 0.2], "Optax": [1.25, 1.25], "jaxclip"
 EVEN |= {"least": [1.2, 1.2]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "leaves", "size"),
     [
@@ -50,6 +51,7 @@ def test_trees(name, leaves, size):
     assert sum(map(math.prod, trees.tree(name, smoke=True).values())) < 400_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "optimizer"),
     [
@@ -78,6 +80,7 @@ def _steps(dtype, optimizer, **instead):
     return bench, variants, {name: bench.step(name, v) for name, v in variants.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rule"),
     [
@@ -92,6 +95,7 @@ def test_variants_that_differ_are_found(name, rule):
         checked.check(*wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_step_is_that_of_its_chain(given):
     tree = trees.tree("38 M", smoke=True)
@@ -110,6 +114,7 @@ def test_a_step_is_that_of_its_chain(given):
     assert checked.apart(bench.inner, state[-1]) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(sections.LEARNED))
 def test_memories_are_full(name):
     tree = trees.tree("38 M", smoke=True)

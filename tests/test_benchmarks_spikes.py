@@ -15,6 +15,7 @@ from benchmarks import spikes
 pytestmark = pytest.mark.relaxed
 
 
+@pytest.mark.slow
 def test_smoke(tmp_path, capsys):
     (tmp_path / "spikes.md").write_text(
         "By hand.\n<!-- tables: begin -->\nold\n<!-- tables: end -->\nToo.\n"

@@ -138,6 +138,7 @@ def test_seeds_that_meet_and_seeds_that_do_not():
     ]
 
 
+@pytest.mark.slow
 def test_programs_are_the_presets():
     """The hyper-parameters that stand in the TensorFlow programs are those of the presets."""
     with_tensorflow()

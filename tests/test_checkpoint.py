@@ -24,6 +24,7 @@ OLDER = Path(__file__).parent / "data" / "states"
 VERSIONS = sorted(path.name.removesuffix("-cut.msgpack") for path in OLDER.glob("*-cut.msgpack"))
 
 
+@pytest.mark.slow
 def test_orbax_restores_every_bit_and_the_run_goes_on(tmp_path):
     rules = [make() for make in learned.RULES.values()]
     chain = optax.chain(*rules, jaxclip.scale_by_stable_adam(), optax.scale(-0.1))
@@ -73,6 +74,7 @@ def test_a_new_process_goes_on_to_the_same_bits(tmp_path):
     assert 0 < cut[skipped] < want[skipped]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_state_of_an_older_version(version):
     """It is read, and the run goes on to what it came to then."""
@@ -98,6 +100,7 @@ def test_there_are_older_states():
 U = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "where"),
     [

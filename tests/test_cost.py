@@ -85,6 +85,7 @@ def test_a_kernel_for_each_leaf_s_norm_and_no_other(given):
     assert many - few <= (0 if given else 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ord", [1, 2, 3, 2.5])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_norm_reads_each_leaf_once(ord, dtype):

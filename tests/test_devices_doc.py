@@ -38,6 +38,7 @@ def test_every_block_is_checked():
     assert list(WAYS) == list(HOLDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", _cases())
 def test_a_way(way):
     names = run(PREAMBLE, WAYS[way])

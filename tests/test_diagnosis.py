@@ -90,6 +90,7 @@ def test_saturated_weights_of_standard_deviation_one_explode():
     assert "gradient norm grows" in found.findings[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", [jax.nn.relu, lambda z: z], ids=["relu", "linear"])
 def test_weights_hide_what_biases_show(act):
     """Activations grow as the error does, so that the product is level over depth."""
@@ -114,6 +115,7 @@ def test_biases_that_vanish_beside_level_weights():
     assert str(found).splitlines()[-1].split() == ["Dense_3", "2", "0.1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("act", "std", "residual"),
     [(jax.nn.relu, (2 / WIDTH) ** 0.5, False), (jax.nn.relu, 0.3 / WIDTH**0.5, True),

@@ -62,6 +62,7 @@ def _checked(grads, params, names):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.relaxed
 def test_linen():
     model = nn.Sequential([nn.Dense(3) for _ in range(11)])

@@ -44,6 +44,7 @@ def _same(one, other):
                 np.testing.assert_allclose(x, y, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_step_is_as_the_gradients(network):
     grads, params = network
     updates, state = TX.update(grads, TX.init(params), params)
@@ -54,6 +55,7 @@ def test_one_step_is_as_the_gradients(network):
     assert alone.layers[0].weight is alone.layers[0].ratio is None
 
 
+@pytest.mark.slow
 def test_a_scan_a_sequence_and_chunks_are_one(network):
     scales = np.array([1.0, 3.0, 2.0, 5.0, 0.5])
     log = _logged(*network, scales)

@@ -32,6 +32,7 @@ def oracles_gelu(z):
     return z / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [*itertools.product(SLOPES, ["bfloat16", "float32"]), ("tanh", "float16"), ("tanh", "float64")],

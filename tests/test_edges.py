@@ -97,6 +97,7 @@ def test_above_the_threshold_the_new_norm_is_the_threshold(rule):
             _check_new_norms(rule, out, *cases[name])
 
 
+@pytest.mark.slow
 @by_rule
 def test_above_the_threshold_in_float64(rule):
     with modes.x64():
@@ -258,6 +259,7 @@ def test_extreme_float64(rule, power):
         np.testing.assert_allclose(np.asarray(out) / k, want, rtol=2e-15)
 
 
+@pytest.mark.slow
 def test_600_random_bfloat16_leaves():
     leaves = [registry.build((128,), "bfloat16", seed=i) for i in range(600)]
     want = o.by_tree()(registry.floats(leaves))[0]

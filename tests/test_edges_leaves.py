@@ -26,6 +26,7 @@ def _odd_tree():
     }
 
 
+@pytest.mark.slow
 @by_any_rule
 def test_leaves_without_a_norm_pass_through(rule):
     u = _odd_tree()
@@ -47,6 +48,7 @@ def test_only_leaves_without_a_norm(rule):
     assert int(state.clipped_count) == 0
 
 
+@pytest.mark.slow
 @by_any_rule
 def test_python_float_leaf(rule):
     u = {"w": registry.build((3,)), "gain": -3.0, "count": 4}
@@ -134,6 +136,7 @@ def test_propagate_neither_hides_nor_spreads(rule):
         assert not np.isfinite(state.norm)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["nan", "zero"])
 @by_rule
 def test_nan_and_zero_take_the_whole_update(rule, policy):
@@ -152,6 +155,7 @@ def test_drop_clips_what_remains(rule):
         assert np.isfinite(state.norm)
 
 
+@pytest.mark.slow
 @by_rule
 def test_drop_in_other_dtypes(rule):
     dtypes = ["float16", "bfloat16", "complex64"]
@@ -159,6 +163,7 @@ def test_drop_in_other_dtypes(rule):
         registry.assert_rule(rule, 0.5, clean, p, out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["propagate", "nan", "zero", "drop"])
 @pytest.mark.parametrize("name", ["clip_by_global_norm", "clip_by_norm", "adaptive_grad_clip"])
 def test_policies_agree_on_a_finite_update(name, policy):

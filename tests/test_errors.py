@@ -170,6 +170,7 @@ def test_a_name_must_be_a_string():
         jaxclip.clip_by(1.0, scope="leaf", name=3)
 
 
+@pytest.mark.slow
 def test_run_time_never_raises():
     """A poisoned update inside jit comes out; the host loop is who raises."""
     u = jnp.array([jnp.nan, 1.0])

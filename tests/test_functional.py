@@ -81,6 +81,7 @@ def test_clip_by_norm(ord, axis):
     assert (np.abs(want) < np.abs(x)).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tree", registry.TREES)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "complex64"])
 def test_trees(tree, dtype):
@@ -115,6 +116,7 @@ def test_given_norm():
         assert float(norm) == 2.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", registry.DTYPES)
 def test_dtypes_are_kept(dtype):
     with modes.maybe_x64(dtype):
@@ -178,6 +180,7 @@ def test_traced_thresholds_and_vmap():
     np.testing.assert_allclose(out, want, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients():
     """The clipped part of a vector's derivative is the projection orthogonal to it."""
     x = np.array([3.0, 4.0])

@@ -66,6 +66,7 @@ def test_a_sharded_vector_is_one_unit():
 # ---- rules
 
 
+@pytest.mark.slow
 def test_adaptive_clipping_divides_by_its_floor_at_least():
     """The formula of the paper, as in Optax: g c / max(n, 1e-6)."""
     u, p = jnp.array([3e-7, 4e-7]), jnp.zeros(2)

@@ -78,6 +78,7 @@ def _spiky(rng, steps, share):
     return np.float32(x)
 
 
+@pytest.mark.slow
 def test_skip_spikes_against_its_reference():
     """A thousand steps, by the norm alone and by norm and loss, in one program."""
     rng = np.random.default_rng(3)

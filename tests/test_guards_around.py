@@ -119,6 +119,7 @@ def test_inject_hyperparams_around_and_inside():
     assert not guards.is_zero(outs[0])
 
 
+@pytest.mark.slow
 @by_guard
 def test_carriers(guard):
     """Scan, donation, one trace, and a state whose types never change."""
@@ -150,6 +151,7 @@ def test_carriers(guard):
     assert int(state.skipped_count) == 2
 
 
+@pytest.mark.slow
 def test_vmap():
     tx = jaxclip.skip_nonfinite(optax.trace(0.9))
     batch = {k: jnp.stack([x, x, x]) for k, x in U.items()}

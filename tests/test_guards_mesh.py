@@ -93,6 +93,7 @@ def test_row_11_optax():
     np.testing.assert_array_equal(fine, [True, True, False, True])
 
 
+@pytest.mark.slow
 def test_a_loss_that_differs_between_devices():
     """Averaged first: one device's NaN is everyone's, and one device's spike a part of the mean."""
     spikes = jaxclip.skip_spikes(optax.identity(), sigma=3.0, window=8, min_history=4)

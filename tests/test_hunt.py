@@ -32,6 +32,7 @@ def _run(tx, values, dtype=jnp.float32):
 # ---- thresholds and bounds of other types
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("big", [np.int64(2**32), 10**12, np.array(2**40), np.uint64(2**63)])
 def test_whole_numbers_beyond_int32(big):
     """They would be 0 in an int32, and clip everything to nothing."""
@@ -170,6 +171,7 @@ def test_names_that_look_like_a_second_one():
 # ---- where it may be called
 
 
+@pytest.mark.slow
 def test_nan_that_is_looked_for():
     """`jax_debug_nans`, eagerly: none is made on the way to what is finite."""
     tree = {"a": jnp.ones((3, 2)), "b": jnp.zeros(2), "c": jnp.zeros((0, 2))}
@@ -230,6 +232,7 @@ def test_derivative_of_a_bound(make):
     np.testing.assert_array_equal(slope[0], inside)
 
 
+@pytest.mark.slow
 @pytest.mark.relaxed
 def test_derivative_of_stable_adam_at_zero():
     u = {"a": jnp.zeros(2), "b": jnp.array([0.0, 3.0])}

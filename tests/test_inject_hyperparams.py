@@ -28,6 +28,7 @@ FACTORIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FACTORIES)
 def test_inject_hyperparams(name):
     """The factory itself, its defaults included; then a schedule; then a change by hand."""
@@ -56,6 +57,7 @@ def test_inject_both_bounds():
     np.testing.assert_array_equal(out, [-1.0, 2.0])
 
 
+@pytest.mark.slow
 def test_inject_keeps_what_decides_the_program():
     u = {"w": jnp.array([[3.0, 1.0], [4.0, 1.0]])}
     make = optax.inject_hyperparams(jaxclip.clip_by_norm, static_args=("axis", "ord"))

@@ -42,6 +42,7 @@ def _close(got, want):
         np.testing.assert_allclose(a, b, rtol=3e-6, err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
 def test_types_never_change(name):
     """Whatever the gradient's dtype; the memory's is that of the parameters' norms."""
@@ -68,6 +69,7 @@ def test_types_never_change(name):
                 assert guards.types(after) == guards.types(state), (params, dtype)
 
 
+@pytest.mark.slow
 def test_scan_loop_donation_pickle_and_one_trace():
     """A scan, a loop with donated state, and a run stopped and read again from its bytes."""
     tx, stacked = learned.together(), _stacked()
@@ -111,6 +113,7 @@ INJECTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INJECTED)
 def test_inject_hyperparams(name):
     """The factory itself, with its defaults: its numbers are then traced."""

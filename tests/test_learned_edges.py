@@ -18,6 +18,7 @@ def _row(stacked, i):
     return jax.tree.map(lambda x: jnp.asarray(x[i]), stacked)
 
 
+@pytest.mark.slow
 def test_no_leaf_is_frozen():
     """Gradients that were 0, or next to 0, for the whole warm-up and then are 1: after some time
     their updates are of the size of the gradients again.
@@ -50,6 +51,7 @@ def test_no_leaf_is_frozen():
                 assert (last > 0.4).all(), (name, key)
 
 
+@pytest.mark.slow
 def test_gradients_through_the_rules_are_finite():
     """At zero and elsewhere, before and after a warm-up; the threshold of a given state."""
     tx, stacked = learned.together(), learned.updates(steps=16, seed=1)
@@ -95,6 +97,7 @@ def test_trees_of_all_kinds(name):
 POLICIES = ("propagate", "nan", "zero", "drop")
 
 
+@pytest.mark.slow
 def test_policies():
     """What a NaN does to the update is the rule's policy; the memory never sees it."""
     names = ("zclip", "adagc", "clip_by")
@@ -153,6 +156,7 @@ def test_a_traced_warm_up_of_nothing():
     np.testing.assert_array_equal(updates, u)
 
 
+@pytest.mark.slow
 @pytest.mark.relaxed  # the averages' alpha is in the state of Optax, strongly typed
 def test_a_traced_restart_after_nothing():
     """After one spike at the earliest, or every norm would begin a warm-up."""

@@ -69,6 +69,7 @@ def test_sharded_and_replicated_leaves():
         assert int(state["autoclip"].nonfinite_count) == 1
 
 
+@pytest.mark.slow
 def test_where_the_axis_must_be_named():
     """Without checking, and in pmap: every device's memory, side by side."""
     kernel = {"kernel": _stacked()["kernel"]}

@@ -186,6 +186,7 @@ def test_given_norm_says_what_it_must_be():
         _once(jaxclip.clip_by_norm(1.0), norm=bad)
 
 
+@pytest.mark.slow
 def test_other_extra_arguments_are_let_by():
     for rule in registry.RULES:
         u = {"w": jnp.array([[3.0], [4.0]])}

@@ -22,6 +22,7 @@ RECORDING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_records_where_the_axis_must_be_named(bad):
     """Every device's record is that of all, in shard_map without checking, pmap and vmap."""

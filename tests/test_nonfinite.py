@@ -175,6 +175,7 @@ def test_rules(rule, context):
                     assert clipped == 0
 
 
+@pytest.mark.slow
 @by_context
 @pytest.mark.parametrize("name", learned.RULES)
 def test_rules_that_learn(name, context):

@@ -33,6 +33,7 @@ def test_values(ord, dtype):
             np.testing.assert_allclose(a, o.norm(b, ord).reshape(()), rtol=rtol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ord", [1, 2, 3, INF, "rms"])
 @pytest.mark.parametrize("axis", [0, -1, (-3, -2), (1, 2, 3), (7,), None])
 def test_unit_values(ord, axis):
@@ -147,6 +148,7 @@ def test_gradient_of_extreme_values(k):
         np.testing.assert_allclose(got, want, rtol=2e-6)
 
 
+@pytest.mark.slow
 @by_ord
 def test_derivatives_at_zero(ord):
     """The derivative there is 0, in both modes, and so is no NaN in the second."""
@@ -169,6 +171,7 @@ def test_gradient_of_the_empty_tree():
     assert jax.grad(norms.global_norm)({"a": jnp.zeros((0, 2))})["a"].shape == (0, 2)
 
 
+@pytest.mark.slow
 def test_hessian_has_its_closed_form():
     with modes.x64():
         x = _vector()
@@ -177,6 +180,7 @@ def test_hessian_has_its_closed_form():
         np.testing.assert_allclose(jax.hessian(norms.global_norm)(jnp.asarray(x)), want, atol=1e-12)
 
 
+@pytest.mark.slow
 @by_ord
 def test_hessian_is_the_difference_quotient(ord):
     with modes.x64():
@@ -195,6 +199,7 @@ def test_complex_gradient():
     np.testing.assert_allclose(got, np.conj(np.asarray(z)) / 13, rtol=1e-6)
 
 
+@pytest.mark.slow
 @by_ord
 def test_vmap(ord):
     x = registry.build((5, 4))
@@ -226,6 +231,7 @@ def test_how_the_tree_is_split_does_not_matter():
         np.testing.assert_allclose(norms.global_norm(parts), whole, rtol=3e-7)
 
 
+@pytest.mark.slow
 @by_ord
 @pytest.mark.parametrize("size", [1e25, 1e-25])
 def test_many_small_leaves_whose_squares_leave_the_range(ord, size):

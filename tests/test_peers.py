@@ -26,6 +26,7 @@ def _size(tree, ord=2):
     return float(o.by_tree(ord)(registry.floats(tree))[0])
 
 
+@pytest.mark.slow
 def test_row_01_norm_of_many_bfloat16_leaves():
     ones = [jnp.ones(1, jnp.bfloat16)] * 1000
     np.testing.assert_allclose(jaxclip.norms.global_norm(ones), 31.6227766, rtol=1e-6)

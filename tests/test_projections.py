@@ -26,6 +26,7 @@ from tests.weights import (
 SLOW = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("bfloat16", "float16", "float64")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", *SLOW])
 def test_lands_and_stays(dtype):
     """Every rank, then every dtype; and the next step of nothing changes no bit."""
@@ -42,6 +43,7 @@ def test_lands_and_stays(dtype):
                 registry.assert_same_bits(again[projection.name], landed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", *SLOW])
 def test_functions_do_the_same(dtype):
     """`jaxclip.functional` rounds once more rarely: no difference is taken on the way."""
@@ -58,6 +60,7 @@ def test_functions_do_the_same(dtype):
                 registry.assert_same_bits(again[projection.name], landed)
 
 
+@pytest.mark.slow
 def test_axes():
     """An int, several, one that a leaf lacks, negative ones, a function of name and leaf."""
 
@@ -83,6 +86,7 @@ def test_axes():
             assert (norms(leaf["kernel"], own) > 1.5).any()
 
 
+@pytest.mark.slow
 def test_masks():
     p = registry.build({"kernel": (6, 4), "bias": (4,), "conv": (2, 3, 4, 5)}, scale=2)
     attention = {"query": {"kernel": (4, 2, 3), "bias": (2, 3)}}  # a bias of rank 2
@@ -111,6 +115,7 @@ def _half(mask, p):
 _VECTORS = st.lists(st.floats(-1, 1, width=16), min_size=4, max_size=4)
 
 
+@pytest.mark.slow
 @hypothesis.given(_VECTORS, _VECTORS, st.floats(2.0**-10, 1024.0, width=32))
 def test_idempotent_whatever_the_step(start, step, limit):
     """From weights inside, any step lands on the limit at most, and then nothing moves."""
@@ -131,6 +136,7 @@ def test_idempotent_whatever_the_step(start, step, limit):
     np.testing.assert_array_equal(apply(tx, zeros(w), w)["k"], w["k"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", SLOW[1]])
 def test_16_bit_parameters_get_a_float32_update(dtype):
     """So that w + u rounds once; leaves that are not projected keep what they had."""
@@ -144,6 +150,7 @@ def test_16_bit_parameters_get_a_float32_update(dtype):
         weights.assert_lands(BY_NAME["max_norm"], 2.0, p, step, apply(tx, step, p))
 
 
+@pytest.mark.slow
 def test_a_bound_that_16_bits_cannot_write():
     """What is stored next to it counts as inside."""
     p = jnp.full((2, 3), 0.3, jnp.bfloat16)
@@ -154,6 +161,7 @@ def test_a_bound_that_16_bits_cannot_write():
     assert (float(state.fraction), int(state.clipped_count)) == (0.0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", SLOW[1]])
 def test_weights_stay_within_an_epsilon_whatever_is_added(dtype):
     """Single weights, whose rounding nothing evens out, pushed at the limit by small steps."""

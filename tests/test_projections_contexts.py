@@ -67,6 +67,7 @@ def test_mesh(mesh, projection):
     check(meshes.MESHES[mesh], projection)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projection", PROJECTIONS, ids=str)
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_units_on_devices_of_their_own(axis_type, projection):
@@ -181,6 +182,7 @@ def test_what_shard_map_cannot_know():
 # ---- wrappers and 16-bit parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["multi_steps", "masked", "skip_nonfinite", "partition"])
 def test_wrappers_with_bfloat16_parameters(wrapper):
     """The update is float32 there, and the wrapper must not mind."""

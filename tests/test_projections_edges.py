@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxclip
 from tests import oracles as o
@@ -10,6 +11,7 @@ from tests import registry, weights
 from tests.weights import BY_NAME, UNITS, apply, for_each, functions, norms, steps, zeros
 
 
+@pytest.mark.slow
 def test_odd_leaves():
     """Nothing to project: what is empty, no array, no float; and zeros, which are in every set."""
     p = {"zero": jnp.zeros((3, 2)), "none": None, "int": jnp.array([[300, -400]])}
@@ -22,6 +24,7 @@ def test_odd_leaves():
             registry.assert_same_bits(out, p)
 
 
+@pytest.mark.slow
 def test_odd_updates_and_bounds():
     """An integer update of float weights; bounds of weights without elements."""
     p = {"k": jnp.array([[3.0, 0.5], [4.0, 0.0]])}
@@ -31,6 +34,7 @@ def test_odd_updates_and_bounds():
     registry.assert_same_bits(apply(jaxclip.project_box(jnp.zeros(0), None), none, none), none)
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_stay_as_they_are():
     """And so does their unit; the other units are projected."""
     bad = [jnp.nan, jnp.inf, -jnp.inf]
@@ -50,6 +54,7 @@ def test_weights_that_are_not_finite_stay_as_they_are():
                     np.testing.assert_array_equal(out[key], w + u[key])
 
 
+@pytest.mark.slow
 def test_an_infinite_step_is_not_followed():
     p = {"k": jnp.array([[1.0, 3.0], [2.0, 4.0]])}
     u = {"k": jnp.array([[jnp.inf, 1.0], [0.0, 1.0]])}
@@ -60,6 +65,7 @@ def test_an_infinite_step_is_not_followed():
     np.testing.assert_allclose(norms(out[:, 1:]), 2.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_extremes():
     """As if computed in float64, though squares overflow and underflow."""
     v = np.array([[0.6, 1.0], [0.8, -2.0]])

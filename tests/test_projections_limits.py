@@ -11,6 +11,7 @@ from tests import registry, weights
 from tests.weights import apply, norms, zeros
 
 
+@pytest.mark.slow
 def test_limits():
     p = registry.build({"a": (6, 4), "b": (5, 3)}, scale=3)
     p["b"] = p["b"].at[1:].set(p["b"][0])  # of rank 1
@@ -49,6 +50,7 @@ def test_limits():
     np.testing.assert_allclose(weights.largest_singular(by_leaf[3]["a"]), 1.0, rtol=4e-6)
 
 
+@pytest.mark.slow
 def test_a_traced_negative_limit_counts_as_zero():
     """A sign would flip otherwise."""
     p = {"k": jnp.array([[3.0, 0.0], [4.0, 0.0]])}
@@ -136,6 +138,7 @@ def test_schedules():
         assert float(states["max_norm"].threshold) == limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "arguments"),
     [
@@ -162,6 +165,7 @@ def test_inject_hyperparams(function, arguments, dtype):
     registry.assert_same_bits(changed, jax.jit(plain.update)(zeros(p), plain.init(p), p)[0])
 
 
+@pytest.mark.slow
 def test_inject_keeps_what_decides_the_program():
     make = optax.inject_hyperparams(jaxclip.project_max_norm, static_args=("axis", "mask"))
     p = {"embed": {"embedding": registry.build((6, 4), scale=2)}}

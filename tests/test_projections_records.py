@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxclip
 from tests import oracles as o
@@ -33,6 +34,7 @@ def test_records_of_units():
         assert [int(found[k]) for k in ("count", "clipped_count", "nonfinite_count")] == [1, 1, 0]
 
 
+@pytest.mark.slow
 def test_records_of_elements():
     p = registry.build({"a": (6, 4), "b": (2, 3, 5), "bias": (4,)}, scale=2)
     for make, low, high, limit in [
@@ -57,6 +59,7 @@ def test_records_of_elements():
     assert float(state.threshold) == 1.0  # the smallest, as for every rule
 
 
+@pytest.mark.slow
 def test_counts():
     """An update inside, one outside, one that is not finite."""
     p = {"k": jnp.array([[0.3], [0.4]])}

@@ -36,6 +36,7 @@ def bounded(arrays, c):
     return {way: [functional.spectral_norm(x, c, *way) for x in arrays] for way in WAYS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [1.001, 2, 30, 1000])
 def test_singular_values_land_on_the_limit(ratio):
     """The largest to 32 roundings of c from above; the matrix as the docstring says."""
@@ -54,6 +55,7 @@ def test_singular_values_land_on_the_limit(ratio):
                 )
 
 
+@pytest.mark.slow
 def test_inside_is_left_alone():
     """Below c, on it, above it by less than the docstring's 32 roundings: bit for bit."""
     for ratio in (0.0, 0.5, 1.0, 1 + 16 * EPS):
@@ -63,12 +65,14 @@ def test_inside_is_left_alone():
             registry.assert_same_bits(outs, arrays)
 
 
+@pytest.mark.slow
 def test_a_limit_of_zero_leaves_nothing():
     arrays = [jnp.asarray(matrix(shape, SPECTRA["rank 1"], 0), jnp.float32) for shape in SHAPES]
     for outs in bounded(arrays, 0.0).values():
         assert not any(np.any(out) for out in outs)
 
 
+@pytest.mark.slow
 def test_both_methods_agree():
     """And the default is one of them."""
     x = registry.build((30, 12))
@@ -89,6 +93,7 @@ def test_clip_is_the_nearest_and_leaves_small_values_alone():
         np.testing.assert_allclose(outs["scale", method][0], np.diag([1, 0.1, 0.002]), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_16_bit_weights_stay_within_an_epsilon(dtype):
     x = registry.build((24, 10), dtype)
@@ -123,6 +128,7 @@ def test_derivatives(how, method):
             np.testing.assert_allclose((found * toward).sum(), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "way", [WAYS[0], *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS[1:])], ids=str
 )
@@ -161,6 +167,7 @@ def test_on_a_mesh_of_explicit_axes():
         np.testing.assert_allclose(p[k] + np.asarray(x), want, rtol=0, atol=64 * EPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["eigh", "iterative"])
 def test_many_steps_in_a_scan(method):
     """Pushed outwards at every step, the largest singular value stays where it was put."""

@@ -110,6 +110,7 @@ def trained(request):
     return dtype, *jax.device_get(seen)
 
 
+@pytest.mark.slow
 def test_the_sets_hold_after_every_step(trained):
     """To one epsilon of the dtype, to two in float32, where the arithmetic rounds as well."""
     dtype, after, _, _ = trained
@@ -137,6 +138,7 @@ def test_every_set_was_at_work(trained):
     assert {b.dtype for b in biases} == {np.dtype(dtype)}
 
 
+@pytest.mark.slow
 def test_weights_inside_come_back_bit_for_bit(trained):
     """What a step has brought inside, a projection of its own changes no more: 500 times.
 
@@ -155,6 +157,7 @@ def test_weights_inside_come_back_bit_for_bit(trained):
             assert (out[step] == kernels[name][step])[inside].all(), (name, step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_network_inside_trains_as_without_projection(dtype):
     """Bit for bit, all biases and kernels. XLA fuses each program in its own way, so that the

@@ -81,6 +81,7 @@ def poisoned(params, norms, inside):
     return jax.tree.unflatten(structure, leaves.values())
 
 
+@pytest.mark.slow
 def test_flax_units_are_what_feeds_one_output(zoo):
     graph, params = zoo
     norms = kernels(jaxclip.norms.unit_norms(params, axis=flax_units))
@@ -103,6 +104,7 @@ def test_flax_units_are_what_feeds_one_output(zoo):
                 assert reached.ravel()[-1] == inside
 
 
+@pytest.mark.slow
 def test_flax_units_in_an_nnx_optimizer(zoo):
     """Each unit that is too large comes to its limit; biases, also those of rank 2, stay."""
     model = nnx.merge(*zoo)

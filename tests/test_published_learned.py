@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import jaxclip
 
@@ -45,6 +46,7 @@ def _run(rules, norms, extra=None):
     return jax.device_get(jax.jit(lambda s, x: jax.lax.scan(body, s, x)[1])(states, steps))
 
 
+@pytest.mark.slow
 def test_autoclip():
     norms, cases = np.array(FIGURES["norms"]), FIGURES["autoclip"]["cases"]
     log = _run(
@@ -77,6 +79,7 @@ def test_zclip():
         )
 
 
+@pytest.mark.slow
 def test_skip_spikes():
     figures = FIGURES["skip_spikes"]
     rules = {

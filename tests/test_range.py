@@ -14,6 +14,7 @@ from tests.test_hunt import G, _once, _run
 # ---- norms near the end of the range
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("large", [2e38, 3e38])
 def test_a_large_norm_in_a_window(large):
     """Its reciprocal is no normal number: mean and deviation were 0, and everything was clipped."""
@@ -25,6 +26,7 @@ def test_a_large_norm_in_a_window(large):
     assert int(state.skipped_count) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("large", [8e37, 2e38, 3.4e38])
 def test_a_large_norm_in_the_warm_up_of_adagc(large):
     outs, _ = _run(jaxclip.adagc(warmup_steps=3), [0.5, large, 0.5, 0.5, 0.5])
@@ -62,6 +64,7 @@ def test_singular_values_near_the_end_of_the_range():
 BEYOND = np.array([3e38 + 3e38j, 1e30 - 2e30j], np.complex64)  # |z| is none of float32's numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ord", [1, 2, 2.5, 3, 200, np.inf])
 def test_complex_numbers_whose_magnitude_is_beyond_the_range(ord):
     rule = jaxclip.clip_by(1e38, scope="global", ord=ord)
@@ -90,6 +93,7 @@ def test_complex_elements_whose_magnitude_is_beyond_the_range(make):
     np.testing.assert_allclose(state.fraction, 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["global", "unit"])
 @pytest.mark.parametrize("shape", ["tanh", "rational"])
 @pytest.mark.parametrize("c", [3e38, 1e38, 1.0, 1e-30])

@@ -17,6 +17,7 @@ def blocks():
     return re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not README.exists(), reason="the README is not beside the tests")
 def test_the_python_blocks_run_in_order(capsys):
     names = {}

@@ -30,6 +30,7 @@ def _update(tx, u):
     return tx.update(u, tx.init(u), zero)[1]
 
 
+@pytest.mark.slow
 @by_maker
 def test_shards_of_one_leaf(make):
     """With replication checking: that the record leaves as replicated is proof that all agree."""
@@ -43,6 +44,7 @@ def test_shards_of_one_leaf(make):
     assert (found["norm"], found["threshold"], found["fraction"]) == (7.0, 2.0, np.float32(0.6))
 
 
+@pytest.mark.slow
 @by_maker
 def test_float64_elements_beyond_float32(make):
     """The record is float32 and can only say inf; the update is finite nevertheless."""
@@ -51,6 +53,7 @@ def test_float64_elements_beyond_float32(make):
     assert (found["norm"], found["clipped_count"], found["nonfinite_count"]) == (np.inf, 1, 0)
 
 
+@pytest.mark.slow
 @by_maker
 def test_what_is_not_finite_is_counted(make):
     for bad in (jnp.nan, jnp.inf):

@@ -32,6 +32,7 @@ def _check_cases(rule, cases, **keywords):
             registry.assert_rule(rule, *cases[name], result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", EDGE_RULES, ids=str)
 def test_trees(rule):
     build = registry.build

@@ -74,6 +74,7 @@ def test_below_the_threshold_and_monotone():
             np.testing.assert_allclose(after[sizes < 1e-5], n[sizes < 1e-5], rtol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_limits(shape):
     u = {"w": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
@@ -101,6 +102,7 @@ def test_limits(shape):
             assert int(state.nonfinite_count) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_derivative_at_zero(shape):
     """The identity, as that of the formulas is."""

@@ -178,6 +178,7 @@ def test_one_trace(rule):
         _, state = run(_tree(scale=scale), state, p)
 
 
+@pytest.mark.slow
 @by_named_rule
 def test_pickle(rule):
     p, tx = _params(), rule.make(0.5)
@@ -189,6 +190,7 @@ def test_pickle(rule):
     tx.update(_tree(), again, p)
 
 
+@pytest.mark.slow
 @by_named_rule
 def test_flax_serialization(rule):
     p, tx = _params(), optax.chain(rule.make(0.5), optax.trace(0.9))
@@ -198,6 +200,7 @@ def test_flax_serialization(rule):
     assert jax.tree.structure(again) == jax.tree.structure(state)
 
 
+@pytest.mark.slow
 def test_optax_stateless_callers():
     """Code written for Optax's stateless rules may pass no state at all."""
     for rule in NAMED:

@@ -47,6 +47,7 @@ def test_alone_and_in_chains():
     _is_ours(jaxclip.metrics(_after(nested)))
 
 
+@pytest.mark.slow
 @pytest.mark.relaxed
 def test_wrappers_of_optax():
     mask = {"w": True, "b": False}
@@ -216,6 +217,7 @@ def test_monitor_of_params():
     assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
 
 
+@pytest.mark.slow
 def test_monitor_of_params_leaves_them_where_they_are():
     """In a loop XLA overwrites parameters in place, and copies none of them to be read."""
 

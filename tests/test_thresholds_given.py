@@ -25,6 +25,7 @@ def _tree(**kwargs):
 # ---- schedules
 
 
+@pytest.mark.slow
 @by_rule
 def test_schedule_counts_from_zero(rule):
     u, p = _tree(scale=3), _tree(seed=1)
@@ -47,6 +48,7 @@ def test_schedule_counts_from_zero(rule):
     assert 0 < len(seen) <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.relaxed  # Optax's schedules promote int32 counts
 @by_rule
 def test_optax_schedule_under_scan(rule):
@@ -94,6 +96,7 @@ def test_negative_schedule_counts_as_zero():
 # ---- scalar arrays
 
 
+@pytest.mark.slow
 @by_rule
 def test_scalar_array(rule):
     cases = {}
@@ -107,6 +110,7 @@ def test_scalar_array(rule):
             registry.assert_rule(rule, 1.0, *cases[name][1:], out)
 
 
+@pytest.mark.slow
 @by_rule
 def test_float64_arrays(rule):
     with modes.x64():

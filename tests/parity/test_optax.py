@@ -24,6 +24,7 @@ def _leaves(dtype, seed, scale=2.0):
     return dict(zip("abc", data.ours(data.arrays(dtype, SHAPES, seed, scale), dtype), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.01, 2.0])
 @pytest.mark.parametrize(("name", "arguments"), RULES, ids=str)
 @data.by_dtype
@@ -40,6 +41,7 @@ def test_same_numbers(name, arguments, dtype, seed, scale):
         data.assert_near(jax.tree.leaves(ours), jax.tree.leaves(theirs), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "arguments"), RULES[:4], ids=str)
 def test_same_training(name, arguments):
     """A run in which one name was replaced by the other."""
@@ -76,6 +78,7 @@ def test_global_norm_of_optax():
         np.testing.assert_allclose(jaxclip.norms.global_norm(u, ord), theirs, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_keyword_arguments_of_optax():
     u = jnp.array([3.0, 4.0])
     for name, keywords in [

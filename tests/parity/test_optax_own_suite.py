@@ -57,6 +57,7 @@ def _flat(suite):
         yield from _flat(test) if isinstance(test, unittest.TestSuite) else [test]
 
 
+@pytest.mark.slow
 def test_optax_clipping_tests_pass_with_our_rules(monkeypatch):
     tests = _module("optax.transforms._clipping_test")
     from optax.transforms import _clipping

@@ -73,6 +73,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
 def test_mistakes_are_one_line(arguments, message, capsys, tmp_path):
     assert cli.main(arguments) == 2
@@ -83,6 +84,7 @@ def test_mistakes_are_one_line(arguments, message, capsys, tmp_path):
     assert not list((tmp_path / "work").iterdir())
 
 
+@pytest.mark.slow
 def test_mistake_from_the_shell():
     command = [sys.executable, "-m", "jaxclip", "train", "explode", "--clip", "global_norm=-1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -93,6 +95,7 @@ def test_mistake_from_the_shell():
     )
 
 
+@pytest.mark.slow
 def test_missing_extra_says_what_to_install():
     code = (
         "import sys; sys.modules['flax'] = None; from jaxclip.train import cli; cli.main(['demo'])"
@@ -103,6 +106,7 @@ def test_missing_extra_says_what_to_install():
     )
 
 
+@pytest.mark.slow
 def test_train_writes_everything_and_appends(tmp_path, capsys):
     out = tmp_path / "out"
     command = ["train", "explode", *SMALL, "--out", str(out)]
@@ -139,6 +143,7 @@ def test_train_writes_everything_and_appends(tmp_path, capsys):
     assert not list(out.glob("*.part"))
 
 
+@pytest.mark.slow
 def test_default_folder_and_report_of_losses(capsys, tmp_path):
     assert cli.main(["train", "forward", *SMALL, "--epochs", "1", "--log-every", "1"]) == 0
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("epoch 0: "))
@@ -147,6 +152,7 @@ def test_default_folder_and_report_of_losses(capsys, tmp_path):
     assert losses == pytest.approx([r["loss"] for r in written if r["kind"] == "step"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_non_finite_loss_ends_the_run_with_code_one(tmp_path, capsys):
     command = ["train", "explode", *SMALL, "--clip", "none", "--learning-rate", "1e30"]
     assert cli.main([*command, "--out", str(tmp_path / "out")]) == 1
@@ -160,6 +166,7 @@ def test_non_finite_loss_ends_the_run_with_code_one(tmp_path, capsys):
     assert (tmp_path / "out" / "weights.png").exists()
 
 
+@pytest.mark.slow
 def test_interrupt_keeps_what_was_written(tmp_path, monkeypatch, capsys):
     original = loop.batch_indices
 

@@ -104,6 +104,7 @@ def content(folder):
     return runs.strictly((folder / "compare.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_row_for_each_variant(first):
     told = content(first)
     assert set(told) == {"preset", "data", "device", "rows", "seconds"}
@@ -123,6 +124,7 @@ def test_a_row_for_each_variant(first):
     assert rows[1]["clipped_fraction"] == [1, 1]
 
 
+@pytest.mark.slow
 def test_rows_are_sums_of_the_records(first):
     records = runs.records(first)
     assert records[0]["kind"] == "run"
@@ -142,6 +144,7 @@ def test_rows_are_sums_of_the_records(first):
                 assert [r["steps"] for r in epochs] == [2]
 
 
+@pytest.mark.slow
 def test_lost_runs_are_results(first):
     """One step of 1e30 takes the weights away: the loss before the next one is infinite."""
     for row in content(first)["rows"]:
@@ -150,6 +153,7 @@ def test_lost_runs_are_results(first):
         assert len(row["test_accuracy"]) == (0 if lost else 2)
 
 
+@pytest.mark.slow
 def test_a_row_is_the_run_that_train_makes(first, digits):
     row = content(first)["rows"][1]
     saved = {k: tuple(v) if isinstance(v, list) else v for k, v in row["config"].items()}
@@ -160,6 +164,7 @@ def test_a_row_is_the_run_that_train_makes(first, digits):
     assert row["grad_norm_max"][0] == pytest.approx(last.telemetry["grads/norm"].max(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_second_comparison_sets_the_first_aside(first, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     out = tmp_path / "out"
@@ -204,6 +209,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
 def test_mistakes_are_one_line(arguments, message, tmp_path, capsys):
     assert cli.main(["compare", "explode", "--dataset", "digits", *arguments]) == 2

@@ -244,6 +244,7 @@ def idx(path, header):
     return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
 
 
+@pytest.mark.slow
 def test_real_files_come_out_as_they_are(mnist_folder, real_mnist):
     names = [mnist_folder / name for name in mnist.FILES]
     for found, path in zip(
@@ -259,6 +260,7 @@ def test_real_files_come_out_as_they_are(mnist_folder, real_mnist):
     assert "sha256 checked" in real_mnist.source
 
 
+@pytest.mark.slow
 def test_cache_is_by_content(mnist_folder, real_mnist, session_cache, monkeypatch, tmp_path):
     """A second run does not prepare again; an altered file does not profit from the first one's."""
     monkeypatch.setenv("JAXCLIP_CACHE", str(session_cache))
@@ -280,12 +282,14 @@ def test_cache_is_by_content(mnist_folder, real_mnist, session_cache, monkeypatc
 # Neither TensorFlow nor a hang -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_no_tensorflow_to_read(prepared, tmp_path):
     done = read_without_tensorflow(prepared, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_no_tensorflow_to_prepare_and_quiet(first_read):
     assert (first_read.returncode, first_read.stderr) == (0, "")
     assert len(first_read.stdout.splitlines()) == 1

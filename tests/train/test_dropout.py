@@ -36,6 +36,7 @@ def drawn():
     return np.asarray(many, np.float64), np.asarray(still)
 
 
+@pytest.mark.slow
 def test_off_in_evaluation(drawn):
     plain = network()
     same = np.maximum(inputs() @ kernels(plain)[0], 0) @ kernels(plain)[1]
@@ -72,6 +73,7 @@ def losses(run):
     return np.concatenate([epoch.telemetry["loss"] for epoch in run])
 
 
+@pytest.mark.slow
 def test_other_units_at_each_step(standing):
     found = losses(standing)
     assert len(found) == 4

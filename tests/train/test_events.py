@@ -111,6 +111,7 @@ def resumed(tmp_path_factory):
     return out, first, second
 
 
+@pytest.mark.slow
 def test_the_numbers_of_the_record_at_their_steps(resumed):
     out, first, second = resumed
     found = scalars(out)

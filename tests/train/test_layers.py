@@ -66,6 +66,7 @@ def gradients(params, x, y, function, slope):
     return grads
 
 
+@pytest.mark.slow
 def test_norms_of_weights_gradients_and_updates_of_each_step(trained, few_digits):
     settings, params, epoch, _ = trained
     function, slope, _ = FUNCTIONS[settings.activation]
@@ -89,6 +90,7 @@ def test_norms_of_weights_gradients_and_updates_of_each_step(trained, few_digits
         ]
 
 
+@pytest.mark.slow
 def test_dead_and_saturated_units_on_the_test_images(trained, few_digits):
     settings, _, epoch, params = trained
     function, slope, largest = FUNCTIONS[settings.activation]
@@ -127,6 +129,7 @@ def made_up(layers, epochs, value=1.0):
 ONE_BY_ONE = [(3, 1, 1.0), (1, 1, 1.0), (3, 2, np.inf), (2, 3, np.inf), (3, 2, 0.0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "epochs", "value"),
     [
@@ -162,6 +165,7 @@ def test_a_run_of_one_hidden_unit_and_of_one_layer(sizes, few_digits, tmp_path, 
     assert matplotlib.image.imread(tmp_path / "layers.png").shape == (550, 1320, 4)
 
 
+@pytest.mark.slow
 def test_a_deep_sigmoid_network_is_said_to_vanish(tmp_path, capsys):
     arguments = ["--dataset", "digits", "--sizes", "8,8,8,8,8", "--batch-size", "512"]
     arguments += ["--activation", "sigmoid", "--init", "lecun", "--epochs", "1"]

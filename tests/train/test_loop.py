@@ -43,6 +43,7 @@ def by_hand(settings, data, limit):
     return record, params
 
 
+@pytest.mark.slow
 def test_an_epoch_is_its_steps_one_by_one(few_digits):
     settings = config(clip=("global_norm=0.5",), epochs=1, init_std=0.5)
     epoch = epochs(settings, few_digits)[0]
@@ -60,6 +61,7 @@ def test_an_epoch_is_its_steps_one_by_one(few_digits):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_test_scores_are_those_of_the_whole_test_set(few_digits):
     settings = config(epochs=1)
     epoch = epochs(settings, few_digits)[0]
@@ -71,6 +73,7 @@ def test_test_scores_are_those_of_the_whole_test_set(few_digits):
     assert epoch.test_loss == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_deterministic_for_a_seed(few_digits):
     settings = config(shuffle=True, seed=3)
     one, two = epochs(settings, few_digits)[-1], epochs(settings, few_digits)[-1]
@@ -80,6 +83,7 @@ def test_deterministic_for_a_seed(few_digits):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_draw_and_another_order(few_digits):
     one, other = config(shuffle=True, seed=3), config(shuffle=True, seed=4)
     drawn = [arrays(loop.build_network(c, few_digits).params)[1] for c in (one, other)]
@@ -96,6 +100,7 @@ def test_one_trace_and_donation(few_digits):
     assert all(leaf.is_deleted() for leaf in before)
 
 
+@pytest.mark.slow
 def test_telemetry_has_a_row_a_step(few_digits):
     settings = config(schedule="polynomial", end_learning_rate=0.0, learning_rate=0.1)
     first, second = epochs(settings, few_digits)
@@ -106,6 +111,7 @@ def test_telemetry_has_a_row_a_step(few_digits):
     np.testing.assert_array_equal(second.telemetry["grads/count"], [5, 6, 7, 8])
 
 
+@pytest.mark.slow
 def test_low_precision_with_batch_norm_and_projection(few_digits):
     dtype = "bfloat16"
     changes = {"dtype": dtype, "batch_norm": True, "project": ("max_norm=0.3,axis=0",)}

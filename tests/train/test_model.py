@@ -60,6 +60,7 @@ ACTIVATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", model.ACTIVATIONS)
 def test_outputs_and_no_activation_on_the_last(name):
     net, x = network(activation=name, sizes=(5, 7, 6, 3)), np.linspace(-3, 3, 20).reshape(4, 5)
@@ -83,6 +84,7 @@ def test_batch_norm_learns_statistics_in_training_only():
     assert not np.allclose(trained, still)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", model.DTYPES)
 def test_types(dtype):
     net = network(dtype=dtype, sizes=(5, 4, 3), batch_norm=True)
@@ -135,6 +137,7 @@ def test_cosine_ends_where_it_should():
     assert [float(rate(s)) for s in (0, 50, 100)] == pytest.approx([1e-3, 5.5e-4, 1e-4], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
 def test_optimizers_step_downhill(name):
     config = presets.get("forward").override({"optimizer": name, "weight_decay": 0.1, "b1": 0.5})

@@ -62,6 +62,7 @@ def on_one_device(few_digits):
     return epoch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("way", "name"), list(_cases()))
 def test_the_same_run(way, name, on_one_device, few_digits):
     """Norms, thresholds, what was clipped, losses, scores: all that is recorded, and the weights.
@@ -88,6 +89,7 @@ def test_the_same_run(way, name, on_one_device, few_digits):
         np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance / 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "way", ["shard_map", *(pytest.param(w, marks=slow) for w in WAYS if w != "shard_map")]
 )

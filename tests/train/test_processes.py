@@ -147,6 +147,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
 def test_mistakes_are_one_line(arguments, message, capsys, tmp_path):
     assert cli.main(["train", "explode", "--dataset", "digits", *arguments]) == 2

@@ -17,6 +17,7 @@ def first_images(data, count):
     )
 
 
+@pytest.mark.slow
 def test_forward_ends_at_the_published_losses(real_mnist):
     first, *_, last = epochs("forward", real_mnist)
     assert last.number == 9
@@ -29,6 +30,7 @@ def test_forward_ends_at_the_published_losses(real_mnist):
     )
 
 
+@pytest.mark.slow
 def test_forward_explodes_with_weights_of_standard_deviation_one(real_mnist):
     data = first_images(real_mnist, 128 * 300)
     wild = epochs("forward", data, init_std=1.0, epochs=1)[0].telemetry["loss"]
@@ -39,6 +41,7 @@ def test_forward_explodes_with_weights_of_standard_deviation_one(real_mnist):
     assert clipped.telemetry["loss"][-1] < 500
 
 
+@pytest.mark.slow
 def test_explode_clips_its_second_step_to_15(real_mnist):
     telemetry = epochs("explode", real_mnist, epochs=1)[0].telemetry
     names = tensors.names(telemetry)
@@ -58,6 +61,7 @@ def largest_rows(epoch):
     return [np.linalg.norm(np.float64(layer["kernel"]), axis=1).max() for layer in layers]
 
 
+@pytest.mark.slow
 def test_max_norm_binds_the_rows_of_both_hidden_kernels(real_mnist):
     epoch = epochs("max-norm", first_images(real_mnist, 20_000), epochs=1)[0]
     rows = largest_rows(epoch)

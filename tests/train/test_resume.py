@@ -37,6 +37,7 @@ def interrupted(tmp_path, monkeypatch):
     return tmp_path / "cut"
 
 
+@pytest.mark.slow
 def test_resumes_bit_for_bit(whole, interrupted, capsys):
     assert runs.summary(interrupted)["status"] == "stopped"
     assert runs.summary(interrupted)["epochs"] == 2
@@ -94,6 +95,7 @@ def test_a_finished_run_has_nothing_to_resume(whole, tmp_path, capsys):
     assert "resuming after 4 of 4 epochs" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_more_epochs_where_no_schedule_ends_with_the_run(tmp_path, capsys):
     command = ["train", "explode", *SMALL]
     runs.train(*command, "--epochs", "3", "--out", str(tmp_path / "three"))

@@ -40,6 +40,7 @@ def test_values(text, value):
     assert type(specs.literal(text)) is type(value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "function", "arguments", "options"),
     [
@@ -121,6 +122,7 @@ PROJECTIONS = [
 ]
 
 
+@pytest.mark.slow
 def test_projections_are_the_library_s():
     built, direct = [], []
     kernel = {"kernel": jnp.full((3, 4), 2.0)}
@@ -177,6 +179,7 @@ def test_the_tables_name_real_functions():
         assert inspect.isfunction(getattr(jaxclip, rule.function))
 
 
+@pytest.mark.slow
 def test_chain_is_in_order_with_a_monitor_at_both_ends():
     config = presets.get("forward").override({"clip": ("global_norm=1", "value=0.01")})
     chain = optimizer.build(config, PARAMS, lambda step: 0.5)
@@ -190,6 +193,7 @@ def test_chain_is_in_order_with_a_monitor_at_both_ends():
     assert recorded["clipped/norm"] == pytest.approx(0.01 * math.sqrt(count))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "bound"),
     [("", [0, 1, 2]), (",layers=all", [0, 1, 2]), (",layers=hidden", [0, 1]), (",layers=1", [1])],

@@ -126,6 +126,7 @@ def test_which_runs_share_a_program():
     ]
 
 
+@pytest.mark.slow
 def test_one_program_for_a_group(few_digits, monkeypatch):
     """In turn, the epoch is traced once for all runs; at once as well."""
     traced, scan = [], loop.scan

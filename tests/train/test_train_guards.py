@@ -38,6 +38,7 @@ def _leaves(params):
     return [params["layers"][i][part] for i in (0, 1) for part in ("kernel", "bias")]
 
 
+@pytest.mark.slow
 def test_without_a_guard_the_run_ends_and_names_the_step(poisoned):
     (epoch,), said = epochs(settings(), poisoned)
     assert said.startswith("the loss is nan at step 1 (steps 0 to 7); ")
@@ -81,6 +82,7 @@ def test_a_guard_skips_those_steps_and_no_other(poisoned):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_too_many_in_a_row_end_the_run(poisoned):
     (epoch,), said = epochs(settings("skip_nonfinite,max_consecutive=1"), poisoned)
     skipped = epoch.telemetry["skip_nonfinite/skipped"]

@@ -55,6 +55,7 @@ def test_norms_are_those_of_units():
     assert [k.label for k in watched] == ["W1, columns", "W2, rows ≤ 1", "W3, whole"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 12])
 def test_figure_of_anything(count, tmp_path):
     """One epoch or many layers, values that span decades or are not finite."""
