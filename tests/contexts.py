@@ -24,6 +24,20 @@ def step(rule, c, **keywords):
     return lambda u, p: tx.update(u, tx.init(p), p)[0]
 
 
+def once(tx, u, p=None, **extra):
+    """`(result, state)` of one update of a transformation, state included."""
+    return tx.update(u, tx.init(u if p is None else p), p, **extra)
+
+
+def one_by_one(tx, values, dtype=jnp.float32):
+    """What comes out for single numbers, one after the other, and the state after them."""
+    state, update, outs = tx.init(jnp.zeros(1, dtype)), jax.jit(tx.update), []
+    for value in values:
+        out, state = update(jnp.full(1, value, dtype), state)
+        outs.append(float(out[0]))
+    return outs, state
+
+
 def together(rule, cases, **keywords):
     """Many cases in one program, `{name: (c, updates, params)} -> {name: (result, state)}`.
 

@@ -3,7 +3,7 @@
 See `mutants_norms` for what a row is.
 """
 
-_HUNT = "tests/test_hunt.py::"
+_ARGUMENTS = "tests/test_arguments.py::"
 _RANGE = "tests/test_range.py::"
 _DISK = "tests/test_checkpoint.py::"
 
@@ -22,53 +22,53 @@ CHANGES = {
     "_checks.py": [
         ("a mask of arrays is refused",
          "isinstance(x, (np.ndarray, jax.Array)) and not is_traced(x)", "False",
-         f"{_HUNT}test_masks_of_other_bools"),
+         f"{_ARGUMENTS}test_masks_of_other_bools"),
         ("whole numbers wrap in an int32",
          'if whole or (isinstance(value, np.ndarray) and value.dtype.kind in "iu"):', "if False:",
-         f"{_HUNT}test_whole_numbers_beyond_int32"),
+         f"{_ARGUMENTS}test_whole_numbers_beyond_int32"),
         ("a warm-up beyond int32 is an overflow",
          "return whole if fixed else min(whole, np.iinfo(np.int32).max)", "return whole",
-         f"{_HUNT}test_a_warm_up_that_never_ends"),
+         f"{_ARGUMENTS}test_a_warm_up_that_never_ends"),
         ("functions take schedules",
          "if value is not None and (callable(value) or is_tree(value)):", "if False:",
-         f"{_HUNT}test_functions_take_no_schedules_and_no_trees[max_norm-schedule]"),
+         f"{_ARGUMENTS}test_functions_take_no_schedules_and_no_trees[max_norm-schedule]"),
     ],
     "_elementwise.py": [
         ("integers are clipped to a bound rounded the wrong way",
          "_whole(low, x.dtype, up=True)", "_whole(low, x.dtype, up=False)",
-         f"{_HUNT}test_integers_between_bounds_that_are_none_of_theirs"),
+         f"{_ARGUMENTS}test_integers_between_bounds_that_are_none_of_theirs"),
         ("unsigned bounds have a negative",
          "return bound if inexact else", "return bound if True else",
-         f"{_HUNT}test_bounds_that_are_unsigned"),
+         f"{_ARGUMENTS}test_bounds_that_are_unsigned"),
     ],
     "_trees.py": [
         ("a shape alone is no leaf",
          "x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x)", "jnp.asarray(x)",
-         f"{_HUNT}test_init_of_shapes_alone"),
+         "tests/test_state.py::test_init_of_shapes_alone"),
         ("a schedule is taken for a tree",
          ", is_leaf=values)", ")",
-         f"{_HUNT}test_a_schedule_that_jax_takes_for_a_tree"),
+         f"{_ARGUMENTS}test_a_schedule_that_jax_takes_for_a_tree"),
         ("parameters that broadcast are taken",
          "if w.shape != u.shape:", "if w.ndim != u.ndim:",
-         f"{_HUNT}test_parameters_of_another_shape"),
+         f"{_ARGUMENTS}test_parameters_of_another_shape"),
     ],
     "_gauge.py": [
         ("a mask that is a module is called",
          "asks = callable(mask) and not any(", "asks = callable(mask) or not any(",
-         f"{_HUNT}test_a_mask_that_is_a_module"),
+         f"{_ARGUMENTS}test_a_mask_that_is_a_module"),
     ],
     "_projecting.py": [
         ("a bound has no derivative",
          "here = jax.lax.stop_gradient(step)", "here = step",
-         f"{_HUNT}test_derivative_of_a_bound"),
+         "tests/test_projections_edges.py::test_derivative_of_a_bound"),
     ],
     "_stable_adam.py": [
         ("integers become floats",
          "x if _trees.is_inexact(x) else optax.MaskedNode()", "x",
-         f"{_HUNT}test_stable_adam_passes_integers_through"),
+         "tests/test_stable_adam.py::test_stable_adam_passes_integers_through"),
         ("the derivative of a root at 0 is infinite",
          "jnp.sqrt(jnp.where(x == 0, jnp.ones_like(x), x))", "jnp.sqrt(x)",
-         f"{_HUNT}test_derivative_of_stable_adam_at_zero"),
+         "tests/test_stable_adam.py::test_derivative_of_stable_adam_at_zero"),
     ],
     "_spectral.py": [
         ("the reciprocal of a large matrix is no normal number",
@@ -79,26 +79,26 @@ CHANGES = {
     "telemetry.py": [
         ("an optimizer within an optimizer is taken for a training state",
          "if not isinstance(opt_state, tuple):", "if True:",
-         f"{_HUNT}test_metrics_of_an_optimizer_within_an_optimizer"),
+         "tests/test_telemetry.py::test_metrics_of_an_optimizer_within_an_optimizer"),
         ("a name that looks like a second one hides it",
          "while prefix in seen:", "if prefix in seen:",
-         f"{_HUNT}test_names_that_look_like_a_second_one"),
+         "tests/test_telemetry.py::test_names_that_look_like_a_second_one"),
     ],
     "thresholds/_base.py": [
         ("float64 norms are held against what float32 left of them",
          "if norm.dtype != n.dtype:", "if False:",
-         f"{_HUNT}test_float64_updates_and_a_state_of_float32"),
+         "tests/test_learned_edges.py::test_float64_updates_and_a_state_of_float32"),
     ],
     "thresholds/_given.py": [
         ("a negative threshold is recorded as it came",
          "if _checks.is_traced(v) else c)", "if False else c)",
-         f"{_HUNT}test_a_traced_negative_threshold_is_recorded_as_the_0_it_counts_as"),
+         f"{_ARGUMENTS}test_a_traced_negative_threshold_is_recorded_as_the_0_it_counts_as"),
     ],
     "_wide.py": [
         ("no multiple of a norm beyond the range is NaN",
          "jnp.where(factor > 0, factor * value * unit, jnp.zeros_like(factor * value))",
          "factor * value * unit",
-         f"{_HUNT}test_an_infinite_factor_is_no_limit"),
+         f"{_ARGUMENTS}test_an_infinite_factor_is_no_limit"),
         ("a multiple of a norm beyond the range is infinite",
          "factor * value * unit, jnp", "factor * (value * unit), jnp",
          f"{_RANGE}test_parameters_whose_norm_is_beyond_the_range"),
@@ -139,7 +139,7 @@ CHANGES = {
          f"{_RANGE}test_a_large_norm_in_a_window"),
         ("infinitely many deviations of 0 are NaN",
          " & (k < jnp.inf)", "",
-         f"{_HUNT}test_an_infinite_factor_is_no_limit"),
+         f"{_ARGUMENTS}test_an_infinite_factor_is_no_limit"),
     ],
     "thresholds/_averages.py": [
         ("the reciprocal of a large norm of the tree is no normal number",
@@ -147,7 +147,7 @@ CHANGES = {
          f"{_RANGE}test_a_large_norm_in_the_warm_up_of_adagc"),
         ("an infinite z-score times a deviation of 0 is NaN",
          "jnp.where(bound < jnp.inf, reached, bound)", "reached",
-         f"{_HUNT}test_an_infinite_factor_is_no_limit"),
+         f"{_ARGUMENTS}test_an_infinite_factor_is_no_limit"),
         ("a traced restart after nothing is one at every norm",
          "jnp.maximum(patience, 1)", "patience",
          "tests/test_learned_edges.py::test_a_traced_restart_after_nothing"),

@@ -131,7 +131,7 @@ CHANGES = {
          "tests/test_gaps.py::test_adaptive_clipping_divides_by_its_floor_at_least"),
         ("a traced negative threshold turns the update round",
          "c = jnp.maximum(c, jnp.zeros_like(c))", "",
-         "tests/test_hunt.py::test_a_traced_negative_threshold_of_a_function_counts_as_0"),
+         "tests/test_arguments.py::test_a_traced_negative_threshold_of_a_function_counts_as_0"),
         ("what rounding took from the factor is lost",
          "_remainder(c, second, divisor) / divisor)", "jnp.zeros_like(one))",
          "tests/test_gaps.py::test_elements_land_on_their_threshold"),

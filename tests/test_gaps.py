@@ -11,13 +11,10 @@ from jax.sharding import PartitionSpec as P
 import jaxclip
 from jaxclip import functional, norms
 from tests import oracles as o
+from tests.contexts import once
 from tests.test_diagnosis import ladder
 
 NAN = float("nan")
-
-
-def _once(tx, u, p=None, **extra):
-    return tx.update(u, tx.init(u), p, **extra)
 
 
 # ---- norms and their derivatives
@@ -40,14 +37,14 @@ def test_equal_largest_elements_share_the_derivative():
 def test_bfloat16_leaves_are_not_written_out_in_float32():
     """A norm and the scaling after it would otherwise share the conversion."""
     tree = {f"{i}": jnp.zeros((512, 512), jnp.bfloat16) for i in range(3)}
-    program = jax.jit(lambda u: _once(jaxclip.clip_by_global_norm(0.5), u)).lower(tree).compile()
+    program = jax.jit(lambda u: once(jaxclip.clip_by_global_norm(0.5), u)).lower(tree).compile()
     assert "f32[512,512]" not in program.as_text().split("ENTRY ")[1]
 
 
 def test_no_kernel_reads_the_sums_of_all_leaves():
     """XLA compiles one of hundreds of scalars for seconds: they are joined in chunks."""
     tree = [jnp.zeros((31, 33)) for _ in range(100)]
-    program = jax.jit(lambda u: _once(jaxclip.clip_by_global_norm(0.5), u)).lower(tree).compile()
+    program = jax.jit(lambda u: once(jaxclip.clip_by_global_norm(0.5), u)).lower(tree).compile()
     lines = program.as_text().split("ENTRY ")[1].splitlines()
     kernels = [line for line in lines if " fusion(" in line or " call(" in line]
     assert kernels
@@ -59,7 +56,7 @@ def test_a_sharded_vector_is_one_unit():
     mesh = jax.make_mesh((4,), ("x",), (AxisType.Auto,), devices=jax.devices()[:4])
     u = jnp.arange(1.0, 9.0)
     tx = jaxclip.clip_by(1.0, scope="unit")
-    run = jax.shard_map(lambda u: _once(tx, u)[0], mesh=mesh, in_specs=P("x"), out_specs=P("x"))
+    run = jax.shard_map(lambda u: once(tx, u)[0], mesh=mesh, in_specs=P("x"), out_specs=P("x"))
     np.testing.assert_allclose(o.norm(jax.jit(run)(u)), [1.0], rtol=1e-6)
 
 
@@ -70,7 +67,7 @@ def test_a_sharded_vector_is_one_unit():
 def test_adaptive_clipping_divides_by_its_floor_at_least():
     """The formula of the paper, as in Optax: g c / max(n, 1e-6)."""
     u, p = jnp.array([3e-7, 4e-7]), jnp.zeros(2)
-    out, _ = _once(jaxclip.adaptive_grad_clip(1e-4), u, p)
+    out, _ = once(jaxclip.adaptive_grad_clip(1e-4), u, p)
     np.testing.assert_allclose(out, 0.1 * np.asarray(u), rtol=1e-6)
     theirs = optax.adaptive_grad_clip(1e-4)
     np.testing.assert_allclose(out, theirs.update(u, theirs.init(p), p)[0], rtol=1e-6)
@@ -79,7 +76,7 @@ def test_adaptive_clipping_divides_by_its_floor_at_least():
 def test_elements_land_on_their_threshold():
     """Times the rounded quotient alone, one in fourteen would be next to it."""
     u = jnp.asarray(np.random.default_rng(0).lognormal(2, 3, 20_000), jnp.float32)
-    out, state = jax.jit(lambda u: _once(jaxclip.clip_by(0.7, scope="element"), u))(u)
+    out, state = jax.jit(lambda u: once(jaxclip.clip_by(0.7, scope="element"), u))(u)
     beside = np.not_equal(out, np.float32(0.7))[np.asarray(u) > np.float32(0.7)]
     assert beside.mean() < 0.01
     assert float(state.fraction) > 0.5
@@ -89,17 +86,17 @@ def test_elements_land_on_their_threshold():
 def test_stable_adam_with_a_long_memory():
     """In the first step the root mean square is 1, however close to 1 the smoothing is."""
     for b2 in (0.9999, 0.999999):
-        _, state = _once(jaxclip.scale_by_stable_adam(b2=b2), jnp.array([3.0, -0.5]))
+        _, state = once(jaxclip.scale_by_stable_adam(b2=b2), jnp.array([3.0, -0.5]))
         np.testing.assert_allclose(state.norm, 1.0, rtol=1e-5)
 
 
 def test_an_element_on_its_bound_is_kept():
-    slope = jax.grad(lambda u: jnp.sum(_once(jaxclip.clip(1.0), u)[0]))
+    slope = jax.grad(lambda u: jnp.sum(once(jaxclip.clip(1.0), u)[0]))
     np.testing.assert_array_equal(slope(jnp.array([1.0, -1.0, 0.5, 3.0])), [1, 1, 1, 0])
 
 
 def test_nan_is_not_clipped_to_a_bound():
-    _, state = _once(jaxclip.clip(1.0, record=True), jnp.array([NAN, 0.5]))
+    _, state = once(jaxclip.clip(1.0, record=True), jnp.array([NAN, 0.5]))
     assert (float(state.fraction), int(state.clipped_count)) == (0.0, 0)
     assert int(state.nonfinite_count) == 1
 
@@ -110,7 +107,7 @@ def test_the_threshold_of_a_box_is_its_largest_bound():
         jaxclip.clip_by_value(-2.0, 1.0, record=True),
         jaxclip.project_box(-2.0, 1.0, record=True),
     ):
-        assert float(_once(tx, u, u)[1].threshold) == 2.0
+        assert float(once(tx, u, u)[1].threshold) == 2.0
 
 
 # ---- policies
@@ -120,14 +117,14 @@ def test_drop_measures_though_a_norm_is_given():
     """Whoever gives the norm cannot know that of what remains."""
     u = jnp.array([3.0, 4.0, NAN])
     for norm in (100.0, 0.1):
-        out, _ = _once(jaxclip.clip_by_global_norm(1.0, nonfinite="drop"), u, norm=norm)
+        out, _ = once(jaxclip.clip_by_global_norm(1.0, nonfinite="drop"), u, norm=norm)
         np.testing.assert_allclose(out, [0.6, 0.8, 0.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("policy", ["nan", "zero"])
 def test_nothing_is_clipped_where_the_whole_update_goes(policy):
     u = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([NAN])}
-    _, state = _once(jaxclip.clip_by_norm(1.0, nonfinite=policy), u)
+    _, state = once(jaxclip.clip_by_norm(1.0, nonfinite=policy), u)
     assert (float(state.fraction), int(state.clipped_count)) == (0.0, 0)
 
 
@@ -135,7 +132,7 @@ def test_nothing_is_clipped_where_the_whole_update_goes(policy):
 def test_policies_take_leaves_that_are_not_scaled(policy, check):
     u = {"a": jnp.array([1.0, NAN]), "b": jnp.array([2.0])}
     mask = {"a": True, "b": False}
-    out, _ = _once(jaxclip.clip_by_global_norm(1.0, nonfinite=policy, scale_mask=mask), u)
+    out, _ = once(jaxclip.clip_by_global_norm(1.0, nonfinite=policy, scale_mask=mask), u)
     assert all(check(x).all() for x in out.values())
 
 
@@ -166,7 +163,7 @@ def test_histories_of_any_magnitude(size):
 def test_what_was_learned_is_a_constant_to_derivatives():
     """So that a longer update, clipped to the same norm, is no other one."""
     rule, u = jaxclip.autoclip(50.0, window=4), jnp.array([3.0, 4.0])
-    _, state = _once(rule, u / 5)
+    _, state = once(rule, u / 5)
     out, change = jax.jvp(lambda u: rule.update(u, state)[0], (u,), (u,))
     np.testing.assert_allclose(out, [1.8, 2.4], rtol=1e-6)  # the median of 1 and 5
     np.testing.assert_allclose(change, [0.0, 0.0], atol=1e-6)
@@ -184,7 +181,7 @@ def test_the_norm_returned_of_any_magnitude():
 
 def test_leaves_whose_names_are_alike():
     u = {"a/b": jnp.array([3.0, 4.0]), "a": {"b": jnp.array([1.0])}}
-    found = jaxclip.metrics(_once(jaxclip.monitor(), u)[1])
+    found = jaxclip.metrics(once(jaxclip.monitor(), u)[1])
     sizes = [float(v) for k, v in found.items() if k.startswith("monitor/norm/")]
     assert sorted(sizes) == [1.0, 5.0]
 

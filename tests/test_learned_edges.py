@@ -8,7 +8,7 @@ import pytest
 
 import jaxclip
 from jaxclip import thresholds
-from tests import contexts, learned, registry
+from tests import contexts, learned, modes, registry
 from tests.learned import RULES
 
 NAN = float("nan")
@@ -183,3 +183,18 @@ def test_a_norm_that_is_known():
         out, state = update(u, state, norm=jnp.float32(norm))
     np.testing.assert_allclose(out, u / 4, rtol=1e-6)
     assert float(state.norm) == 8.0
+
+
+def test_float64_updates_and_a_state_of_float32():
+    """What is within a threshold that is kept in float32 comes back bit for bit."""
+    rng = np.random.default_rng(0)
+    with modes.x64():
+        makes = [lambda: jaxclip.adagc(warmup_norm=1e6), lambda: jaxclip.autoclip(100.0, window=8)]
+        for make in makes:
+            tx = make()
+            state, update = tx.init(jnp.ones(3, jnp.float32)), jax.jit(tx.update)
+            for _ in range(8):
+                u = jnp.asarray(rng.normal(size=3))
+                out, state = update(u, state)
+                registry.assert_same_bits(out, u)
+            assert int(state.clipped_count) == 0

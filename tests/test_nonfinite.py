@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxclip
 from tests import learned, modes, registry
 from tests import oracles as o
-from tests.contexts import case
+from tests.contexts import case, once
 from tests.guards import GUARDS
 from tests.registry import NORM_RULES
 
@@ -238,3 +238,30 @@ def test_which_leaf_it_was(context):
                 norms = {leaf: found[f"grads/norm/{leaf}"] for leaf in LEAVES}
                 bad = [leaf for leaf, norm in norms.items() if not np.isfinite(norm)]
                 assert bad == ([] if kind is None else [kind[1]])
+
+
+@pytest.mark.slow
+def test_nan_that_is_looked_for():
+    """`jax_debug_nans`, eagerly: none is made on the way to what is finite."""
+    tree = {"a": jnp.ones((3, 2)), "b": jnp.zeros(2), "c": jnp.zeros((0, 2))}
+    rules = [
+        jaxclip.clip_by_norm(1.0), jaxclip.clip_by_norm(1.0, axis=0), jaxclip.adagc(),
+        jaxclip.clip(1.0, record=True), jaxclip.adaptive_grad_clip(0.1), jaxclip.autoclip(window=3),
+        jaxclip.zclip(scope="unit", warmup_steps=1), jaxclip.project_box(-1.0, 1.0),
+        jaxclip.project_max_norm(1.0), jaxclip.clip_by(0.1, scope="element", nonfinite="zero"),
+    ]  # fmt: skip
+    with jax.debug_nans(True):
+        for tx in rules:
+            state = tx.init(tree)
+            for _ in range(2):
+                _, state = tx.update(tree, state, tree)
+
+
+def test_drop_on_an_explicit_mesh_without_jit():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        x = jax.device_put(jnp.arange(8.0).at[2].set(jnp.nan), NamedSharding(mesh, P("x")))
+        out, state = once(jaxclip.clip_by_global_norm(1.0, nonfinite="drop"), x)
+        want = np.array([0, 1, 0, 3, 4, 5, 6, 7.0])
+        np.testing.assert_allclose(out, want / np.linalg.norm(want), rtol=1e-6)
+    assert int(state.nonfinite_count) == 1

@@ -86,3 +86,18 @@ def test_extremes():
             np.testing.assert_allclose(out[projection.name][key], want, rtol=2e-6)
     whole = apply(jaxclip.project_max_norm(2.0), zeros(cases), cases)
     assert np.isfinite(whole["1e+30"]).all()  # P(w) - w cannot be written in float32 there
+
+
+@pytest.mark.parametrize("make", [lambda: jaxclip.project_box(-1.0, 0.7),
+                                  jaxclip.project_non_negative])  # fmt: skip
+def test_derivative_of_a_bound(make):
+    """Of the update in u: 1 inside, and 0 where it leads to the bound."""
+    w, u = jnp.array([[0.5, 0.5, 0.1]]), jnp.array([[0.1, 9.0, -9.0]])
+
+    def step(u):
+        tx = make()
+        return jnp.sum(tx.update(u, tx.init(w), w)[0])
+
+    slope = jax.grad(step)(u)
+    inside = [1.0, 0.0, 0.0] if make().init(w).rule == "project_box" else [1.0, 1.0, 0.0]
+    np.testing.assert_array_equal(slope[0], inside)

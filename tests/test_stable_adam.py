@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 import jaxclip
 from tests import modes, registry
 from tests import oracles_learned as ol
+from tests.contexts import once
 
 pytestmark = pytest.mark.relaxed  # Adam of Optax promotes
 
@@ -185,3 +186,28 @@ def test_sharded_and_replicated_leaves():
         np.testing.assert_allclose(out[key], want[key], rtol=1e-5)
     np.testing.assert_allclose(found, record, rtol=1e-5)
     assert float(found[0]) > 1.1
+
+
+@pytest.mark.slow
+@pytest.mark.relaxed
+def test_derivative_of_stable_adam_at_zero():
+    u = {"a": jnp.zeros(2), "b": jnp.array([0.0, 3.0])}
+
+    def step(u):
+        tx = jaxclip.scale_by_stable_adam(eps_root=1e-8)
+        return sum(jnp.sum(x) for x in jax.tree.leaves(tx.update(u, tx.init(u))[0]))
+
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.grad(step)(u)))
+
+
+@pytest.mark.relaxed
+def test_stable_adam_passes_integers_through():
+    """Optax's Adam makes floats of them, and of their moments in the state."""
+    u = {"a": jnp.array([3.0, 4.0]), "i": jnp.arange(2), "none": None}
+    tx = jaxclip.scale_by_stable_adam()
+    state = tx.init(u)
+    out, after = tx.update(u, state, u)
+    registry.assert_same_bits(out["i"], u["i"])
+    assert jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, state)
+    alone, _ = once(jaxclip.scale_by_stable_adam(), {"a": u["a"]})
+    registry.assert_same_bits(out["a"], alone["a"])

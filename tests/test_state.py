@@ -268,3 +268,19 @@ def test_optax_finds_what_belongs_to_a_parameter(tx):
     assert updates == {}
     assert _types(after) == _types(empty)
     jaxclip.metrics(after)
+
+
+def test_init_of_shapes_alone():
+    """As an optimizer of Optax: what is to be restored is not there yet."""
+    params = {"a": jnp.ones(2), "b": jnp.ones((2, 3), jnp.bfloat16)}
+    shapes = jax.eval_shape(lambda: params)
+    learned = {name: getattr(jaxclip, name)() for name in ("adagc", "autoclip", "zclip", "monitor")}
+    learned["skip_spikes"] = jaxclip.skip_spikes(optax.adam(0.1))
+    learned["scale_by_stable_adam"] = jaxclip.scale_by_stable_adam()
+    learned["project_max_norm"] = jaxclip.project_max_norm(1.0)
+    every = {str(rule): rule.make(1.0) for rule in registry.NAMED} | learned
+    for name, tx in every.items():
+        found, wanted = tx.init(shapes), tx.init(params)
+        assert jax.tree.structure(found) == jax.tree.structure(wanted), name
+        for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            assert (x.shape, x.dtype) == (y.shape, y.dtype), name

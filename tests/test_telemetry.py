@@ -281,3 +281,18 @@ def test_monitor_errors():
         jaxclip.monitor(ord=0.5)
     with pytest.raises((TypeError, ValueError), match="name="):
         jaxclip.monitor(name=3)
+
+
+@pytest.mark.relaxed
+def test_metrics_of_an_optimizer_within_an_optimizer():
+    rule = jaxclip.clip_by_global_norm
+    tx = optax.contrib.sam(optax.chain(rule(1.0), optax.sgd(0.1)), optax.chain(rule(2.0)))
+    found = jaxclip.metrics(tx.init(jnp.ones(2)))
+    assert {"clip_by_global_norm/norm", "clip_by_global_norm_2/norm"} <= set(found)
+
+
+def test_names_that_look_like_a_second_one():
+    names = ["layer", "layer_2", "layer", "layer"]
+    tx = optax.chain(*(jaxclip.clip_by(1.0, scope="global", name=n) for n in names))
+    found = {key.split("/")[0] for key in jaxclip.metrics(tx.init(jnp.ones(2)))}
+    assert found == {"layer", "layer_2", "layer_3", "layer_4"}
