@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxclip._guard import GuardState as GuardState
-from jaxclip._guard import Judge, guard
-from jaxclip.thresholds import _history
-from jaxclip.thresholds._history import Ring
+from jaxclip.thresholds import window as _history
+from jaxclip.thresholds.window import Ring
+from jaxclip.transforms.guard import GuardState as GuardState
+from jaxclip.transforms.guard import Judge, guard
 
 __all__ = ["GuardState", "skip_nonfinite", "skip_spikes"]
 

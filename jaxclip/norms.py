@@ -26,9 +26,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxclip import _checks, _group_norm, _mesh, _trees
-from jaxclip._group_norm import Kind
-from jaxclip._wide import Norm
+from jaxclip import _validate as _checks
+from jaxclip._core import flat_tree as _trees
+from jaxclip._numerics import collectives as _mesh
+from jaxclip._numerics import group_norm as _group_norm
+from jaxclip._numerics.group_norm import Kind
+from jaxclip._numerics.scaled_float import Norm
 
 __all__ = ["average_norm", "global_norm", "leaf_norms", "rms", "unit_norms"]
 

@@ -10,9 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip import _checks, _state, _trees, norms
-from jaxclip._guard import GuardState
-from jaxclip._state import ClipState
+from jaxclip import _validate as _checks
+from jaxclip import norms
+from jaxclip._core import flat_tree as _trees
+from jaxclip._core import state as _state
+from jaxclip._core.state import ClipState
+from jaxclip.transforms.guard import GuardState
 
 __all__ = ["MonitorState", "metrics", "monitor"]
 

@@ -5,15 +5,15 @@ them goes with any scope: `jaxclip.clip_by(thresholds.zscore(), scope="leaf")`. 
 ones have in common is told in `jaxclip.thresholds.Threshold`.
 """
 
-from jaxclip.thresholds._averages import ema_ratio as ema_ratio
-from jaxclip.thresholds._averages import zscore as zscore
-from jaxclip.thresholds._base import Measured as Measured
-from jaxclip.thresholds._base import Threshold as Threshold
-from jaxclip.thresholds._given import constant as constant
-from jaxclip.thresholds._given import relative_to_params as relative_to_params
-from jaxclip.thresholds._history import mean_plus_sigma as mean_plus_sigma
-from jaxclip.thresholds._quantiles import quantile as quantile
-from jaxclip.thresholds._quantiles import tracked_quantile as tracked_quantile
+from jaxclip.thresholds.base import Measured as Measured
+from jaxclip.thresholds.base import Threshold as Threshold
+from jaxclip.thresholds.fixed import constant as constant
+from jaxclip.thresholds.fixed import relative_to_params as relative_to_params
+from jaxclip.thresholds.moving_average import ema_ratio as ema_ratio
+from jaxclip.thresholds.moving_average import zscore as zscore
+from jaxclip.thresholds.quantiles import quantile as quantile
+from jaxclip.thresholds.quantiles import tracked_quantile as tracked_quantile
+from jaxclip.thresholds.window import mean_plus_sigma as mean_plus_sigma
 
 __all__ = [
     "Measured",

@@ -1,0 +1,1 @@
+"""Trees, states and measurements that every transformation shares."""

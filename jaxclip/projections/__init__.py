@@ -1,0 +1,19 @@
+"""Projections of weights onto a set, as transformations."""
+
+from jaxclip.projections.transforms import flax_units as flax_units
+from jaxclip.projections.transforms import project_box as project_box
+from jaxclip.projections.transforms import project_max_norm as project_max_norm
+from jaxclip.projections.transforms import project_min_max_norm as project_min_max_norm
+from jaxclip.projections.transforms import project_non_negative as project_non_negative
+from jaxclip.projections.transforms import project_spectral_norm as project_spectral_norm
+from jaxclip.projections.transforms import project_unit_norm as project_unit_norm
+
+__all__ = [
+    "flax_units",
+    "project_box",
+    "project_max_norm",
+    "project_min_max_norm",
+    "project_non_negative",
+    "project_spectral_norm",
+    "project_unit_norm",
+]

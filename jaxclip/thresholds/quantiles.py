@@ -1,0 +1,187 @@
+r"""Quantiles of the norms seen: exact ones of a window, and one tracked with a single number."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxclip import _validate as _checks
+from jaxclip.thresholds import window as _history
+from jaxclip.thresholds.base import Threshold, learned
+from jaxclip.thresholds.window import Ring
+
+
+class Window(NamedTuple):
+    """The last norms twice: as they came and by size, so that nothing is sorted in a step.
+
+    Attributes:
+        ordered: the values of the ring, the smallest first, then inf for each empty place.
+        ring: the values as they came.
+    """
+
+    ordered: jax.Array
+    ring: Ring
+
+
+def quantile(q: Any, *, window: Any = np.int32(10_000), factor: Any = 1.0) -> Threshold:
+    r"""A quantile of the last norms, or a multiple of it: $c = \lambda \, Q_q(n_1, \dots, n_t)$.
+
+    The current norm is among them. Between two norms the quantile is interpolated linearly, as
+    `jnp.quantile` does.
+
+    Args:
+        q: which quantile, between 0 and 1.
+        window: how many norms are remembered.
+        factor: the multiple, a number >= 0.
+
+    Returns:
+        A threshold whose memory is twice `window` numbers for every norm. An update costs a few
+        passes over them; nothing is sorted.
+
+    Raises:
+        TypeError: if an argument is of a wrong type.
+        ValueError: if an argument has a wrong value.
+
+    Example:
+        Twice the median of the last 100 norms, for every leaf:
+
+        >>> import jax.numpy as jnp, jaxclip
+        >>> threshold = jaxclip.thresholds.quantile(0.5, window=100, factor=2.0)
+        >>> rule = jaxclip.clip_by(threshold, scope="leaf")
+        >>> state = rule.init(jnp.zeros(1))
+        >>> for grad in (1.0, 3.0, 100.0):
+        ...     updates, state = rule.update(jnp.array([grad]), state)
+        ...     print(updates, state.threshold)
+        [1.] 2.0
+        [3.] 4.0
+        [6.] 6.0
+
+    References:
+        Seetharaman, Wichern, Pardo, Le Roux, AutoClip, 2020, arXiv:2007.14469.
+    """
+    _checks.between(0, 1, q=q)
+    _checks.real_number(factor=factor)
+    size = _checks.whole_number(window=window)
+
+    def first(zeros: jax.Array) -> Window:
+        ring = _history.empty(size, zeros)
+        return Window(jnp.full_like(ring.values, jnp.inf), ring)
+
+    def following(memory: Window, n: jax.Array, seen: jax.Array) -> tuple[jax.Array, Window]:
+        old = jnp.sum(jnp.where(memory.ring.next_place, memory.ring.values, 0), 0)
+        old = jnp.where(memory.ring.filled < size, jnp.inf, old).astype(n.dtype)
+        ordered = _replaced(memory.ordered, old, jnp.where(seen, n, old), memory.ring.places)
+        ring = memory.ring.pushed(n, seen)
+        c = _interpolated(ordered, ring, q) * _checks.number(factor).astype(n.dtype)
+        c = jnp.where(ring.filled > 0, c, jnp.full_like(c, jnp.inf))
+        return c, Window(ordered, ring)
+
+    return learned(first, following)
+
+
+def _replaced(ordered: jax.Array, old: jax.Array, new: jax.Array, place: jax.Array) -> jax.Array:
+    """Ordered numbers in which one `old` made room for `new`: those in between move one place."""
+    gap = jnp.sum(ordered < old[None], 0, dtype=jnp.int32)[None]
+    after = jnp.concatenate([ordered[1:], jnp.full_like(ordered[:1], jnp.inf)])
+    rest = jnp.where(place < gap, ordered, after)
+    target = jnp.sum(rest < new[None], 0, dtype=jnp.int32)[None]
+    before = jnp.concatenate([rest[:1], rest[:-1]])
+    return jnp.where(place < target, rest, jnp.where(place == target, new[None], before))
+
+
+def _interpolated(ordered: jax.Array, ring: Ring, q: Any) -> jax.Array:
+    last = jnp.maximum(ring.filled - 1, 0)
+    whole, part = _rank(last, q, ordered.dtype, ring.window)
+
+    def at(rank: jax.Array) -> jax.Array:
+        chosen = ring.places == jnp.minimum(rank, last)[None]
+        return jnp.sum(jnp.where(chosen, ordered, jnp.zeros_like(ordered)), 0)
+
+    low, high = (jnp.where(ring.filled > 0, at(k), 0) for k in (whole, whole + 1))
+    return low + part * (high - low)
+
+
+def _rank(last: jax.Array, q: Any, dtype: Any, window: int) -> tuple[jax.Array, jax.Array]:
+    """`last * q` as a whole number and a fraction.
+
+    A single product would leave the fraction few digits where the rank is large, so the leading
+    digits of q, whose product is exact, go apart from the rest.
+    """
+    digits = 2.0 ** (jnp.finfo(dtype).nmant - window.bit_length())
+    if _checks.is_traced(q):
+        q = jnp.clip(jnp.asarray(q).astype(dtype), 0, 1)
+        lead = jnp.floor(q * digits) / digits
+    else:
+        q = np.float64(q)
+        lead = np.floor(q * digits) / digits
+    number = last.astype(dtype)
+    exact = number * jnp.asarray(lead, dtype)
+    part = (exact - jnp.floor(exact)) + number * jnp.asarray(q - lead, dtype)
+    whole = jnp.floor(exact) + jnp.floor(part)
+    return whole.astype(jnp.int32), part - jnp.floor(part)
+
+
+class Tracked(NamedTuple):
+    """The threshold that comes next; 0 before there was a norm."""
+
+    threshold: jax.Array
+
+
+def tracked_quantile(q: Any = 0.5, *, eta: Any = 0.2, initial: Any = None) -> Threshold:
+    r"""A quantile of the norms tracked with one number, for runs of any length.
+
+    $$c \leftarrow c \, e^{-\eta (b - q)}, \qquad b = 1 \text{ if } n \le c \text{ else } 0$$
+
+    A share q of the norms comes to lie below the threshold. It is multiplied by at most
+    $e^{\eta q}$ in an update, and so follows a change of scale in a time that grows with its
+    logarithm.
+
+    Args:
+        q: which quantile, between 0 and 1.
+        eta: how fast it moves, a number >= 0.
+        initial: the first threshold; `None` for the first norm.
+
+    Returns:
+        A threshold whose memory is one number for every norm.
+
+    Raises:
+        TypeError: if an argument is of a wrong type.
+        ValueError: if an argument has a wrong value.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxclip
+        >>> rule = jaxclip.clip_by(jaxclip.thresholds.tracked_quantile(0.9), scope="leaf")
+        >>> state = rule.init(jnp.zeros(1))
+        >>> for grad in (1.0, 1.0, 100.0):
+        ...     updates, state = rule.update(jnp.array([grad]), state)
+        ...     print(updates, state.threshold)
+        [1.] 1.0
+        [0.98...] 0.98...
+        [1.17...] 1.17...
+
+    References:
+        Andrew, Thakkar, McMahan, Ramaswamy, Differentially private learning with adaptive
+        clipping, 2021, arXiv:1905.03871; here without noise.
+    """
+    _checks.between(0, 1, q=q)
+    _checks.real_number(eta=eta)
+    if initial is not None:
+        _checks.real_number(initial=initial)
+
+    def first(zeros: jax.Array) -> Tracked:
+        start = 0 if initial is None else initial
+        return Tracked(zeros + _checks.number(start).astype(zeros.dtype))
+
+    def following(memory: Tracked, n: jax.Array, seen: jax.Array) -> tuple[jax.Array, Tracked]:
+        c = jnp.where(memory.threshold > 0, memory.threshold, n)
+        below = (n <= c).astype(c.dtype)
+        rate, share = _checks.number(eta).astype(c.dtype), _checks.number(q).astype(c.dtype)
+        info = jnp.finfo(c.dtype)
+        moved = jnp.clip(c * jnp.exp(rate * (share - below)), float(info.tiny), float(info.max))
+        known = jnp.where(c > 0, c, jnp.full_like(c, jnp.inf))
+        return known, Tracked(jnp.where(seen, moved, memory.threshold))
+
+    return learned(first, following)

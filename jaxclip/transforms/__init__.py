@@ -1,0 +1,1 @@
+"""The transformations: rules that clip, guards that skip, and the monitor that records."""

@@ -1,0 +1,284 @@
+r"""The named rules with a given threshold: each a call of the engine that reads like its paper.
+
+The guarantees of all of them are those of `jaxclip.clip_by`. Rules that bound each element by
+itself are in `_elementwise`; rules that learn their threshold do not belong here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optax
+
+from jaxclip import _validate as _checks
+from jaxclip.thresholds import constant, relative_to_params
+from jaxclip.transforms.clip_by import clip_by
+
+
+def clip_by_global_norm(
+    max_norm: Any,
+    *,
+    ord: Any = _checks.TWO,
+    eps: Any = 0.0,
+    nonfinite: str = "propagate",
+    norm_mask: Any = None,
+    scale_mask: Any = None,
+    axis_name: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Clips the whole update so that its norm is at most `max_norm`.
+
+    $$g \leftarrow g \min\Big(1, \frac{c}{\|g\|}\Big)$$
+
+    with the norm over all leaves together. It keeps the direction of the gradient.
+
+    Args:
+        max_norm: c: a number >= 0, a scalar array, a schedule or `None` for no limit.
+        ord: which norm: p >= 1 or inf.
+        eps: added to the norm in the quotient; 1e-6 gives `torch.nn.utils.clip_grad_norm_`.
+        nonfinite: what a NaN or infinite norm does: `"propagate"`, `"nan"`, `"zero"` or `"drop"`,
+            as explained for `jaxclip.clip_by`.
+        norm_mask: which leaves are measured, a prefix tree of bools or a function to one.
+        scale_mask: which leaves are scaled.
+        axis_name: mesh axes over which the leaves are sharded, where that cannot be found.
+
+    Returns:
+        A transformation. `update(..., norm=n)` takes a norm computed elsewhere, as TensorFlow's
+        `use_norm`.
+
+    Raises:
+        TypeError: if an argument is of a wrong type.
+        ValueError: if an argument has a wrong value.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxclip, optax
+        >>> tx = optax.chain(jaxclip.clip_by_global_norm(1.0), optax.sgd(0.1))
+        >>> params = {"w": jnp.zeros(2), "b": jnp.zeros(1)}
+        >>> grads = {"w": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
+        >>> updates, state = tx.update(grads, tx.init(params), params)
+        >>> print(jaxclip.metrics(state)["clip_by_global_norm/norm"])
+        5.0
+
+    References:
+        Pascanu, Mikolov, Bengio, On the difficulty of training recurrent neural networks, 2013,
+        arXiv:1211.5063.
+    """
+    return clip_by(
+        constant(max_norm, name="max_norm", scope="global"),
+        scope="global",
+        ord=ord,
+        eps=eps,
+        nonfinite=nonfinite,
+        norm_mask=norm_mask,
+        scale_mask=scale_mask,
+        axis_name=axis_name,
+        name="clip_by_global_norm",
+    )
+
+
+def clip_by_norm(
+    max_norm: Any,
+    *,
+    axis: Any = None,
+    ord: Any = _checks.TWO,
+    eps: Any = 0.0,
+    nonfinite: str = "propagate",
+    axis_name: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Clips each leaf, or each slice of it, so that its norm is at most `max_norm`.
+
+    $$g_k \leftarrow g_k \min\Big(1, \frac{c}{\|g_k\|}\Big)$$
+
+    for every leaf k, or every slice along `axis`, as `tf.clip_by_norm(t, clip_norm, axes)`.
+
+    Args:
+        max_norm: c: a number >= 0, a scalar array, a schedule, `None`, or a prefix tree of those.
+            With `axis`, an array that broadcasts to the norms of a leaf as well.
+        axis: the axes of a leaf that are reduced; `None` for the whole leaf. Axes that a leaf does
+            not have are left out; a leaf that has none of them is one slice.
+        ord: which norm: p >= 1 or inf.
+        eps: added to the norm in the quotient.
+        nonfinite: what a NaN or infinite norm does, as explained for `jaxclip.clip_by`.
+        axis_name: mesh axes over which the leaves are sharded, where that cannot be found.
+
+    Returns:
+        A transformation. `update(..., norm=n)` takes norms computed elsewhere.
+
+    Raises:
+        TypeError: if an argument is of a wrong type.
+        ValueError: if an argument has a wrong value.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxclip
+        >>> rule = jaxclip.clip_by_norm(5.0)
+        >>> grads = jnp.array([2.0, 5.0])
+        >>> print(rule.update(grads, rule.init(grads))[0])
+        [1.8569534 4.6423836]
+
+    References:
+        `tf.clip_by_norm`; `keras.optimizers`, argument `clipnorm`.
+    """
+    scope = "leaf" if axis is None else "unit"
+    return clip_by(
+        constant(max_norm, name="max_norm", scope=scope),
+        scope=scope,
+        ord=ord,
+        axis=axis,
+        eps=eps,
+        nonfinite=nonfinite,
+        axis_name=axis_name,
+        name="clip_by_norm",
+    )
+
+
+def clip_by_average_norm(
+    max_norm: Any, *, eps: Any = 0.0, nonfinite: str = "propagate", axis_name: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Clips each leaf so that its 2-norm divided by its number of elements is at most `max_norm`.
+
+    $$g_k \leftarrow g_k \min\Big(1, \frac{c}{\|g_k\|_2 / N_k}\Big)$$
+
+    as `tf.clip_by_average_norm`. This is not the root mean square: see `clip_by_block_rms`.
+
+    Args:
+        max_norm: c: a number >= 0, a scalar array, a schedule, `None`, or a prefix tree of those.
+        eps: added to the norm in the quotient.
+        nonfinite: what a NaN or infinite norm does, as explained for `jaxclip.clip_by`.
+        axis_name: mesh axes over which the leaves are sharded, where that cannot be found.
+
+    Returns:
+        A transformation. `update(..., norm=n)` takes average norms computed elsewhere.
+
+    Raises:
+        TypeError: if an argument is of a wrong type.
+        ValueError: if an argument has a wrong value.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxclip
+        >>> rule = jaxclip.clip_by_average_norm(1.0)
+        >>> grads = jnp.array([3.0, 4.0])
+        >>> print(rule.update(grads, rule.init(grads))[0])
+        [1.2 1.6]
+
+    References:
+        `tf.compat.v1.clip_by_average_norm`.
+    """
+    return clip_by(
+        constant(max_norm, name="max_norm", scope="leaf"),
+        scope="leaf",
+        ord="average",
+        eps=eps,
+        nonfinite=nonfinite,
+        axis_name=axis_name,
+        name="clip_by_average_norm",
+    )
+
+
+def clip_by_block_rms(
+    threshold: Any,
+    *,
+    axis: Any = None,
+    eps: Any = 0.0,
+    nonfinite: str = "propagate",
+    axis_name: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Clips each leaf, or each block of it, so that its root mean square is at most `threshold`.
+
+    $$g_k \leftarrow g_k \Big/ \max\Big(1, \frac{\mathrm{rms}(g_k)}{c}\Big)$$
+
+    as `optax.clip_by_block_rms`. Where layers are stacked in one leaf for `jax.lax.scan`, `axis`
+    makes each layer a block of its own: `axis=(1, 2)` for kernels of shape (layers, in, out).
+
+    Args:
+        threshold: c: a number >= 0, a scalar array, a schedule, `None`, or a prefix tree of those.
+        axis: the axes of a leaf that are reduced; `None` for the whole leaf.
+        eps: added to the root mean square in the quotient.
+        nonfinite: what a NaN or infinite norm does, as explained for `jaxclip.clip_by`.
+        axis_name: mesh axes over which the leaves are sharded, where that cannot be found.
+
+    Returns:
+        A transformation. `update(..., norm=n)` takes root mean squares computed elsewhere.
+
+    Raises:
+        TypeError: if an argument is of a wrong type.
+        ValueError: if an argument has a wrong value.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxclip
+        >>> rule = jaxclip.clip_by_block_rms(1.0, axis=1)
+        >>> layers = jnp.array([[100.0, -100.0], [0.5, 0.5]])
+        >>> print(rule.update(layers, rule.init(layers))[0])
+        [[ 1. -1. ]
+         [ 0.5 0.5]]
+
+    References:
+        Shazeer, Stern, Adafactor, 2018, arXiv:1804.04235, section 6.
+    """
+    scope = "leaf" if axis is None else "unit"
+    return clip_by(
+        constant(threshold, name="threshold", scope=scope),
+        scope=scope,
+        ord="rms",
+        axis=axis,
+        eps=eps,
+        nonfinite=nonfinite,
+        axis_name=axis_name,
+        name="clip_by_block_rms",
+    )
+
+
+def adaptive_grad_clip(
+    clipping: Any,
+    eps: Any = 1e-3,
+    axis: Any = None,
+    *,
+    ord: Any = _checks.TWO,
+    nonfinite: str = "propagate",
+    axis_name: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Clips each unit's gradient in proportion to the norm of the unit's parameters.
+
+    $$g_u \leftarrow g_u \frac{c_u}{\max(\|g_u\|, 10^{-6})} \text{ if } \|g_u\| > c_u, \qquad
+      c_u = \lambda \max(\|w_u\|, \epsilon)$$
+
+    A unit is what feeds one output channel: by default all axes of a kernel but the last are
+    reduced, and a vector is one unit. Optax guesses from the rank instead, and takes axis 0 alone
+    at rank 3; name the axes wherever the rank cannot tell.
+
+    Args:
+        clipping: lambda: a number >= 0, a scalar array, a schedule, or a prefix tree of those.
+        eps: the least norm of parameters reckoned with, so that zeros can leave zero.
+        axis: the axes of a leaf that are reduced. Axes that a leaf does not have are left out; a
+            leaf that has none of them is one unit.
+        ord: which norm: p >= 1 or inf.
+        nonfinite: what a NaN or infinite norm does, as explained for `jaxclip.clip_by`.
+        axis_name: mesh axes over which the leaves are sharded, where that cannot be found.
+
+    Returns:
+        A transformation whose `update` needs `params`.
+
+    Raises:
+        TypeError: if an argument is of a wrong type.
+        ValueError: if an argument has a wrong value, or `params` is missing.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxclip
+        >>> rule = jaxclip.adaptive_grad_clip(0.1)
+        >>> params, grads = jnp.array([[3.0], [4.0]]), jnp.array([[0.0], [2.0]])
+        >>> print(rule.update(grads, rule.init(params), params)[0])
+        [[0. ]
+         [0.5]]
+
+    References:
+        Brock, De, Smith, Simonyan, High-performance large-scale image recognition without
+        normalization, 2021, arXiv:2102.06171.
+    """
+    return clip_by(
+        relative_to_params(clipping, eps=eps, name="clipping"),
+        scope="unit",
+        ord=ord,
+        axis=axis,
+        floor=1e-6,
+        nonfinite=nonfinite,
+        axis_name=axis_name,
+        name="adaptive_grad_clip",
+    )
