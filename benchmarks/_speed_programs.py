@@ -133,7 +133,7 @@ def peak(bench: Bench, variant: str) -> int | None:
 
 def collectives(job: str, smoke: bool) -> dict[str, Any]:
     """Counts the all-reduces of an update on eight devices, rows of kernels sharded."""
-    from tests import collectives as counter
+    from tests.support import collectives as counter
 
     rules = {
         "Optax": optax.clip_by_global_norm(LIMIT),

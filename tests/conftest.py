@@ -15,7 +15,7 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from tests import modes  # noqa: E402
+from tests.support import modes  # noqa: E402
 
 hypothesis.settings.register_profile(
     "jaxclip", deadline=None, max_examples=25, derandomize=True, database=None

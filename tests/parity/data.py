@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests import modes
+from tests.support import modes
 
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 by_dtype = pytest.mark.parametrize("dtype", DTYPES)

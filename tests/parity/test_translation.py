@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import jaxclip
-from tests import modes
+from tests.support import modes
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

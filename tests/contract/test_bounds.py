@@ -1,0 +1,156 @@
+"""`clip_by(shape=...)`: what a norm becomes, hard or smooth."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxclip
+from tests.support import modes, registry
+from tests.support import oracles as o
+
+SHAPES = ["hard", "tanh", "rational"]
+SIZES = np.array([1e-30, 1e-12, 1e-3, 0.5, 0.999, 1.0, 1.001, 2.0, 30.0, 1e10, 1e30])
+PAIRS = [(n, 1.01 * c) for n in SIZES for c in SIZES]  # no ties, which rounding would decide
+DIRECTION = np.array([0.48, -0.6, 0.64])
+
+
+def new_norm(shape, n, c):
+    """The formulas."""
+    n, c = np.float64(n), np.float64(c)
+    if shape == "hard":
+        return np.minimum(n, c)
+    return c * np.tanh(n / c) if shape == "tanh" else n * (c / (n + c))
+
+
+@jax.jit
+def _rows(u, limits):
+    """All shapes in one program, each row of `u` held to its own limit."""
+    rules = {s: jaxclip.clip_by(limits, scope="unit", axis=1, shape=s) for s in SHAPES}
+    return {s: tx.update(u, tx.init(u)) for s, tx in rules.items()}
+
+
+def _rows_of(sizes, dtype):
+    return jnp.asarray(np.asarray(sizes)[:, None] * DIRECTION, dtype)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float32", "float64", pytest.param("bfloat16", marks=pytest.mark.slow)]
+)
+def test_new_norms(dtype):
+    """Any ratio of norm to threshold; the direction kept; recorded as any clipping."""
+    with modes.maybe_x64(dtype):
+        sizes, limits = np.array(PAIRS).T
+        u = _rows_of(sizes, dtype)
+        c = np.asarray(limits, np.float64 if dtype == "float64" else np.float32)[:, None]
+        out = _rows(u, c)
+    wide = o.wide(u)
+    n = o.norm(u, 2, (1,))
+    for shape, (rows, state) in out.items():
+        assert rows.dtype == dtype
+        new = new_norm(shape, n, c)
+        rtol = registry.eps(dtype) * (1 if dtype == "bfloat16" else 8)
+        np.testing.assert_allclose(o.wide(rows), wide * (new / n), rtol=rtol, err_msg=shape)
+        over = n > np.float64(c)
+        np.testing.assert_allclose(state.fraction, over.mean(), rtol=1e-6)
+        assert int(state.clipped_count) == 1
+        np.testing.assert_allclose(state.norm, n.max(), rtol=1e-6)
+        np.testing.assert_allclose(state.threshold, c.min(), rtol=1e-6)
+        np.testing.assert_allclose(state.scale, (new / n).min(), rtol=1e-5, atol=1e-37)
+
+
+def test_below_the_threshold_and_monotone():
+    sizes = np.logspace(-6, 6, len(PAIRS))
+    c = np.full((len(PAIRS), 1), 0.7, np.float32)
+    u = _rows_of(sizes, "float32")
+    n = o.norm(u, 2, (1,))[:, 0]
+    for shape, (rows, _) in _rows(u, c).items():
+        after = o.norm(rows, 2, (1,))[:, 0]
+        assert (after <= np.minimum(n, 0.7) * (1 + 3e-7)).all()
+        assert (np.diff(after) >= -3e-7 * after[1:]).all()
+        if shape != "hard":
+            middle = (n > 0.1) & (n < 5)
+            assert (after[middle] < np.minimum(n, 0.7)[middle]).all()
+            np.testing.assert_allclose(after[sizes < 1e-5], n[sizes < 1e-5], rtol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES)
+def test_limits(shape):
+    u = {"w": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
+    zero = jax.tree.map(jnp.zeros_like, u)
+
+    limits = [0.0, None, 1e999]
+
+    @jax.jit
+    def run(u):
+        rules = [jaxclip.clip_by(c, scope="global", shape=shape) for c in limits]
+        return [tx.update(u, tx.init(u)) for tx in rules]
+
+    for c, (out, state) in zip(limits, run(u), strict=True):
+        registry.assert_same_bits(out, zero if c == 0 else u)
+        assert float(state.norm) == 5.0
+        assert float(state.fraction) == (c == 0)
+        assert float(state.scale) == (c != 0)
+    for out, state in run(zero):
+        registry.assert_same_bits(out, zero)
+        assert float(state.fraction) == 0
+    for bad in (np.nan, np.inf):
+        broken = u | {"b": jnp.array([bad])}
+        for out, state in run(broken):
+            registry.assert_same_bits(out, broken)
+            assert int(state.nonfinite_count) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES)
+def test_derivative_at_zero(shape):
+    """The identity, as that of the formulas is."""
+    limits = [1.0, 0.0, None]
+
+    def run(u):
+        rules = [jaxclip.clip_by(c, scope="global", shape=shape) for c in limits]
+        return [tx.update(u, tx.init(u))[0] for tx in rules]
+
+    for c, slope in zip(limits, jax.jit(jax.jacobian(run))(jnp.zeros(3)), strict=True):
+        assert np.isfinite(slope).all()
+        if c != 0:
+            np.testing.assert_allclose(slope, np.eye(3), atol=1e-6)
+
+
+def test_derivative_by_differences():
+    x = np.array([[0.02, -0.01, 0.03], [0.5, -0.2, 0.4], [0.7, 0.6, -0.5], [30.0, 10.0, -20.0]])
+    weights, c = np.array([0.3, -0.5, 1.0]), 0.9
+
+    def reference(shape):
+        def f(x):
+            n = np.sqrt((x**2).sum())
+            return (x * weights).sum() * new_norm(shape, n, c) / n
+
+        return f
+
+    with modes.x64():
+
+        def total(x, shape):
+            tx = jaxclip.clip_by(c, scope="unit", axis=1, shape=shape)
+            return jnp.sum(tx.update(x, tx.init(x))[0] * weights[None])
+
+        slopes = jax.jit(lambda x: {s: jax.grad(total)(x, s) for s in SHAPES})(x)
+    for shape in SHAPES:
+        want = [o.difference(reference(shape), row) for row in x]
+        np.testing.assert_allclose(slopes[shape], want, rtol=1e-7, atol=1e-9, err_msg=shape)
+
+
+def test_with_a_threshold_that_learns():
+    tx = jaxclip.clip_by(jaxclip.thresholds.quantile(1.0), scope="leaf", shape="tanh")
+    u = jnp.array([3.0, 4.0])
+    out, state = jax.jit(tx.update)(u, tx.init(u))
+    np.testing.assert_allclose(out, u * np.float32(np.tanh(1.0)), rtol=1e-6)
+    assert float(state.threshold) == 5.0
+    assert float(state.fraction) == 0.0
+
+
+@pytest.mark.parametrize("bad", ["soft", None, 3, True], ids=repr)
+def test_unknown_shape(bad):
+    with pytest.raises(ValueError, match=f"shape={bad!r}"):
+        jaxclip.clip_by(1.0, scope="leaf", shape=bad)

@@ -1,0 +1,266 @@
+"""The contract's edge table, row by row, for every rule that takes a norm."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxclip
+from tests.support import contexts, modes, registry
+from tests.support import oracles as o
+from tests.support.contexts import case, together
+from tests.support.registry import EDGE_RULES, NORM_RULES
+
+LOW = ["float16", "bfloat16", "float32"]
+NESTED = registry.TREES["nested"]
+by_rule = pytest.mark.parametrize("rule", NORM_RULES, ids=str)
+by_any_rule = pytest.mark.parametrize("rule", EDGE_RULES, ids=str)
+
+
+def _small(dtype, rule):
+    """The smallest numbers among others.
+
+    Not the subnormal ones for rules on single elements: XLA makes a minimum of their comparison,
+    which flushes what passes through it, as it does in `jnp.clip` and Optax.
+    """
+    info = jnp.finfo(dtype)
+    tiny = info.smallest_normal if rule.kind == "value" else info.smallest_subnormal
+    small = [tiny, -tiny, info.smallest_normal]
+    values = np.array([-0.0, 0.0, 1.5, -0.3, *map(float, small)]).astype(info.dtype)
+    return jnp.asarray(values), {"m": jnp.asarray(values[1:].reshape(2, 3))}
+
+
+def _ones(tree):
+    return jax.tree.map(lambda x: np.ones(x.shape, np.float32), tree)
+
+
+# ---- norm <= threshold: bit for bit
+
+
+@by_any_rule
+def test_below_the_threshold_every_bit_is_kept(rule):
+    cases = {d: (100.0, _small(d, rule), _ones(_small(d, rule))) for d in LOW}
+    for name, (out, _) in together(rule, cases).items():
+        with case(name):
+            assert any(np.signbit(x).any() for x in registry.floats(out))
+            registry.assert_same_bits(out, cases[name][1])
+    eager = contexts.step(rule, 100.0)(*cases["bfloat16"][1:])
+    registry.assert_same_bits(eager, cases["bfloat16"][1])
+
+
+@by_any_rule
+def test_at_the_threshold_every_bit_is_kept(rule):
+    """Eight equal powers of two; the limit is their norm, rounded up where float32 must."""
+    cases = {}
+    for dtype in LOW:
+        u = {"w": jnp.full((2, 2, 2), 4.0, dtype)}
+        limit = np.max(rule.norms(registry.floats(u))[0])
+        if rule.params:
+            limit = limit / np.max(rule.norms([np.ones((2, 2, 2))])[0])  # exact: 4
+        elif np.float32(limit) < limit:
+            limit = np.nextafter(np.float32(limit), np.float32(np.inf))
+        cases[dtype] = (float(limit), u, _ones(u))
+    for name, (out, state) in together(rule, cases).items():
+        with case(name):
+            registry.assert_same_bits(out, cases[name][1])
+            assert int(state.clipped_count) == 0
+            assert float(state.fraction) == 0.0
+
+
+# ---- norm > threshold: direction kept, new norm within one epsilon
+
+
+def _check_new_norms(rule, out, c, u, p):
+    norms, limits = registry.norms_and_limits(rule, c, u, p)
+    clipped = 0
+    for new, old, limit, leaf in zip(
+        rule.norms(registry.floats(out)), norms, limits, registry.floats(out), strict=True
+    ):
+        over = old > limit
+        clipped += over.sum()
+        new, limit = (np.broadcast_to(x, over.shape)[over] for x in (new, limit))
+        # One epsilon of 16 bits, where only the product rounds. In wider dtypes norm, quotient and
+        # product round, and by bad luck come to 1.4.
+        rtol = registry.eps(leaf.dtype) * (1 if leaf.dtype.itemsize == 2 else 2)
+        np.testing.assert_allclose(new, limit, rtol=rtol)
+    assert clipped
+
+
+@by_rule
+def test_above_the_threshold_the_new_norm_is_the_threshold(rule):
+    """Within one machine epsilon of the leaf's dtype, for vectors of all sizes."""
+    build = registry.build
+    trees = {d: (NESTED, d) for d in [*LOW, "complex64"]} | {"matrix": ((40, 3), "float32")}
+    cases = {k: (0.25, build(t, d, scale=50), build(t, d, seed=1)) for k, (t, d) in trees.items()}
+    for name, (out, _) in together(rule, cases).items():
+        with case(name):
+            _check_new_norms(rule, out, *cases[name])
+
+
+@pytest.mark.slow
+@by_rule
+def test_above_the_threshold_in_float64(rule):
+    with modes.x64():
+        cases = {
+            "f64": (
+                0.25,
+                registry.build(NESTED, "float64", scale=50),
+                registry.build(NESTED, "float64", seed=1),
+            )
+        }
+        _check_new_norms(rule, together(rule, cases)["f64"][0], *cases["f64"])
+
+
+@by_rule
+def test_above_the_threshold_the_direction_is_kept(rule):
+    u, p = registry.build(NESTED, scale=50), registry.build(NESTED, seed=1)
+    out = together(rule, {"": (0.25, u, p)})[""][0]
+    norms, _ = registry.norms_and_limits(rule, 0.25, u, p)
+    for a, b, n in zip(registry.floats(out), registry.floats(u), norms, strict=True):
+        ratio = o.wide(a) / o.wide(b)
+        assert (ratio > 0).all()
+        same = [i for i, size in enumerate(np.shape(n)) if size == 1]  # axes within one unit
+        if same and rule.kind != "element":
+            spread = ratio.max(axis=tuple(same)) / ratio.min(axis=tuple(same))
+            np.testing.assert_allclose(spread, 1, rtol=2.5e-7)
+
+
+# ---- thresholds None, inf, 0, negative
+
+
+@by_any_rule
+def test_no_threshold_changes_nothing_and_records(rule):
+    u = registry.build(NESTED, scale=1e6)
+    limits = {"None": None, "inf": float("inf"), "numpy": np.float32(np.inf)}
+    cases = {k: (c, u, _ones(u)) for k, c in limits.items()}
+    for name, (out, state) in together(rule, cases).items():
+        with case(name):
+            registry.assert_same_bits(out, u)
+            largest = max(n.max() for n in rule.norms(registry.floats(u)))
+            np.testing.assert_allclose(state.norm, largest, rtol=1e-6)
+            assert jnp.isinf(state.threshold)
+            assert (int(state.count), int(state.clipped_count), float(state.scale)) == (1, 0, 1.0)
+            assert float(state.fraction) == 0.0
+
+
+def test_one_sided_bounds():
+    u = jnp.array([-5.0, 0.5, 5.0])
+    for low, high in [(None, 1.0), (-1.0, None), (None, None)]:
+        tx = jaxclip.clip_by_value(low, high)
+        want = np.clip(
+            np.asarray(u), -np.inf if low is None else low, np.inf if high is None else high
+        )
+        np.testing.assert_array_equal(tx.update(u, tx.init(u))[0], want)
+
+
+@by_any_rule
+def test_threshold_zero_gives_zeros(rule):
+    cases = {}
+    for scale in (0.0, 3.0):
+        for dtype in LOW:
+            u = registry.build(NESTED, dtype, scale=scale)
+            cases[f"{scale} {dtype}"] = (0.0, u, _ones(u))
+    for name, (out, state) in together(rule, cases).items():
+        with case(name):
+            registry.assert_kept(out, cases[name][1])
+            assert all((x == 0).all() for x in registry.floats(out))
+            recorded = (state.norm, state.threshold, state.scale, state.fraction)
+            assert all(np.isfinite(x) for x in recorded)
+
+
+@by_any_rule
+def test_a_traced_negative_threshold_counts_as_zero(rule):
+    u, p = registry.build(NESTED), registry.build(NESTED, seed=1)
+    run = jax.jit(lambda c: contexts.step(rule, c)(u, p))
+    if rule.name != "clip_by_value":  # there, -1 and 1 would be two bounds that have crossed
+        assert all((x == 0).all() for x in registry.floats(run(-1.0)))
+    registry.assert_rule(rule, 0.5, u, p, run(0.5))
+
+
+# ---- the zero update
+
+
+@by_any_rule
+def test_zero_update_is_unchanged_with_an_identity_jacobian(rule):
+    u = {"w": jnp.zeros((2, 2)), "b": jnp.zeros(2)}
+
+    def total(u, c):
+        return sum(jnp.sum(x) for x in jax.tree.leaves(contexts.step(rule, c)(u, _ones(u))))
+
+    @jax.jit
+    def run(u):
+        def step(u):
+            return contexts.step(rule, 1.0)(u, _ones(u))
+
+        return step(u), jax.jacobian(step)(u), jax.grad(total)(u, 0.0), jax.grad(total)(u, 1.0)
+
+    out, jacobian, *slopes = run(u)
+    registry.assert_same_bits(out, u)
+    np.testing.assert_array_equal(jacobian["w"]["w"].reshape(4, 4), np.eye(4))
+    np.testing.assert_array_equal(jacobian["b"]["b"], np.eye(2))
+    assert not np.any(jacobian["w"]["b"])
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(slopes))
+
+
+@by_rule
+def test_derivative_is_that_of_the_oracle(rule):
+    """Above the threshold, against central differences of the float64 oracle."""
+    with modes.x64():
+        u, p = registry.build((3, 2), "float64", scale=3), registry.build((3, 2), "float64", seed=1)
+        weights = np.arange(1.0, 7.0).reshape(3, 2)
+
+        def oracle(x):
+            return (registry.expected(rule, 0.6, x, p)[0] * weights).sum()
+
+        got = jax.jit(jax.grad(lambda x: jnp.sum(contexts.step(rule, 0.6)(x, p) * weights)))(u)
+        np.testing.assert_allclose(got, o.difference(oracle, np.asarray(u)), rtol=1e-6, atol=1e-7)
+
+
+# ---- squares that overflow or underflow
+
+EXTREME = {
+    "f32 large": ("float32", [1e20, 1.0, -2e20, 3e19]),
+    "f32 small": ("float32", [1e-30, 2e-30, -1e-30, 5e-31]),
+    "f32 largest": ("float32", [3e38, 3e38, -3e38, 3e38]),
+    "f16 300": ("float16", [300.0, 1.0, -200.0, 2.0]),
+    "f16 largest": ("float16", [65504.0] * 4),
+    "f16 small": ("float16", [1e-4, -2e-4, 1e-4, 3e-4]),
+    "bf16 large": ("bfloat16", [1e30, 1.0, -3e38, 2e20]),
+    "f32 zero": ("float32", [0.0, 2.0, 0.0, 0.0]),
+}
+
+
+def _extreme(rule, name):
+    dtype, values = EXTREME[name]
+    u = {"w": jnp.asarray(np.reshape(values, (2, 2)), dtype)}
+    p = {"w": jnp.asarray(np.reshape(values, (2, 2)) / 2, dtype)}
+    sizes = [n[n > 0].max() for n in rule.norms(registry.floats(u))]
+    c = 0.5 if rule.params else float(np.float32(min(0.5 * max(sizes), 3.4e38)))
+    return c, u, p
+
+
+@by_any_rule
+def test_extreme_values_are_exact(rule):
+    cases = {name: _extreme(rule, name) for name in EXTREME}
+    for name, (out, state) in together(rule, cases).items():
+        with case(name):
+            registry.assert_rule(rule, *cases[name], out)
+            assert int(state.nonfinite_count) == 0  # every element was finite
+
+
+@pytest.mark.parametrize("power", [200, -200])
+@pytest.mark.parametrize("rule", [r for r in NORM_RULES if not r.params], ids=str)
+def test_extreme_float64(rule, power):
+    """A power of ten times a tree and its limit gives that power times the result."""
+    with modes.x64():
+        u, k = registry.build((4, 3), "float64"), 10.0**power
+        out = together(rule, {"": (0.5 * k, u * k, u)})[""][0]
+        want = registry.expected(rule, 0.5, u, u)[0]
+        np.testing.assert_allclose(np.asarray(out) / k, want, rtol=2e-15)
+
+
+@pytest.mark.slow
+def test_600_random_bfloat16_leaves():
+    leaves = [registry.build((128,), "bfloat16", seed=i) for i in range(600)]
+    want = o.by_tree()(registry.floats(leaves))[0]
+    np.testing.assert_allclose(jaxclip.norms.global_norm(leaves), want, rtol=1e-6)

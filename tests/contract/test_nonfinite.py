@@ -1,0 +1,267 @@
+"""NaN, inf and -inf in the first, the middle and the last leaf: every policy, rule and guard.
+
+Each under `scan`, inside `shard_map` where one shard has it, and inside `optax.MultiSteps` where
+one micro-step has it. What follows a bad update must come out as if it had not been.
+"""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxclip
+from tests.support import learned, modes, registry
+from tests.support import oracles as o
+from tests.support.contexts import case, once
+from tests.support.guards import GUARDS
+from tests.support.registry import NORM_RULES
+
+POLICIES = ("propagate", "nan", "zero", "drop")
+BAD = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
+LEAVES = ("a", "b", "c")
+CASES = list(itertools.product(BAD, LEAVES))
+LIMIT = 0.5
+FIRST = 4  # good updates before the first bad one
+GOOD = registry.build({"a": (4, 3), "b": (4, 2), "c": (4,)}, scale=3)
+PARAMS = jax.tree.map(jnp.ones_like, GOOD)
+
+
+def _good(i):
+    return jax.tree.map(lambda x: x * np.float32(1 + 0.1 * (i % 3)), GOOD)
+
+
+def _with(value, leaf, i):
+    """A good update with one element of one leaf, in the third of four rows, replaced."""
+    u = _good(i)
+    x = np.array(u[leaf])
+    x[(2,) + (-1,) * (x.ndim - 1)] = value
+    return u | {leaf: jnp.asarray(x)}
+
+
+# Good ones, then bad and good by turns.
+KINDS = [None] * FIRST + [kind for pair in CASES for kind in (pair, None)]
+STEPS = [_good(i) if k is None else _with(BAD[k[0]], k[1], i) for i, k in enumerate(KINDS)]
+CLEAN = [_good(i) if k is None else _with(0.0, k[1], i) for i, k in enumerate(KINDS)]
+
+
+def _steps(txs, trees, params):
+    """Some transformations over the trees in one scan: what came out, and metrics, step by step."""
+
+    def body(states, u):
+        both = {k: tx.update(u, states[k], params) for k, tx in txs.items()}
+        states = {k: state for k, (_, state) in both.items()}
+        found = {k: jaxclip.metrics(state) for k, state in states.items()}
+        return states, ({k: out for k, (out, _) in both.items()}, found)
+
+    return jax.lax.scan(body, {k: tx.init(params) for k, tx in txs.items()}, trees)[1]
+
+
+def _stacked(trees):
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+
+def scan(txs, trees):
+    return jax.jit(functools.partial(_steps, txs))(_stacked(trees), PARAMS)
+
+
+def shard_map(txs, trees):
+    """The rows of every leaf on four devices, one of which has the bad element."""
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    rows = P(None, "x")
+    run = jax.shard_map(
+        functools.partial(_steps, txs), mesh=mesh, in_specs=(rows, P("x")),
+        out_specs=(rows, P()),
+    )  # fmt: skip
+    return jax.jit(run)(_stacked(trees), PARAMS)
+
+
+def multi_steps(txs, trees):
+    """Each step two micro-steps, the second one as given: for the accumulated mean to be bad.
+
+    Every step has a state of `MultiSteps` of its own, since that does not recover, around the state
+    of the transformation, which goes on.
+    """
+
+    def many(tx):
+        return optax.MultiSteps(tx, 2)
+
+    def body(states, pair):
+        outs, found = {}, {}
+        for k, tx in txs.items():
+            state = many(tx).init(PARAMS)._replace(inner_opt_state=states[k])
+            for u in pair:
+                outs[k], state = many(tx).update(u, state, PARAMS)
+            states = states | {k: state.inner_opt_state}
+            found[k] = jaxclip.metrics(state)
+        return states, (outs, found)
+
+    second = _stacked(trees)
+    first = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, jnp.ones_like(x)), second)
+    with modes.relaxed():  # MultiSteps promotes
+        states = {k: tx.init(PARAMS) for k, tx in txs.items()}
+        return jax.jit(lambda pairs: jax.lax.scan(body, states, pairs)[1])((first, second))
+
+
+def _slow_but(plain, names):
+    """All of them, one of which the plain tests take."""
+    slow = pytest.mark.slow
+    return [pytest.param(n, marks=[] if str(n) == plain else slow, id=str(n)) for n in names]
+
+
+CONTEXTS = [scan, shard_map, multi_steps]
+by_context = pytest.mark.parametrize("context", CONTEXTS, ids=lambda f: f.__name__)
+by_context_slowly = pytest.mark.parametrize(
+    "context",
+    [pytest.param(f, marks=[] if f is scan else pytest.mark.slow) for f in CONTEXTS],
+    ids=lambda f: f.__name__,
+)
+
+
+def _run(context, txs, trees=STEPS):
+    outs, found = jax.device_get(context(txs, trees))
+    return {
+        k: [
+            (jax.tree.map(lambda x, i=i: x[i], outs[k]), {n: v[i] for n, v in found[k].items()})
+            for i in range(len(trees))
+        ]
+        for k in txs
+    }
+
+
+def _unit_keywords(rule, context):
+    """A unit's rows are on several devices."""
+    return {"axis_name": "x"} if rule.kind == "unit" and context is shard_map else {}
+
+
+def _check(rule, policy, u, clean, kind, out):
+    """What the policy makes of one update."""
+    if kind is None or policy == "drop":
+        registry.assert_rule(rule, LIMIT, clean, PARAMS, out)
+    elif policy == "nan":
+        assert all(np.isnan(x).all() for x in jax.tree.leaves(out))
+    elif policy == "zero":
+        assert not any(x.any() for x in jax.tree.leaves(out))
+    else:
+        with np.errstate(invalid="ignore"):
+            norms, limits = registry.norms_and_limits(rule, LIMIT, u, PARAMS)
+            usual = o.scaled(registry.floats(clean), norms, limits)
+        for got, came, n, want in zip(*map(registry.floats, (out, u)), norms, usual, strict=True):
+            bad = np.broadcast_to(~np.isfinite(n), came.shape)
+            np.testing.assert_array_equal(got[bad], came[bad])
+            np.testing.assert_allclose(got[~bad], want[~bad], rtol=1e-6)
+
+
+@by_context
+@pytest.mark.parametrize("rule", _slow_but("clip_by_global_norm", NORM_RULES))
+def test_rules(rule, context):
+    more = _unit_keywords(rule, context)
+    txs = {p: rule.make(LIMIT, nonfinite=p, **more) for p in POLICIES}
+    for policy, steps in _run(context, txs).items():
+        bad = 0
+        for kind, u, clean, (out, found) in zip(KINDS, STEPS, CLEAN, steps, strict=True):
+            bad += kind is not None
+            with case(f"{policy} {kind}"):
+                _check(rule, policy, u, clean, kind, out)
+                (count,) = [v for k, v in found.items() if k.endswith("/nonfinite_count")]
+                assert count == bad
+                (clipped,) = [v for k, v in found.items() if k.endswith("/fraction")]
+                if kind is not None and policy in ("nan", "zero"):
+                    assert clipped == 0
+
+
+@pytest.mark.slow
+@by_context
+@pytest.mark.parametrize("name", learned.RULES)
+def test_rules_that_learn(name, context):
+    """A bad update leaves no trace in what is learned, but where the rest of it counts."""
+    txs = {p: learned.RULES[name](nonfinite=p, scope="global") for p in POLICIES}
+    good = [u for u, kind in zip(STEPS, KINDS, strict=True) if kind is None]
+    without = {p: iter(steps) for p, steps in _run(context, txs, good).items()}
+    for policy, steps in _run(context, txs).items():
+        for kind, u, (out, found) in zip(KINDS, STEPS, steps, strict=True):
+            with case(f"{policy} {kind}"):
+                arrays = jax.tree.leaves(out)
+                if kind is None and policy != "drop":
+                    want, same = next(without[policy])
+                    registry.assert_same_bits(out, want)
+                    key = next(k for k in same if k.endswith("/threshold"))
+                    assert found[key] == same[key]
+                elif kind is None or policy == "drop":
+                    assert all(np.isfinite(x).all() for x in arrays)
+                    assert any(x.any() for x in arrays)
+                elif policy == "propagate":
+                    registry.assert_same_bits(out, jax.device_get(u))
+                elif policy == "nan":
+                    assert all(np.isnan(x).all() for x in arrays)
+                else:
+                    assert not any(x.any() for x in arrays)
+
+
+@by_context_slowly
+@pytest.mark.parametrize("guard", _slow_but("skip_nonfinite", GUARDS))
+def test_guards(guard, context):
+    """The inner state, momentum, goes on as if the bad updates had not been."""
+    inner = optax.chain(jaxclip.clip_by_global_norm(LIMIT), optax.trace(0.9))
+    txs = {guard: GUARDS[guard](inner)}
+    good = [u for u, kind in zip(STEPS, KINDS, strict=True) if kind is None]
+    without = iter(_run(context, txs, good)[guard])
+    bad = 0
+    for kind, (out, found) in zip(KINDS, _run(context, txs)[guard], strict=True):
+        with case(kind):
+            bad += kind is not None
+            assert found[f"{guard}/skipped"] == (kind is not None)
+            assert found[f"{guard}/nonfinite_count"] == found[f"{guard}/skipped_count"] == bad
+            assert found["clip_by_global_norm/nonfinite_count"] == 0
+            if kind is None:
+                registry.assert_same_bits(out, next(without)[0])
+            else:
+                assert not any(x.any() for x in jax.tree.leaves(out))
+
+
+@by_context_slowly
+def test_which_leaf_it_was(context):
+    """A monitor before a rule that hides the bad update, and around a guard."""
+    cleaning = jaxclip.clip_by_global_norm(LIMIT, nonfinite="zero")
+    txs = {
+        "rule": optax.chain(jaxclip.monitor(name="grads"), cleaning),
+        "guard": optax.chain(jaxclip.monitor(name="grads"), jaxclip.skip_nonfinite(cleaning)),
+    }
+    for key, steps in _run(context, txs).items():
+        for kind, (_, found) in zip(KINDS, steps, strict=True):
+            with case(f"{key} {kind}"):
+                norms = {leaf: found[f"grads/norm/{leaf}"] for leaf in LEAVES}
+                bad = [leaf for leaf, norm in norms.items() if not np.isfinite(norm)]
+                assert bad == ([] if kind is None else [kind[1]])
+
+
+@pytest.mark.slow
+def test_nan_that_is_looked_for():
+    """`jax_debug_nans`, eagerly: none is made on the way to what is finite."""
+    tree = {"a": jnp.ones((3, 2)), "b": jnp.zeros(2), "c": jnp.zeros((0, 2))}
+    rules = [
+        jaxclip.clip_by_norm(1.0), jaxclip.clip_by_norm(1.0, axis=0), jaxclip.adagc(),
+        jaxclip.clip(1.0, record=True), jaxclip.adaptive_grad_clip(0.1), jaxclip.autoclip(window=3),
+        jaxclip.zclip(scope="unit", warmup_steps=1), jaxclip.project_box(-1.0, 1.0),
+        jaxclip.project_max_norm(1.0), jaxclip.clip_by(0.1, scope="element", nonfinite="zero"),
+    ]  # fmt: skip
+    with jax.debug_nans(True):
+        for tx in rules:
+            state = tx.init(tree)
+            for _ in range(2):
+                _, state = tx.update(tree, state, tree)
+
+
+def test_drop_on_an_explicit_mesh_without_jit():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        x = jax.device_put(jnp.arange(8.0).at[2].set(jnp.nan), NamedSharding(mesh, P("x")))
+        out, state = once(jaxclip.clip_by_global_norm(1.0, nonfinite="drop"), x)
+        want = np.array([0, 1, 0, 3, 4, 5, 6, 7.0])
+        np.testing.assert_allclose(out, want / np.linalg.norm(want), rtol=1e-6)
+    assert int(state.nonfinite_count) == 1

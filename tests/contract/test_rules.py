@@ -1,0 +1,121 @@
+"""Every rule x tree x dtype x context against the float64 oracle."""
+
+import jax
+import numpy as np
+import pytest
+
+import jaxclip
+from tests.support import contexts, learned, meshes, modes, registry
+from tests.support.registry import EDGE_RULES, NAMED, RULES, SHARDABLE, TREES
+
+CONTEXT_TREE = {"dense": {"bias": (3,), "kernel": (8, 3)}, "gain": ()}
+NARROW = ["float16", "bfloat16", "float32", "complex64"]
+
+
+def _check(context, rule, **keywords):
+    u = registry.build(CONTEXT_TREE)
+    p = registry.build(CONTEXT_TREE, seed=1)
+    seen = 0
+    for updates, params, result in context(rule, rule.c, u, p, **keywords):
+        registry.assert_rule(rule, rule.c, updates, params, result)
+        seen += 1
+    assert seen
+    clipped = registry.expected(rule, rule.c, u, p)
+    assert any(
+        (np.abs(a) < np.abs(b)).any() for a, b in zip(clipped, registry.floats(u), strict=True)
+    )
+
+
+def _check_cases(rule, cases, **keywords):
+    for name, (result, _) in contexts.together(rule, cases, **keywords).items():
+        with contexts.case(name):
+            registry.assert_rule(rule, *cases[name], result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", EDGE_RULES, ids=str)
+def test_trees(rule):
+    build = registry.build
+    _check_cases(rule, {k: (rule.c, build(t), build(t, seed=1)) for k, t in TREES.items()})
+
+
+@pytest.mark.parametrize("rule", EDGE_RULES, ids=str)
+def test_dtypes(rule):
+    """Each dtype, and a tree of several in which each leaf keeps its own."""
+    tree = TREES["nested"]
+    cases = {
+        d: (rule.c, registry.build(tree, d, scale=3), registry.build(tree, d, seed=1))
+        for d in NARROW
+    }
+    mixed = [
+        {d: registry.build((4, 3), d, seed=i + k) for i, d in enumerate(NARROW)} for k in (0, 9)
+    ]
+    _check_cases(rule, cases | {"mixed": (rule.c, *mixed)})
+
+
+@pytest.mark.parametrize("rule", [r for r in RULES if r not in EDGE_RULES], ids=str)
+def test_other_variants(rule):
+    """They differ from those above in one number or one axis: fewer trees and dtypes will do."""
+    build = registry.build
+    trees = {"float32": TREES["odd"], "bfloat16": TREES["nested"], "complex64": TREES["array"]}
+    _check_cases(rule, {d: (rule.c, build(t, d), build(t, d, seed=1)) for d, t in trees.items()})
+
+
+@pytest.mark.parametrize("rule", EDGE_RULES, ids=str)
+def test_float64(rule):
+    tree = TREES["nested"]
+    with modes.x64():
+        cases = {
+            d: (rule.c, registry.build(tree, d, scale=3), registry.build(tree, d, seed=1))
+            for d in ("float64", "complex128")
+        }
+        _check_cases(rule, cases)
+
+
+@pytest.mark.parametrize("rule", NAMED, ids=str)
+@pytest.mark.parametrize("context", contexts.PLAIN, ids=lambda f: f.__name__)
+def test_context(context, rule):
+    _check(context, rule)
+
+
+@pytest.mark.parametrize("rule", [r for r in RULES if not r.named], ids=str)
+@pytest.mark.parametrize("context", contexts.QUICK, ids=lambda f: f.__name__)
+def test_engine_context(context, rule):
+    _check(context, rule)
+
+
+@pytest.mark.relaxed
+@pytest.mark.parametrize("rule", NAMED, ids=str)
+@pytest.mark.parametrize("context", contexts.MODELS, ids=lambda f: f.__name__)
+def test_model(context, rule):
+    u = registry.build(CONTEXT_TREE, scale=4)
+    p = registry.build(CONTEXT_TREE, seed=1)
+    for updates, params, result in context(rule, rule.c, u, p):
+        # p - (p - u) rounds once more, at the size of p.
+        result = jax.tree.leaves(result)
+        want = registry.expected(rule, rule.c, updates, params)
+        for a, b in zip(result, want, strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+@pytest.mark.parametrize("rule", NAMED, ids=str)
+@pytest.mark.parametrize("mesh", meshes.MESHES)
+def test_mesh(mesh, rule):
+    _check(meshes.MESHES[mesh], rule)
+
+
+@pytest.mark.parametrize("rule", [r for r in SHARDABLE if r.named or r.params], ids=str)
+@pytest.mark.parametrize("context", meshes.SHARDED, ids=lambda f: f.__name__)
+def test_sharded(context, rule):
+    _check(context, rule)
+
+
+def test_the_registry_has_every_rule():
+    """A rule that is exported and not registered would be tested nowhere."""
+    exported = {n for n in jaxclip.__all__ if "clip" in n}
+    assert exported <= {r.name for r in RULES} | learned.RULES.keys()
+    assert learned.RULES.keys() >= {"autoclip", "zclip", "adagc", "clip_by_history"}
+    assert {r.name for r in NAMED} >= {
+        "clip", "clip_by_value", "clip_by_norm", "clip_by_average_norm", "clip_by_block_rms",
+        "clip_by_global_norm", "adaptive_grad_clip",
+    }  # fmt: skip

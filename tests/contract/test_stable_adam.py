@@ -1,0 +1,213 @@
+"""`scale_by_stable_adam` against float64 NumPy, and beside Optax's Adam."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import jaxclip
+from tests.support import modes, registry
+from tests.support import oracles_learned as ol
+from tests.support.contexts import once
+
+pytestmark = pytest.mark.relaxed  # Adam of Optax promotes
+
+SHAPES = {"w": (4, 3), "b": (3,), "s": ()}
+CASES = {
+    "defaults": {},
+    "others": {"b1": 0.8, "b2": 0.95, "eps": 1e-3, "eps_root": 1e-4, "threshold": 0.6},
+    "nesterov": {"nesterov": True, "b2": 0.99, "threshold": 1.5},
+}
+
+
+def _gradients(dtype="float32", steps=50):
+    """Growing a hundredfold on the way; one leaf has zeros for a while, one is tiny."""
+    rng = np.random.default_rng(5)
+    size = np.where(np.arange(steps) < 30, 1.0, 100.0)
+    tree = {k: rng.normal(size=(steps, *shape)) for k, shape in SHAPES.items()}
+    tree["w"] *= size[:, None, None]
+    tree["b"][:5] = 0
+    tree["s"] *= 1e-7
+    return {k: np.asarray(x, dtype) for k, x in tree.items()}
+
+
+def _scan(rules, grads):
+    like = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), grads)
+
+    def body(states, g):
+        both = {k: tx.update(g, states[k], like) for k, tx in rules.items()}
+        states = {k: s for k, (_, s) in both.items()}
+        return states, {k: (out, states[k]) for k, (out, _) in both.items()}
+
+    states = {k: tx.init(like) for k, tx in rules.items()}
+    return jax.device_get(jax.jit(lambda s, g: jax.lax.scan(body, s, g)[1])(states, grads))
+
+
+def _check(keywords, grads, out, state, rtol):
+    leaves = {k: [] for k in grads}
+    for key, g in grads.items():
+        oracle = ol.StableAdam(**keywords)
+        leaves[key] = [oracle(x) for x in g]
+        want = np.array([update for update, _ in leaves[key]])
+        # Absolute: Adam's updates are of size 1, and its first moment cancels.
+        np.testing.assert_allclose(out[key], want, rtol=rtol, atol=rtol, err_msg=key)
+    rms = np.array([[r for _, r in leaves[key]] for key in grads])
+    c = keywords.get("threshold", 1.0)
+    np.testing.assert_allclose(state.norm, rms.max(0), rtol=1e-5)
+    np.testing.assert_allclose(state.threshold, c, rtol=1e-6)
+    np.testing.assert_allclose(state.scale, np.minimum(1, c / rms.max(0)), rtol=1e-5)
+    clear = np.abs(rms / c - 1).min(0) > 1e-6  # in the first step rms is 1 but for rounding
+    fraction = (rms > c).mean(0)
+    np.testing.assert_allclose(state.fraction[clear], fraction[clear], rtol=1e-6)
+    assert (fraction > 0).any()
+    np.testing.assert_array_equal(state.count, 1 + np.arange(rms.shape[1]))
+
+
+def test_against_the_reference():
+    grads = _gradients()
+    log = _scan({k: jaxclip.scale_by_stable_adam(**v) for k, v in CASES.items()}, grads)
+    for name, keywords in CASES.items():
+        _check(keywords, grads, *log[name], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_against_the_reference_in_float64():
+    with modes.x64():
+        grads = _gradients("float64")
+        log = _scan({k: jaxclip.scale_by_stable_adam(**v) for k, v in CASES.items()}, grads)
+        for name, keywords in CASES.items():
+            _check(keywords, grads, *log[name], rtol=1e-10)
+
+
+def test_adam_to_the_bit_where_nothing_is_clipped():
+    grads = {k: x * np.linspace(1, 0.02, 50, dtype="f4").reshape(-1, *[1] * (x.ndim - 1))
+             for k, x in _gradients(steps=50).items()}  # fmt: skip
+    like = {k: jnp.zeros(x.shape[1:]) for k, x in grads.items()}
+    ours, theirs = jaxclip.scale_by_stable_adam(threshold=1.2), optax.scale_by_adam()
+    run, reference = jax.jit(ours.update), jax.jit(theirs.update)
+    state, adam = ours.init(like), theirs.init(like)
+    same = 0
+    for t in range(50):
+        g = {k: x[t] for k, x in grads.items()}
+        out, state = run(g, state)
+        want, adam = reference(g, adam)
+        registry.assert_same_bits(state.memory, adam)
+        assert isinstance(state.memory, optax.ScaleByAdamState)
+        if float(state.norm) <= 1.2:
+            registry.assert_same_bits(out, want)
+            same += 1
+        else:
+            assert any((abs(out[k]) < abs(want[k])).all() for k in out)
+    assert 10 < same < 50
+    assert int(state.clipped_count) == 50 - same
+
+
+def test_a_gradient_that_grows_a_hundredfold():
+    """The second moment has not seen it yet: rms = 100 / sqrt(vhat), and the step is smaller."""
+    tx = jaxclip.scale_by_stable_adam()
+    update = jax.jit(tx.update)
+    plain = optax.scale_by_adam()
+    reference = jax.jit(plain.update)
+    g = jnp.ones(8)
+    state, adam = tx.init(g), plain.init(g)
+    for t in range(1, 101):
+        size = 1.0 if t < 100 else 100.0
+        out, state = update(size * g, state)
+        want, adam = reference(size * g, adam)
+    v = (0.001 * 100**2 + 0.999 * (1 - 0.999**99)) / (1 - 0.999**100)
+    np.testing.assert_allclose(state.norm, 100 / v**0.5, rtol=1e-4)
+    np.testing.assert_allclose(out, want / state.norm, rtol=1e-5)
+    assert float(state.norm) > 3
+    found = jaxclip.metrics(state)
+    np.testing.assert_allclose(found["scale_by_stable_adam/norm"], state.norm)
+    after = optax.chain(optax.scale_by_adam(), jaxclip.clip_by_block_rms(1.0))
+    other = after.update(size * g, (adam, after.init(g)[1]))[0]
+    assert not np.allclose(other, out, rtol=0.1)  # another rule: it sees Adam's update, not g
+
+
+def test_signature_is_that_of_optax_and_more():
+    ours = list(inspect.signature(jaxclip.scale_by_stable_adam).parameters.values())
+    theirs = list(inspect.signature(optax.scale_by_adam).parameters.values())
+    for a, b in zip(ours, theirs, strict=False):
+        assert (a.name, a.kind, a.default) == (b.name, b.kind, b.default)
+    more = {p.name: (p.kind, p.default) for p in ours[len(theirs) :]}
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    assert more == {"threshold": (keyword, 1.0), "axis_name": (keyword, None)}
+
+
+def test_types_and_odd_leaves():
+    u = {"w": jnp.ones((2, 3), jnp.bfloat16), "none": None, "empty": jnp.zeros((0, 2))}
+    tx = jaxclip.scale_by_stable_adam(mu_dtype=jnp.float32)
+    state = tx.init(u)
+    assert state.memory.mu["w"].dtype == jnp.float32
+    out, after = jax.eval_shape(tx.update, u, state)
+    adam = optax.scale_by_adam(mu_dtype=jnp.float32)
+    want, _ = jax.eval_shape(adam.update, u, state.memory)
+    assert jax.tree.map(lambda x: x.dtype, out) == jax.tree.map(lambda x: x.dtype, want)
+    kept = [(x.shape, x.dtype) for x in jax.tree.leaves(state)]
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(after)] == kept
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [(-1.0, ValueError), (float("nan"), ValueError), (True, TypeError), ("1", TypeError)],
+    ids=repr,
+)
+def test_bad_threshold(bad, error):
+    with pytest.raises(error, match=f"threshold={bad!r}"):
+        jaxclip.scale_by_stable_adam(threshold=bad)
+
+
+def test_sharded_and_replicated_leaves():
+    """The mean is over all of a leaf, wherever its parts are."""
+    rng = np.random.default_rng(1)
+    grads = {"kernel": rng.normal(size=(4, 8, 3)), "bias": rng.normal(size=(4, 3))}
+    grads["kernel"][3, 5:] *= 100  # on two of four devices, in the last step
+    grads = jax.tree.map(np.float32, grads)
+    tx = jaxclip.scale_by_stable_adam()
+
+    def run(grads):
+        state = tx.init(jax.tree.map(lambda x: x[0], grads))
+        state, out = jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], state, grads)
+        return out, (state.norm, state.scale, state.fraction)
+
+    mesh = jax.make_mesh((4,), ("x",), (AxisType.Auto,), devices=jax.devices()[:4])
+    specs = {"kernel": P(None, "x"), "bias": P()}
+    mapped = jax.shard_map(run, mesh=mesh, in_specs=(specs,), out_specs=(specs, (P(),) * 3))
+    want, record = jax.jit(run)(grads)
+    out, found = jax.jit(mapped)(grads)
+    for key in grads:
+        np.testing.assert_allclose(out[key], want[key], rtol=1e-5)
+    np.testing.assert_allclose(found, record, rtol=1e-5)
+    assert float(found[0]) > 1.1
+
+
+@pytest.mark.slow
+@pytest.mark.relaxed
+def test_derivative_of_stable_adam_at_zero():
+    u = {"a": jnp.zeros(2), "b": jnp.array([0.0, 3.0])}
+
+    def step(u):
+        tx = jaxclip.scale_by_stable_adam(eps_root=1e-8)
+        return sum(jnp.sum(x) for x in jax.tree.leaves(tx.update(u, tx.init(u))[0]))
+
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.grad(step)(u)))
+
+
+@pytest.mark.relaxed
+def test_stable_adam_passes_integers_through():
+    """Optax's Adam makes floats of them, and of their moments in the state."""
+    u = {"a": jnp.array([3.0, 4.0]), "i": jnp.arange(2), "none": None}
+    tx = jaxclip.scale_by_stable_adam()
+    state = tx.init(u)
+    out, after = tx.update(u, state, u)
+    registry.assert_same_bits(out["i"], u["i"])
+    assert jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, state)
+    alone, _ = once(jaxclip.scale_by_stable_adam(), {"a": u["a"]})
+    registry.assert_same_bits(out["a"], alone["a"])

@@ -1,0 +1,71 @@
+"""The code of docs/devices.md trains as float64 NumPy does, one way like the other."""
+
+import numpy as np
+import pytest
+
+import jaxclip
+from tests.support.devices import (
+    LIMIT,
+    MARKS,
+    PREAMBLE,
+    WAYS,
+    close,
+    data,
+    run,
+    trained,
+    trained_by_units,
+)
+
+pytestmark = MARKS
+ROW, WHOLE = (1, 8), (8, 8)
+# What one device holds of the kernel, by heading; the number of devices stands in front for pmap.
+HOLDS = {
+    "One device": WHOLE,
+    "`jit`, parameters replicated": WHOLE,
+    "`jit`, parameters replicated, Explicit mesh": WHOLE,
+    "`jit`, parameters sharded": ROW,
+    "`jit`, parameters sharded, Explicit mesh": ROW,
+    "`pmap`": WHOLE,
+    "`vmap`": WHOLE,
+    "`shard_map`": WHOLE,
+    "`shard_map`, unchecked": WHOLE,
+    "`shard_map`, FSDP by hand": ROW,
+    "`shard_map`, FSDP by hand, unchecked": ROW,
+    "`shard_map`, FSDP by hand, unchecked, some leaves replicated": ROW,
+    "A guarded step": WHOLE,
+    "Columns in pieces, and whole": ROW,
+}
+
+
+PLAIN = ("`jit`, parameters sharded", "`pmap`", "`shard_map`", "`shard_map`, FSDP by hand")
+
+
+def _cases():
+    return [pytest.param(w, marks=[] if w in PLAIN else pytest.mark.slow) for w in HOLDS]
+
+
+def test_every_block_is_checked():
+    assert list(WAYS) == list(HOLDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", _cases())
+def test_a_way(way):
+    names = run(PREAMBLE, WAYS[way])
+    params = names["params"]
+    if "Columns" in way:
+        want, clipped, projected = trained_by_units(*data(names))
+        assert 0 < clipped < 6 * 8
+        assert 0 < projected < 6 * 8
+        close(names["other"], want)
+    else:
+        want, norms = trained(*data(names))
+        assert [norm > LIMIT for norm in norms] == [True] * 4 + [False] * 2
+        record = jaxclip.metrics(names["opt_state"])
+        last = np.unique(record["clip_by_global_norm/norm"])
+        np.testing.assert_allclose(last, norms[-1:], rtol=2e-5)
+    close(params, want)
+    held = {part.data.shape[-2:] for part in params["w"].addressable_shards}
+    assert held == {HOLDS[way]}
+    if way == "A guarded step":
+        assert int(names["opt_state"].skipped_count) == 1

@@ -1,0 +1,166 @@
+"""States on disk: what comes back is the same to the bit, or is refused in plain words."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxclip
+from tests.support import disk, learned, registry
+
+checkpoint = pytest.importorskip("orbax.checkpoint")
+
+pytestmark = [pytest.mark.relaxed, pytest.mark.filterwarnings("ignore")]  # Orbax's own
+
+OLDER = Path(__file__).parents[1] / "data" / "states"
+VERSIONS = sorted(path.name.removesuffix("-cut.msgpack") for path in OLDER.glob("*-cut.msgpack"))
+
+
+@pytest.mark.slow
+def test_orbax_restores_every_bit_and_the_run_goes_on(tmp_path):
+    rules = [make() for make in learned.RULES.values()]
+    chain = optax.chain(*rules, jaxclip.scale_by_stable_adam(), optax.scale(-0.1))
+    tx = jaxclip.skip_spikes(jaxclip.skip_nonfinite(chain), window=6, min_history=2)
+    update = jax.jit(tx.update)
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    state = tx.init(params)
+    for step in range(8):
+        grads = jax.tree.map(lambda x, k=step: x * np.float32(k + 1), params)
+        _, state = update(grads, state, params, value=jnp.float32(step))
+    with checkpoint.StandardCheckpointer() as store:
+        store.save(tmp_path / "state", state)
+        store.wait_until_finished()
+        restored = store.restore(tmp_path / "state", jax.eval_shape(tx.init, params))
+    registry.assert_same_bits(restored, state)
+    assert jaxclip.metrics(restored).keys() == jaxclip.metrics(state).keys()
+    after = [update(params, s, params, value=jnp.float32(1)) for s in (state, restored)]
+    registry.assert_same_bits(*after)
+
+
+def _process(part, folder):
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": root, "XLA_FLAGS": ""}
+    command = [sys.executable, "-m", "tests.support.disk", part, str(folder)]
+    return subprocess.Popen(
+        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def _wait(process):
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said.decode()
+
+
+@pytest.mark.slow
+def test_a_new_process_goes_on_to_the_same_bits(tmp_path):
+    """Everything that remembers, guards around, spikes and NaN before and after the cut."""
+    whole, first = _process("whole", tmp_path), _process("first", tmp_path)
+    _wait(first)
+    _wait(_process("rest", tmp_path))
+    _wait(whole)
+    want, cut, got = (np.load(tmp_path / f"{part}.npz") for part in ("whole", "first", "rest"))
+    assert sorted(got) == sorted(want)
+    for key in want:
+        assert got[key].tobytes() == want[key].tobytes(), key
+    skipped = "[1].skipped_count"
+    assert 0 < cut[skipped] < want[skipped]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_state_of_an_older_version(version):
+    """It is read, and the run goes on to what it came to then."""
+    like = disk.params(), disk.transformation().init(disk.params())
+    cut, want = (
+        flax.serialization.from_bytes(like, (OLDER / f"{version}-{part}.msgpack").read_bytes())
+        for part in ("cut", "end")
+    )
+    end = disk.run(*jax.tree.map(jnp.asarray, cut), range(disk.CUT, disk.STEPS))
+    ends = zip(jax.tree_util.tree_leaves_with_path(end), jax.tree.leaves(want), strict=True)
+    for (path, leaf), then in ends:
+        key = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(leaf, then, rtol=1e-4, atol=1e-6, err_msg=key)
+
+
+def test_there_are_older_states():
+    assert "0.1.0" in VERSIONS
+
+
+# ---- what is refused
+
+
+U = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "where"),
+    [
+        (lambda n: jaxclip.autoclip(window=n), r"memory\[0\].ordered"),
+        (lambda n: jaxclip.autoclip(window=n, scope="leaf"), r"memory\[0\].ordered"),
+        (lambda n: jaxclip.clip_by_history(window=n, min_history=2), r"memory\[0\].values"),
+        (
+            lambda n: jaxclip.skip_spikes(optax.identity(), window=n, min_history=2),
+            r"memory.norms.values",
+        ),
+    ],
+)
+def test_a_window_of_another_length(make, where):
+    """A ring of 6 would work as one of 6, or of no certain length, in a rule that says 8."""
+    state = make(6).init(U)
+    with pytest.raises(ValueError, match=rf"state of \w+ has shape \(6,\) at state\.{where}, .*8"):
+        jax.jit(make(8).update)(U, state)
+    make(8).update(U, make(8).init(U))
+
+
+def test_a_state_for_other_parameters():
+    tx = jaxclip.adagc()
+    state = tx.init(U | {"c": jnp.ones(3)})
+    with pytest.raises(ValueError, match=r"adagc has shape \(\) at state\.memory\[2\].mean, where"):
+        tx.update(U, state)
+    with pytest.raises(ValueError, match=r"adagc has nothing at state\.memory\[1\].mean, where"):
+        tx.update(U, tx.init({"a": U["a"]}))
+
+
+def test_a_record_that_is_not_there():
+    with pytest.raises(ValueError, match=r"clip has nothing at state\.norm"):
+        jaxclip.clip(1.0, record=True).update(U, jaxclip.clip(1.0).init(U))
+
+
+OTHERS = {
+    "clip_by_norm": jaxclip.clip_by_norm(1.0),
+    "skip_nonfinite": jaxclip.skip_nonfinite(optax.identity()),
+    "monitor": jaxclip.monitor(),
+    "scale_by_stable_adam": jaxclip.scale_by_stable_adam(),
+    "project_max_norm": jaxclip.project_max_norm(1.0),
+    "clip": jaxclip.clip(1.0),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_state_of_another_rule(name):
+    """It would go on to tell the other rule's name."""
+    others = [jaxclip.clip_by_global_norm(1.0).init(U), optax.adam(0.1).init(U), 3]
+    for state in others:
+        with pytest.raises(TypeError, match=f"is not a state of {name}; make one with init"):
+            OTHERS[name].update(U, state, U)
+
+
+def test_a_pickled_state_with_other_fields():
+    """As an older version might have written it."""
+    rebuild, (base, rule, fields) = jaxclip.clip_by_norm(1.0).init(U).__reduce__()
+
+    class Older:
+        def __reduce__(self):
+            return rebuild, (base, rule, fields[:-1])
+
+    with pytest.raises(ValueError, match=r"state of clip_by_norm has 7 fields, .* has 8: norm, "):
+        pickle.loads(pickle.dumps(Older()))

@@ -1,0 +1,84 @@
+"""Thresholds in the state of `optax.inject_hyperparams`, and objects of `jaxclip.thresholds`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxclip
+from tests.support import registry
+
+
+def _tree(**kwargs):
+    return registry.build(registry.TREES["nested"], **kwargs)
+
+
+def _once(tx, u):
+    return tx.update(u, tx.init(u))
+
+
+FACTORIES = {
+    "clip": (jaxclip.clip, "max_delta"),
+    "clip_by_norm": (jaxclip.clip_by_norm, "max_norm"),
+    "clip_by_average_norm": (jaxclip.clip_by_average_norm, "max_norm"),
+    "clip_by_block_rms": (jaxclip.clip_by_block_rms, "threshold"),
+    "clip_by_global_norm": (jaxclip.clip_by_global_norm, "max_norm"),
+    "adaptive_grad_clip": (jaxclip.adaptive_grad_clip, "clipping"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FACTORIES)
+def test_inject_hyperparams(name):
+    """The factory itself, its defaults included; then a schedule; then a change by hand."""
+    factory, argument = FACTORIES[name]
+    rule = registry.rule(name)
+    u, p = _tree(dtype="bfloat16", scale=8), _tree(dtype="bfloat16", seed=1)
+
+    def schedule(count):
+        return 0.5 * (1.0 + count.astype(jnp.float32))
+
+    for value in (schedule, 0.5):
+        tx = optax.inject_hyperparams(factory)(**{argument: value})
+        update = jax.jit(tx.update)
+        out, state = update(u, tx.init(p), p)
+        registry.assert_rule(rule, 0.5, u, p, out)
+        out, state = update(u, state, p)
+        registry.assert_rule(rule, 1.0 if value is schedule else 0.5, u, p, out)
+    state.hyperparams[argument] = jnp.asarray(0.25, state.hyperparams[argument].dtype)
+    registry.assert_rule(rule, 0.25, u, p, update(u, state, p)[0])
+
+
+def test_inject_both_bounds():
+    u = jnp.array([-9.0, 9.0])
+    tx = optax.inject_hyperparams(jaxclip.clip_by_value)(-1.0, 2.0)
+    out, _ = jax.jit(tx.update)(u, tx.init(u), u)
+    np.testing.assert_array_equal(out, [-1.0, 2.0])
+
+
+@pytest.mark.slow
+def test_inject_keeps_what_decides_the_program():
+    u = {"w": jnp.array([[3.0, 1.0], [4.0, 1.0]])}
+    make = optax.inject_hyperparams(jaxclip.clip_by_norm, static_args=("axis", "ord"))
+    tx = make(1.0, axis=0, ord=1)
+    out, _ = jax.jit(tx.update)(u, tx.init(u), u)
+    np.testing.assert_allclose(out["w"], [[3 / 7, 0.5], [4 / 7, 0.5]], rtol=1e-6)
+
+
+# ---- objects of jaxclip.thresholds
+
+
+def test_threshold_objects():
+    u = {"w": jnp.array([3.0, 4.0]), "b": jnp.array([0.1])}
+    p = {"w": jnp.array([0.0, 10.0]), "b": jnp.array([0.0])}
+    tx = jaxclip.clip_by(jaxclip.thresholds.constant(1.0), scope="leaf")
+    np.testing.assert_allclose(_once(tx, u)[0]["w"], [0.6, 0.8], rtol=1e-6)
+    tx = jaxclip.clip_by(jaxclip.thresholds.relative_to_params(0.1, eps=0.5), scope="leaf")
+    out, state = tx.update(u, tx.init(p), p)
+    np.testing.assert_allclose(out["w"], [0.6, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(out["b"], [0.05], rtol=1e-6)  # the floor: 0.1 * 0.5
+    np.testing.assert_allclose(state.threshold, 0.05, rtol=1e-6)
+    whole = jaxclip.clip_by(jaxclip.thresholds.relative_to_params(0.1), scope="global")
+    out, _ = whole.update(u, whole.init(p), p)
+    np.testing.assert_allclose(out["w"], np.array([3.0, 4.0]) / 25.01**0.5, rtol=1e-6)

@@ -1,0 +1,261 @@
+"""`jaxclip.norms` against float64 NumPy, in value and in derivative."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxclip import norms
+from tests.support import modes, registry
+from tests.support import oracles as o
+
+INF = o.INF
+ORDS = [1, 2, 3, 2.5, INF, "rms", "average"]
+LIKE_OTHERS = [3, "average"]
+by_ord = pytest.mark.parametrize(
+    "ord", [pytest.param(p, marks=pytest.mark.slow) if p in LIKE_OTHERS else p for p in ORDS]
+)
+
+
+@by_ord
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64", "complex64"])
+def test_values(ord, dtype):
+    with modes.maybe_x64(dtype):
+        tree = registry.build({"a": (2, 3, 4, 5), "b": (4, 3)}, dtype)
+        leaves = registry.floats(tree)
+        out, each = jax.jit(lambda t: (norms.global_norm(t, ord), norms.leaf_norms(t, ord)))(tree)
+        assert out.shape == ()
+        assert out.dtype == ("float64" if dtype == "float64" else "float32")
+        rtol = 1e-14 if dtype == "float64" else 6e-7
+        np.testing.assert_allclose(out, o.by_tree(ord)(leaves)[0], rtol=rtol)
+        for a, b in zip(jax.tree.leaves(each), leaves, strict=True):
+            assert a.shape == ()
+            np.testing.assert_allclose(a, o.norm(b, ord).reshape(()), rtol=rtol)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ord", [1, 2, 3, INF, "rms"])
+@pytest.mark.parametrize("axis", [0, -1, (-3, -2), (1, 2, 3), (7,), None])
+def test_unit_values(ord, axis):
+    tree = registry.build({"a": (2, 3, 4, 5), "b": (3, 2), "c": (4,), "d": ()})
+    out = jax.jit(lambda t: norms.unit_norms(t, axis, ord))(tree)
+    want = o.by_unit(axis, ord)(registry.floats(tree))
+    for a, b in zip(jax.tree.leaves(out), want, strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=6e-7)
+
+
+def test_one_array():
+    x = registry.build((4, 3))
+    np.testing.assert_allclose(norms.rms(x), o.norm(x, "rms").item(), rtol=6e-7)
+    np.testing.assert_allclose(norms.average_norm(x), o.norm(x, "average").item(), rtol=6e-7)
+    np.testing.assert_allclose(norms.average_norm(jnp.array([3.0, 4.0])), 2.5, rtol=2e-7)
+
+
+@by_ord
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1e20, 1.0],
+        [1e-30, 2e-30],
+        [2e38, 1e38],
+        [4e-38, 3e-38],
+        [1e30, 1e-30],
+        [0.0, 7.0],
+        [0.0, 0.0],
+    ],
+    ids=repr,
+)
+def test_extreme_values(ord, values):
+    x = jnp.array(values, jnp.float32)
+    np.testing.assert_allclose(norms.global_norm(x, ord), o.norm(x, ord).item(), rtol=6e-7)
+    np.testing.assert_allclose(
+        jax.jit(norms.unit_norms, static_argnums=(1, 2))(x[:, None], 0, ord),
+        o.norm(x, ord)[:, None],
+        rtol=6e-7,
+    )
+
+
+@pytest.mark.parametrize("ord", [1, 2, INF])
+def test_float64_keeps_its_range(ord):
+    with modes.x64():
+        for k in (1e200, 1e-200):
+            x = np.array([3.0, -4.0])
+            out = norms.global_norm(jnp.asarray(x * k), ord)
+            np.testing.assert_allclose(out / k, o.norm(x, ord).item(), rtol=1e-15)
+
+
+def test_other_leaves_count_nothing():
+    w = jnp.array([3.0, 4.0])
+    tree = {"w": w, "i": jnp.array([7]), "b": jnp.array([True]), "n": None, "e": jnp.zeros((0, 2)),
+            "f": np.zeros(2, jax.dtypes.float0)}  # fmt: skip
+    assert float(norms.global_norm(tree)) == 5.0
+    leaves = norms.leaf_norms(tree)
+    assert float(leaves["w"]) == 5.0
+    assert [float(leaves[k]) for k in "ibef"] == [0.0] * 4
+    assert leaves["n"] is None
+    # The number of elements is that of the leaves that are measured.
+    np.testing.assert_allclose(norms.global_norm(tree, "average"), 2.5, rtol=2e-7)
+    for empty in ({}, None, [], jnp.zeros((0,)), jnp.array([3])):
+        for ord in ORDS:
+            assert float(norms.global_norm(empty, ord)) == 0.0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@by_ord
+def test_non_finite_values_show(ord, bad):
+    for values in ([1.0, bad, 2.0], [bad, 1.0, 1.0], [1.0, 1.0, bad]):
+        got = float(norms.global_norm(jnp.array(values, jnp.float32), ord))
+        assert np.isnan(got) if np.isnan(bad) else got == np.inf
+    mixed = float(norms.global_norm([jnp.array([np.inf]), jnp.array([np.nan])], ord))
+    assert np.isnan(mixed)
+
+
+def _vector():
+    return np.asarray(registry.build((6,), "float32"), np.float64)
+
+
+@by_ord
+def test_gradient_is_the_difference_quotient(ord):
+    with modes.x64():
+        x = _vector()
+        want = o.difference(lambda v: o.norm(v, ord).item(), x)
+        got = jax.grad(lambda v: norms.global_norm(v, ord))(jnp.asarray(x))
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-9)
+        tangent = np.linspace(-1, 1, 6)
+        _, dot = jax.jvp(
+            lambda v: norms.global_norm(v, ord), (jnp.asarray(x),), (jnp.asarray(tangent),)
+        )
+        np.testing.assert_allclose(dot, want @ tangent, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_gradient_is_the_unit_vector(dtype):
+    x = jnp.asarray([3.0, 0.0, -4.0], dtype)
+    got = jax.grad(lambda v: norms.global_norm(v).astype(jnp.float32))(x)
+    assert got.dtype == x.dtype
+    np.testing.assert_allclose(o.wide(got), [0.6, 0.0, -0.8], rtol=registry.eps(dtype))
+
+
+@pytest.mark.parametrize("k", [1e20, 1e-30, 1e38, 1e-37])
+def test_gradient_of_extreme_values(k):
+    for ord in (2, 3):
+        x = np.array([0.6, 0.0, -0.8])
+        want = np.sign(x) * (np.abs(x) / o.norm(x, ord).item()) ** (ord - 1)
+        got = jax.grad(lambda v, ord=ord: norms.global_norm(v, ord))(
+            jnp.asarray(x * k, jnp.float32)
+        )
+        np.testing.assert_allclose(got, want, rtol=2e-6)
+
+
+@pytest.mark.slow
+@by_ord
+def test_derivatives_at_zero(ord):
+    """The derivative there is 0, in both modes, and so is no NaN in the second."""
+
+    def f(v):
+        return norms.global_norm(v, ord)
+
+    zero = jnp.zeros(3)
+    np.testing.assert_array_equal(jax.grad(f)(zero), np.zeros(3))
+    assert float(jax.jvp(f, (zero,), (jnp.ones(3),))[1]) == 0.0
+    assert np.isfinite(jax.hessian(f)(zero)).all()
+    tree = {"a": jnp.zeros(2), "b": jnp.array([3.0, 4.0])}
+    leafwise = jax.jacobian(lambda t: norms.leaf_norms(t, ord))(tree)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(leafwise))
+    assert not np.any(leafwise["a"]["a"])
+
+
+def test_gradient_of_the_empty_tree():
+    assert jax.grad(norms.global_norm)({}) == {}
+    assert jax.grad(norms.global_norm)({"a": jnp.zeros((0, 2))})["a"].shape == (0, 2)
+
+
+@pytest.mark.slow
+def test_hessian_has_its_closed_form():
+    with modes.x64():
+        x = _vector()
+        n = np.sqrt(x @ x)
+        want = (np.eye(6) - np.outer(x, x) / n**2) / n
+        np.testing.assert_allclose(jax.hessian(norms.global_norm)(jnp.asarray(x)), want, atol=1e-12)
+
+
+@pytest.mark.slow
+@by_ord
+def test_hessian_is_the_difference_quotient(ord):
+    with modes.x64():
+        x = _vector()
+        g = jax.grad(lambda v: norms.global_norm(v, ord))
+        steps = 1e-6 * np.eye(6)
+        want = np.stack([(g(jnp.asarray(x + s)) - g(jnp.asarray(x - s))) / 2e-6 for s in steps])
+        got = jax.jacobian(g)(jnp.asarray(x))
+        np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_complex_gradient():
+    """JAX's convention: the conjugate of the direction of steepest ascent."""
+    z = jnp.array([3 + 4j, 0j, 12j], jnp.complex64)
+    got = jax.grad(norms.global_norm)(z)
+    np.testing.assert_allclose(got, np.conj(np.asarray(z)) / 13, rtol=1e-6)
+
+
+@pytest.mark.slow
+@by_ord
+def test_vmap(ord):
+    x = registry.build((5, 4))
+    x = x.at[2].set(0.0)
+    got = jax.vmap(lambda v: norms.global_norm(v, ord))(x)
+    np.testing.assert_allclose(got, o.norm(x, ord, (1,))[:, 0], rtol=6e-7)
+    grads = jax.vmap(jax.grad(lambda v: norms.global_norm(v, ord)))(x)
+    assert np.isfinite(grads).all()
+    assert not grads[2].any()
+
+
+@pytest.mark.parametrize("ord", [0.5, 0, -1, float("nan"), -INF, "max", "2"])
+def test_bad_order_value(ord):
+    for f in (norms.global_norm, norms.leaf_norms):
+        with pytest.raises(ValueError, match=f"ord={ord!r}".replace("'", ".")):
+            f(jnp.ones(2), ord)
+
+
+@pytest.mark.parametrize("ord", [True, None, [2]])
+def test_bad_order_type(ord):
+    with pytest.raises(TypeError, match="ord="):
+        norms.global_norm(jnp.ones(2), ord)
+
+
+def test_how_the_tree_is_split_does_not_matter():
+    x = registry.build((12, 4))
+    whole = float(norms.global_norm(x))
+    for parts in ([x], list(x), {"a": x[:5], "b": {"c": x[5:]}}, list(x.ravel())):
+        np.testing.assert_allclose(norms.global_norm(parts), whole, rtol=3e-7)
+
+
+@pytest.mark.slow
+@by_ord
+@pytest.mark.parametrize("size", [1e25, 1e-25])
+def test_many_small_leaves_whose_squares_leave_the_range(ord, size):
+    """They are measured again in stacks of a type; a large one among them alone."""
+    draw = np.random.default_rng(0)
+    shapes = [(3,), (2, 3), (3,), (), (2, 3), (5000,), (1, 0)] * 4
+    tree = [jnp.asarray(size * draw.standard_normal(shape), jnp.float32) for shape in shapes]
+    tree += [x.astype(jnp.bfloat16) for x in tree[:3]]
+    found = jax.jit(lambda t: norms.global_norm(t, ord))(tree)
+    want = o.by_tree(ord)(registry.floats(tree))[0]
+    np.testing.assert_allclose(float(found) / size, want / size, rtol=6e-7)
+
+
+@pytest.mark.parametrize("ord", [3, 2.5, 1.1, 7.3, 10, 100])
+def test_other_orders_at_any_magnitude(ord):
+    """Within two units of the last place: neither a power nor a root may round its exponent."""
+    draw = np.random.default_rng(0)
+    measure = jax.jit(lambda x: norms.global_norm(x, ord))
+    for k in (-25, -12, -3, 0, 3, 12, 25, 37):
+        x = (10.0**k * draw.standard_normal(7)).astype(np.float32)
+        want = o.norm(x / 10.0**k, ord).item() * 10.0**k
+        np.testing.assert_allclose(float(measure(jnp.asarray(x))), want, rtol=2.4e-7)
+
+
+def test_an_exact_cube_root_is_exact():
+    for power in (-40, -9, 0, 1, 2, 13, 30):
+        assert float(norms.global_norm(jnp.full(8, 2.0**power), 3)) == 2 * 2.0**power

@@ -1,0 +1,237 @@
+"""Projections wherever an optimizer is used: in JAX, in Optax, in models, over several devices."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxclip
+from tests.support import contexts, meshes, modes, registry, weights
+from tests.support import oracles as o
+from tests.support.weights import BY_NAME, PROJECTIONS
+
+CONTEXT_TREE = {"dense": {"bias": (3,), "kernel": (8, 3)}, "gain": ()}
+MAX = BY_NAME["max_norm"]
+
+
+def check(context, projection):
+    p, u = registry.build(CONTEXT_TREE, seed=1), registry.build(CONTEXT_TREE)
+    seen = 0
+    for updates, params, result in context(projection, projection.c, u, p):
+        leaves = zip(jax.tree.leaves(params), jax.tree.leaves(result), strict=True)
+        landed = [o.wide(w) + o.wide(r) for w, r in leaves]
+        weights.assert_lands(
+            projection, projection.c, jax.tree.leaves(params), jax.tree.leaves(updates),
+            [x.astype(np.float32) for x in landed],
+        )  # fmt: skip
+        seen += 1
+    assert seen
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS, ids=str)
+@pytest.mark.parametrize("context", contexts.PLAIN, ids=lambda f: f.__name__)
+def test_context(context, projection):
+    check(context, projection)
+
+
+@pytest.mark.relaxed
+@pytest.mark.parametrize("projection", PROJECTIONS, ids=str)
+@pytest.mark.parametrize("context", contexts.MODELS, ids=lambda f: f.__name__)
+def test_model(context, projection):
+    """An `nnx.Optimizer`, a Linen `TrainState`, an Equinox model."""
+
+    def downhill(_, c, u, p):
+        for updates, params, result in context(weights.descent(projection), c, u, p):
+            yield (
+                [-x for x in jax.tree.leaves(updates)],
+                params,
+                [-x for x in jax.tree.leaves(result)],
+            )
+
+    check(downhill, projection)
+
+
+# ---- several devices
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS, ids=str)
+@pytest.mark.parametrize("mesh", meshes.MESHES)
+def test_mesh(mesh, projection):
+    """The kernel's rows are sharded: every unit is spread over the devices."""
+    check(meshes.MESHES[mesh], projection)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("projection", PROJECTIONS, ids=str)
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_units_on_devices_of_their_own(axis_type, projection):
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(axis_type,), devices=jax.devices()[:4])
+    specs = {"kernel": P(None, "x"), "conv": P(None, None, None, "x"), "bias": P("x")}
+    shapes = {"kernel": (6, 8), "conv": (2, 2, 3, 4), "bias": (4,)}
+    p, u = registry.build(shapes, scale=2), registry.build(shapes, seed=1)
+
+    def put(tree):
+        return {k: jax.device_put(x, NamedSharding(mesh, specs[k])) for k, x in tree.items()}
+
+    with jax.set_mesh(mesh):
+        tx = projection.make(projection.c)
+        out, state = jax.jit(lambda u, p: tx.update(u, tx.init(p), p))(put(u), put(p))
+        landed = jax.block_until_ready(jax.tree.map(jnp.add, put(p), out))
+    for k, x in landed.items():
+        assert x.sharding.is_equivalent_to(NamedSharding(mesh, specs[k]), x.ndim)
+    weights.assert_lands(projection, projection.c, p, u, jax.device_get(landed))
+    assert int(state.count) == 1
+
+
+def _sharded(spec, run, p, u, check=True):
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    mapped = jax.shard_map(
+        run, mesh=mesh, in_specs=(spec, spec), out_specs=(spec, P()), check_vma=check
+    )
+    return jax.device_get(jax.jit(mapped)(u, p))
+
+
+SHARDINGS = [
+    (P("x"), 0, "x", True), (P(None, "x"), 0, (), True), (P("x"), 0, "x", False),
+    *(pytest.param(*rest, marks=pytest.mark.slow) for rest in (
+        (P(None, "x"), 0, (), False), (P("x"), 1, (), True), (P(None, "x"), 1, ("x",), True),
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("spec", "axis", "axis_name", "check"), SHARDINGS)
+def test_shard_map(spec, axis, axis_name, check):
+    """Units spread over devices, or whole on one of them: only the caller can know which."""
+    p, u = registry.build((8, 4), scale=0.7), registry.build((8, 4), scale=0.7, seed=1)
+    sets = [BY_NAME[name] for name in ("max_norm", "min_max_norm")]
+
+    def run(u, p):
+        found = [q.make(1.9, axis=axis, axis_name=axis_name) for q in sets]
+        results = [tx.update(u, tx.init(p), p) for tx in found]
+        return [r for r, _ in results], [s.fraction for _, s in results]
+
+    outs, fractions = _sharded(spec, run, p, u, check)
+    for projection, out, share in zip(sets, outs, fractions, strict=True):
+        landed = (o.wide(p) + o.wide(out)).astype(np.float32)
+        weights.assert_lands(projection, 1.9, p, u, landed, axis)
+        sizes = o.norm(o.wide(p) + o.wide(u), 2, (axis,))
+        outside = (sizes > 1.9) if projection is MAX else (sizes > 3.8) | (sizes < 1.9)
+        if check:  # unchecked, what is recorded is each device's own
+            np.testing.assert_allclose(share, outside.mean(), rtol=1e-6)
+    assert 0 < float(np.mean(sizes > 1.9)) < 1
+
+
+def test_elements_in_shard_map_need_no_word():
+    p, u = registry.build((8, 4), scale=2), registry.build((8, 4), seed=1)
+
+    def run(u, p):
+        made = [jaxclip.project_box(-1.5, 0.75, record=True), jaxclip.project_non_negative()]
+        results = [tx.update(u, tx.init(p), p) for tx in made]
+        return [r for r, _ in results], results[0][1].fraction
+
+    (boxed, positive), share = _sharded(P("x"), run, p, u)
+    for projection, out in ((BY_NAME["box"], boxed), (BY_NAME["non_negative"], positive)):
+        landed = (o.wide(p) + o.wide(out)).astype(np.float32)
+        weights.assert_lands(projection, 1.5, p, u, landed)
+    moved = o.wide(p) + o.wide(u)
+    np.testing.assert_allclose(share, ((moved < -1.5) | (moved > 0.75)).mean(), rtol=1e-6)
+
+
+def test_what_shard_map_cannot_know():
+    p = {
+        "kernel": registry.build((8, 4)),
+        "head": registry.build((4, 4)),
+        "bias": registry.build((4,)),
+    }
+    specs = {"kernel": P("x"), "head": P(), "bias": P()}
+
+    def run(make, u, p):
+        tx = make()
+        return tx.update(u, tx.init(p), p)[0], jnp.zeros(())
+
+    for make, message in [
+        (
+            lambda: jaxclip.project_max_norm(1.0),
+            r"axis_name=None: the leaf \['kernel'\] is sharded",
+        ),
+        (lambda: jaxclip.project_max_norm(1.0, axis_name="x"), r"\['head'\] is replicated"),
+        (lambda: jaxclip.project_spectral_norm(1.0), r"\['kernel'\].*whole on every device"),
+        (lambda: jaxclip.project_max_norm(1.0, axis_name="y"), "axis_name='y' is not an axis"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            _sharded(specs, functools.partial(run, make), p, p)
+    # Told apart by mask, they work together.
+    both = optax.chain(
+        jaxclip.project_max_norm(
+            1.0, axis_name="x", mask={"kernel": True, "head": False, "bias": False}
+        ),
+        jaxclip.project_max_norm(1.0, mask={"kernel": False, "head": True, "bias": False}),
+    )
+    out, _ = _sharded(specs, functools.partial(run, lambda: both), p, p)
+    for key in ("kernel", "head"):
+        landed = (o.wide(p[key]) + o.wide(out[key])).astype(np.float32)
+        weights.assert_lands(MAX, 1.0, p[key], p[key], landed)
+
+
+# ---- wrappers and 16-bit parameters
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrapper", ["multi_steps", "masked", "skip_nonfinite", "partition"])
+def test_wrappers_with_bfloat16_parameters(wrapper):
+    """The update is float32 there, and the wrapper must not mind."""
+    p = {"k": jnp.full((3, 2), 2.0, jnp.bfloat16), "b": jnp.ones(2, jnp.bfloat16)}
+    tx = optax.chain(optax.sgd(1.0), jaxclip.project_max_norm(1.0))
+    made = {
+        "multi_steps": lambda: optax.MultiSteps(tx, 2),
+        "masked": lambda: optax.masked(tx, {"k": True, "b": False}),
+        "skip_nonfinite": lambda: jaxclip.skip_nonfinite(tx),
+        "partition": lambda: optax.partition({"a": tx, "b": optax.sgd(1.0)}, {"k": "a", "b": "b"}),
+    }[wrapper]()
+    with modes.relaxed():
+        state = made.init(p)
+        update = jax.jit(made.update)
+        for _ in range(4):
+            updates, state = update(jax.tree.map(lambda x: -x, p), state, p)
+            p = optax.apply_updates(p, updates)
+    assert p["k"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(o.norm(p["k"], 2, (0,)), 1.0, rtol=registry.eps("bfloat16"))
+
+
+def test_one_trace():
+    """A step traces once, whatever the count."""
+    tx = jaxclip.project_max_norm(lambda count: 1.0 + count.astype(jnp.float32))
+    p = registry.build((6, 4))
+    traces = []
+
+    @jax.jit
+    def step(u, s, p):
+        traces.append(1)
+        return tx.update(u, s, p)
+
+    state = tx.init(p)
+    for _ in range(3):
+        _, state = step(p, state, p)
+    assert len(traces) == 1
+    assert float(state.threshold) == 3.0
+
+
+def test_a_replaced_optax_transformation_may_have_left_its_state():
+    p = registry.build((6, 4), scale=3)
+    for state in (None, optax.EmptyState()):
+        updates, _ = jaxclip.project_max_norm(1.0).update(p * 0, state, p)
+        weights.assert_lands(MAX, 1.0, p, p * 0, p + updates)
+    with pytest.raises(TypeError, match="is not a state of project_max_norm"):
+        jaxclip.project_max_norm(1.0).update(p, {"x": 1}, p)
+
+
+def test_the_list_has_every_projection():
+    exported = {n for n in jaxclip.__all__ if n.startswith("project_")}
+    assert exported == {q.function for q in PROJECTIONS}
+    assert dataclasses.is_dataclass(MAX)

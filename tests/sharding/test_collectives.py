@@ -1,0 +1,127 @@
+"""How many collectives an update runs: one small all-reduce, whatever the number of leaves."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxclip
+from tests.support import collectives
+
+pytestmark = pytest.mark.relaxed  # Adam of Optax promotes
+
+ONE = {"all-reduce": 1}
+RULES = {
+    "alone": lambda: jaxclip.clip_by_global_norm(1.0),
+    "with_adam": lambda: optax.chain(jaxclip.clip_by_global_norm(1.0), optax.adam(1e-3)),
+    "guarded": lambda: jaxclip.skip_nonfinite(
+        optax.chain(jaxclip.clip_by_global_norm(1.0), optax.adam(1e-3))
+    ),
+    "monitored": lambda: optax.chain(jaxclip.monitor(), jaxclip.clip_by_global_norm(1.0)),
+    "skip_spikes": lambda: jaxclip.skip_spikes(jaxclip.clip_by_global_norm(1.0)),
+    "zclip": jaxclip.zclip,
+    "clip_by_norm": lambda: jaxclip.clip_by_norm(1.0),
+    "clip_by_block_rms": lambda: jaxclip.clip_by_block_rms(1.0),
+    "adagc": lambda: jaxclip.adagc(warmup_steps=3),
+    "stable_adam": jaxclip.scale_by_stable_adam,
+}
+UNITS = {
+    "adaptive_grad_clip": lambda: jaxclip.adaptive_grad_clip(0.1),
+    "project_max_norm": lambda: jaxclip.project_max_norm(1.0),
+}
+ALL = RULES | UNITS
+PLAIN = {("alone", 50), ("guarded", 1), ("monitored", 1)}
+TWO_AXES = {"a": P("data"), "b": P(None, "model"), "c": P("data", "model"), "d": P()}
+
+
+def _tree(leaves):
+    """Kernels, whose rows are sharded, and biases, which are not."""
+    return {f"{i:03d}": jnp.ones((3,) if i % 2 else (8, 4)) for i in range(leaves)}
+
+
+def _specs(tree):
+    return jax.tree.map(lambda x: P("data") if x.shape == (8, 4) else P(), tree)
+
+
+def _on_auto(tx, tree, specs, mesh):
+    with jax.set_mesh(mesh):
+        put = {k: jax.device_put(x, NamedSharding(mesh, specs[k])) for k, x in tree.items()}
+        return collectives.count(lambda u, s: tx.update(u, s, u), put, jax.jit(tx.init)(put))
+
+
+def _in_shard_map(tx, tree, specs, mesh):
+    def run(u):
+        return tx.update(u, tx.init(u), u)
+
+    state = jax.tree.map(
+        lambda x: P("data") if x.shape == (8, 4) else P(), jax.eval_shape(tx.init, tree)
+    )
+    run = jax.shard_map(run, mesh=mesh, in_specs=(specs,), out_specs=(specs, state))
+    return collectives.count(run, tree)
+
+
+def _mesh(sizes, names):
+    return jax.make_mesh(sizes, names, (AxisType.Auto,) * len(names))
+
+
+def _cases():
+    for name in ALL:
+        for leaves in (1, 50):
+            slow = (name, leaves) not in PLAIN
+            yield pytest.param(name, leaves, marks=[pytest.mark.slow] if slow else [])
+    yield pytest.param("alone", 500, marks=pytest.mark.slow)
+    yield pytest.param("guarded", 500, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "leaves"), list(_cases()))
+def test_one_all_reduce(name, leaves):
+    """XLA joins the sums of single leaves; those of a whole tree are one sum from the start."""
+    tree, mesh = _tree(leaves), _mesh((8,), ("data",))
+    assert _on_auto(ALL[name](), tree, _specs(tree), mesh) == ONE
+    if name in RULES:  # which can be told from types alone
+        assert _in_shard_map(RULES[name](), tree, _specs(tree), mesh) == ONE
+
+
+def test_leaves_sharded_over_different_axes_share_one():
+    tree = {key: jnp.ones((8, 4)) for key in TWO_AXES}
+    mesh, tx = _mesh((4, 2), ("data", "model")), jaxclip.clip_by_global_norm(1.0)
+
+    def run(u):
+        return tx.update(u, tx.init(u))
+
+    mapped = jax.shard_map(run, mesh=mesh, in_specs=(TWO_AXES,), out_specs=(TWO_AXES, P()))
+    assert collectives.count(mapped, tree) == ONE
+
+
+@pytest.mark.slow
+def test_the_norm_of_three_sums():
+    """Devices that are no power of two, and a part that is the same on some of them."""
+    mesh = jax.make_mesh((3, 2), ("data", "model"), (AxisType.Auto,) * 2, devices=jax.devices()[:6])
+    tree = {key: jnp.arange(24.0).reshape(6, 4) * (1 + i) for i, key in enumerate(TWO_AXES)}
+    for order in (1, 2, 3, float("inf")):
+        want = jaxclip.norms.global_norm(tree, order)
+
+        def run(u, order=order):
+            return jax.value_and_grad(lambda u: jaxclip.norms.global_norm(u, order))(u)
+
+        got, slope = jax.jit(
+            jax.shard_map(run, mesh=mesh, in_specs=(TWO_AXES,), out_specs=(P(), TWO_AXES))
+        )(tree)
+        assert abs(got / want - 1) < 1e-6
+        known = jax.grad(jaxclip.norms.global_norm)(tree, order)
+        for key, x in known.items():
+            assert jnp.allclose(slope[key], x, rtol=1e-5, atol=1e-7)
+
+
+def test_the_count_sees_what_runs():
+    """A collective in a branch is not counted, one in a loop is."""
+    mesh = _mesh((8,), ("data",))
+
+    def run(x):
+        x = jax.lax.fori_loop(0, 3, lambda i, y: y + jax.lax.psum(x, "data"), x)
+        return jax.lax.cond(x[0] > 9, lambda: jax.lax.pmax(x, "data"), lambda: -x)
+
+    mapped = jax.shard_map(run, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False)
+    assert collectives.count(mapped, jnp.ones(8)) == ONE

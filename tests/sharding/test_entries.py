@@ -1,0 +1,171 @@
+"""Meshes at every entry: what cannot be is said with the leaf's path, what must be named can be."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import jaxclip
+from jaxclip import functional, norms
+from tests.support import learned, registry
+
+MESH_AXES = ("data", "model")
+SPECS = {"a": P("data"), "b": P(None, "model"), "c": P("data", "model"), "d": P()}
+
+
+def _mesh(kind=AxisType.Auto):
+    return jax.make_mesh((4, 2), MESH_AXES, (kind,) * 2)
+
+
+def _updated(make):
+    def run(x, **keywords):
+        tx = make(**keywords)
+        return tx.update(x, tx.init(x), x)[0]
+
+    return run
+
+
+def _scaled(function):
+    def run(x, **keywords):
+        return jax.tree.map(lambda y: y * jnp.max(jax.tree.leaves(function(x, **keywords))[0]), x)
+
+    return run
+
+
+# Everything public that takes `axis_name`, as a function of a tree.
+ENTRIES = {
+    "clip": _updated(functools.partial(jaxclip.clip, 0.5)),
+    "clip_by_value": _updated(functools.partial(jaxclip.clip_by_value, -0.5, 0.5, record=True)),
+    "clip_by_norm": _updated(functools.partial(jaxclip.clip_by_norm, 0.5)),
+    "clip_by_norm_axis": _updated(functools.partial(jaxclip.clip_by_norm, 0.5, axis=0)),
+    "clip_by_average_norm": _updated(functools.partial(jaxclip.clip_by_average_norm, 0.1)),
+    "clip_by_block_rms": _updated(functools.partial(jaxclip.clip_by_block_rms, 0.1)),
+    "clip_by_global_norm": _updated(functools.partial(jaxclip.clip_by_global_norm, 0.5)),
+    "adaptive_grad_clip": _updated(functools.partial(jaxclip.adaptive_grad_clip, 0.1)),
+    **{f"scope_{s}": _updated(functools.partial(jaxclip.clip_by, 0.5, scope=s))
+       for s in ("element", "unit", "leaf", "global")},
+    **{name: _updated(make) for name, make in learned.RULES.items() if name != "clip_by"},
+    "skip_nonfinite": _updated(functools.partial(jaxclip.skip_nonfinite, optax.identity())),
+    "skip_spikes": _updated(functools.partial(jaxclip.skip_spikes, optax.identity())),
+    "monitor": _updated(jaxclip.monitor),
+    "monitor_params": _updated(functools.partial(jaxclip.monitor, of="params")),
+    "scale_by_stable_adam": _updated(jaxclip.scale_by_stable_adam),
+    "project_max_norm": _updated(functools.partial(jaxclip.project_max_norm, 1.0)),
+    "project_unit_norm": _updated(jaxclip.project_unit_norm),
+    "project_min_max_norm": _updated(functools.partial(jaxclip.project_min_max_norm, 0.1, 1.0)),
+    "project_non_negative": _updated(jaxclip.project_non_negative),
+    "project_box": _updated(functools.partial(jaxclip.project_box, -1, 1)),
+    "functional.clip_by_norm": functools.partial(functional.clip_by_norm, max_norm=0.5),
+    "functional.clip_by_average_norm": functools.partial(
+        functional.clip_by_average_norm, max_norm=0.5),
+    "functional.clip_by_global_norm": lambda x, **k: functional.clip_by_global_norm(x, 0.5, **k)[0],
+    "functional.max_norm": functools.partial(functional.max_norm, limit=0.5),
+    "functional.unit_norm": functional.unit_norm,
+    "functional.min_max_norm": functional.min_max_norm,
+    **{f"norms.{n}": _scaled(getattr(norms, n)) for n in norms.__all__},
+}  # fmt: skip
+
+
+@pytest.mark.relaxed
+def test_a_replicated_leaf_declared_sharded():
+    """Sharded over one axis, and declared sharded over the other, or over both."""
+    tree = {"fine": jnp.ones((8, 4)), "k": jnp.ones((8, 4))}
+    specs = {"fine": P("data", "model"), "k": P(None, "model")}
+    for run in ENTRIES.values():
+        for names in ("data", MESH_AXES):
+            mapped = jax.shard_map(
+                functools.partial(run, axis_name=names), mesh=_mesh(), in_specs=(specs,),
+                out_specs=specs,
+            )  # fmt: skip
+            with pytest.raises(ValueError, match=r"axis_name='data': the leaf \['k'\] is repli"):
+                jax.eval_shape(mapped, tree)
+
+
+def test_every_entry_that_takes_an_axis_name_is_listed():
+    public = {n for n in jaxclip.__all__ if hasattr(getattr(jaxclip, n), "__code__")}
+    taking = {
+        prefix + n
+        for room, names, prefix in (
+            (jaxclip, public, ""), (functional, functional.__all__, "functional."),
+            (norms, norms.__all__, "norms."),
+        )
+        for n in names
+        if "axis_name" in getattr(room, n).__code__.co_varnames[: _arguments(getattr(room, n))]
+    }  # fmt: skip
+    assert taking - {"clip_by"} <= ENTRIES.keys()
+
+
+def _arguments(function):
+    return function.__code__.co_argcount + function.__code__.co_kwonlyargcount
+
+
+# ---- functions
+
+
+UNIT_FUNCTIONS = {
+    "max_norm": functools.partial(functional.max_norm, limit=0.7),
+    "unit_norm": functional.unit_norm,
+    "min_max_norm": functools.partial(functional.min_max_norm, min_norm=0.3, max_norm=0.7),
+    "clip_by_norm": functools.partial(functional.clip_by_norm, max_norm=0.7),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", [True, False])
+def test_functions_of_units_in_shard_map(check):
+    """Of columns and rows, each spread over one axis of two or whole."""
+    w = registry.build((8, 4))
+    cases = [(P("data"), 0, "data"), (P("data"), 1, ()), (P("data", "model"), 0, "data")]
+
+    def run(axis, names, w):
+        return {k: f(w, axis=axis, axis_name=names) for k, f in UNIT_FUNCTIONS.items()}
+
+    for spec, axis, names in cases:
+        mapped = jax.shard_map(
+            functools.partial(run, axis, names), mesh=_mesh(), in_specs=(spec,), out_specs=spec,
+            check_vma=check,
+        )  # fmt: skip
+        for name, got in jax.jit(mapped)(w).items():
+            np.testing.assert_allclose(got, UNIT_FUNCTIONS[name](w, axis=axis), rtol=1e-6)
+
+
+def test_functions_of_leaves_where_the_axis_must_be_named():
+    w = registry.build((8, 4))
+
+    def run(w, **k):
+        return (
+            functional.clip_by_norm(w, 0.5, **k),
+            functional.clip_by_average_norm(w, 0.01, **k),
+            functional.clip_by_global_norm({"w": w}, 0.5, **k)[0]["w"],
+            w * norms.rms(w, **k),
+            w * norms.average_norm(w, **k),
+        )
+
+    spec = P("data", "model")
+    mapped = jax.shard_map(
+        functools.partial(run, axis_name=MESH_AXES), mesh=_mesh(), in_specs=(spec,),
+        out_specs=spec, check_vma=False,
+    )  # fmt: skip
+    for got, want in zip(jax.jit(mapped)(w), run(w), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+# ---- sizes
+
+
+@pytest.mark.relaxed
+def test_more_elements_than_an_int32_counts():
+    tree = {"w": jax.ShapeDtypeStruct((2**20, 2**20), jnp.float32)}
+    for entry, run in ENTRIES.items():
+        try:
+            jax.eval_shape(run, tree)
+        except Exception as error:
+            error.add_note(entry)
+            raise
+    element = functools.partial(jaxclip.clip_by_value, -1.0, 1.0, record=True)
+    jax.eval_shape(_updated(element), tree)

@@ -1,0 +1,119 @@
+"""Row 11 of what the peers get wrong: a NaN on one shard skips the step on every device.
+
+And what learned thresholds remember is the same everywhere.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import jaxclip
+from tests.support import guards
+from tests.support.guards import GUARDS
+
+NAN = float("nan")
+SPECS = {"kernel": P("x"), "bias": P()}
+by_guard = pytest.mark.parametrize("guard", GUARDS)
+
+
+def _mesh():
+    return jax.make_mesh((4,), ("x",), (AxisType.Auto,), devices=jax.devices()[:4])
+
+
+def _bad():
+    """Good but for one element, which lies on the third of four devices."""
+    kernel = jnp.ones((8, 3))
+    return {"kernel": kernel.at[5, 1].set(NAN), "bias": jnp.full(3, 2.0)}
+
+
+def _good():
+    return {"kernel": jnp.ones((8, 3)), "bias": jnp.full(3, 2.0)}
+
+
+@by_guard
+def test_row_11_one_bad_shard(guard):
+    """With replication checking: that the counts leave as replicated is proof that all agree."""
+    tx = GUARDS[guard](optax.trace(0.5))
+
+    def steps(*updates):
+        state, outs = tx.init(updates[0]), []
+        for u in updates:
+            out, state = tx.update(u, state)
+            outs.append(out)
+        return outs, (state.skipped, state.count, state.skipped_count, state.norm)
+
+    run = jax.jit(
+        jax.shard_map(
+            steps, mesh=_mesh(), in_specs=(SPECS,) * 3, out_specs=([SPECS] * 3, (P(),) * 4)
+        )
+    )
+    (first, second, third), (skipped, count, skipped_count, norm) = run(_good(), _bad(), _good())
+    assert guards.is_zero(second)
+    np.testing.assert_array_equal(first["kernel"], np.ones((8, 3)))
+    np.testing.assert_array_equal(third["kernel"], np.full((8, 3), 1.5))  # as after one step
+    np.testing.assert_array_equal(third["bias"], np.full(3, 3.0))
+    assert (bool(skipped), int(count), int(skipped_count)) == (False, 3, 1)
+    np.testing.assert_allclose(norm, 6.0, rtol=1e-6)
+
+
+@by_guard
+def test_row_11_where_the_axis_must_be_named(guard):
+    """shard_map without replication checking, and pmap."""
+    tx = GUARDS[guard](optax.trace(0.5), axis_name="x")
+
+    def step(kernel):
+        out, state = tx.update({"kernel": kernel}, tx.init({"kernel": kernel}))
+        return out["kernel"], state.skipped[None], state.count[None]
+
+    run = jax.shard_map(step, mesh=_mesh(), in_specs=P("x"), out_specs=P("x"), check_vma=False)
+    for u, bad in ((_good(), False), (_bad(), True)):
+        out, skipped, count = jax.jit(run)(u["kernel"])
+        np.testing.assert_array_equal(skipped, [bad] * 4)
+        np.testing.assert_array_equal(count, [1] * 4)
+        assert guards.is_zero(out) == bad
+    out, skipped, _ = jax.pmap(step, "x")(_bad()["kernel"].reshape(4, 2, 3))
+    np.testing.assert_array_equal(skipped[:, 0], [True] * 4)
+    assert guards.is_zero(out)
+
+
+def test_row_11_optax():
+    """What the row is about: each device of `apply_if_finite` decides for itself."""
+    tx = optax.apply_if_finite(optax.identity(), 3)
+
+    def step(kernel):
+        out, state = tx.update(kernel, tx.init(kernel))
+        return out, state.last_finite[None]
+
+    run = jax.shard_map(step, mesh=_mesh(), in_specs=P("x"), out_specs=P("x"), check_vma=False)
+    _, fine = jax.jit(run)(_bad()["kernel"])
+    np.testing.assert_array_equal(fine, [True, True, False, True])
+
+
+@pytest.mark.slow
+def test_a_loss_that_differs_between_devices():
+    """Averaged first: one device's NaN is everyone's, and one device's spike a part of the mean."""
+    spikes = jaxclip.skip_spikes(optax.identity(), sigma=3.0, window=8, min_history=4)
+    rules = {"skip_nonfinite": jaxclip.skip_nonfinite(optax.identity()), "skip_spikes": spikes}
+
+    def steps(u, losses):
+        log = {}
+        for name, tx in rules.items():
+            state, skipped = tx.init(u), []
+            for row in losses:  # of one number: this device's
+                _, state = tx.update(u, state, u, value=row[0])
+                skipped.append(state.skipped)
+            log[name] = jnp.stack(skipped)
+        return log
+
+    losses = np.float32([[1, 2, 3, 4], [1, 2, 3, 4.4], [1, 2, 3, 3.6], [1, 2, 3, 4], [2.5] * 4])
+    losses = np.concatenate([losses, [[1, 2, 3, 4.4], [1, 2, NAN, 4], [1, 9, 3, 4]]], dtype="f4")
+    run = jax.shard_map(
+        steps, mesh=_mesh(), in_specs=(SPECS, P(None, "x")), out_specs=dict.fromkeys(rules, P())
+    )
+    log = jax.jit(run)(_good(), losses)
+    np.testing.assert_array_equal(log["skip_nonfinite"], [False] * 6 + [True, False])
+    np.testing.assert_array_equal(log["skip_spikes"], [False] * 6 + [True, True])
