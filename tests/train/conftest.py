@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxclip.train import data, mnist
+from jaxclip.train.data import sources, tfds_mnist
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 def mnist_folder():
     """The folder with the four original MNIST files."""
     folder = Path(os.environ.get("JAXCLIP_MNIST", ROOT / "../shared/data/mnist")).resolve()
-    if not all((folder / name).is_file() for name in mnist.FILES):
+    if not all((folder / name).is_file() for name in tfds_mnist.FILES):
         pytest.skip("the original MNIST files are not here (set JAXCLIP_MNIST to their folder)")
     return folder
 
@@ -66,7 +66,7 @@ def real_mnist(first_read, mnist_folder, session_cache):
     assert first_read.returncode == 0, first_read.stderr
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXCLIP_CACHE", str(session_cache))
-        return data.load("mnist", str(mnist_folder))
+        return sources.load("mnist", str(mnist_folder))
 
 
 @pytest.fixture(autouse=True)
@@ -74,14 +74,14 @@ def alone(monkeypatch, tmp_path):
     """No network, no shared folder, an empty cache, and an empty working directory."""
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
     monkeypatch.setenv("JAXCLIP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(data, "connection_trouble", lambda url: "no network in tests")
+    monkeypatch.setattr(sources, "connection_trouble", lambda url: "no network in tests")
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
 
 
 @pytest.fixture(scope="session")
 def digits():
-    return data.digits("scikit-learn")
+    return sources.digits("scikit-learn")
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +92,7 @@ def few_digits(digits):
     )
 
 
-class _FewExamples(mnist.Mnist, skip_registration=True):
+class _FewExamples(tfds_mnist.Mnist, skip_registration=True):
     """A data set of the stock name with 30 + 10 made-up images."""
 
     name = "mnist"
@@ -115,6 +115,6 @@ def prepared(tmp_path_factory):
     """A folder prepared by tensorflow-datasets; what is prepared lies in mnist/3.0.1 below it."""
     folder = tmp_path_factory.mktemp("prepared")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(mnist.BUILDERS, "mnist", _FewExamples)
-        assert mnist.prepare("mnist", folder, None) == folder / "mnist" / "3.0.1"
+        patch.setitem(tfds_mnist.BUILDERS, "mnist", _FewExamples)
+        assert tfds_mnist.prepare("mnist", folder, None) == folder / "mnist" / "3.0.1"
     return folder

@@ -8,7 +8,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from jaxclip.train import cli, flags, loop, presets, record
+from jaxclip.train.cli import dispatch, flags
+from jaxclip.train.config import presets
+from jaxclip.train.recording import metrics_file
+from jaxclip.train.training import loop
 from tests.train.runs import records, strictly, summary
 
 SMALL = ["--dataset", "digits", "--sizes", "8", "--batch-size", "512", "--epochs", "2"]
@@ -76,7 +79,7 @@ MISTAKES = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
 def test_mistakes_are_one_line(arguments, message, capsys, tmp_path):
-    assert cli.main(arguments) == 2
+    assert dispatch.main(arguments) == 2
     said = capsys.readouterr().err
     assert said.startswith("jaxclip: error: ")
     assert message in said
@@ -111,7 +114,7 @@ def test_train_writes_everything_and_appends(tmp_path, capsys):
     out = tmp_path / "out"
     command = ["train", "explode", *SMALL, "--out", str(out)]
     command += ["--project", "max_norm=0.2,axis=1,layers=hidden"]
-    assert cli.main(command) == 0
+    assert dispatch.main(command) == 0
     said = capsys.readouterr()
     assert said.err == ""
     assert "data: digits (8x8), 1,437 training and 360 test images" in said.out
@@ -136,7 +139,7 @@ def test_train_writes_everything_and_appends(tmp_path, capsys):
     assert strictly((out / "config.json").read_text())["sizes"] == [8]
     for name in ("run.png", "weights.png"):
         assert matplotlib.image.imread(out / name).shape == (550, 1320, 4)
-    assert cli.main(command) == 0
+    assert dispatch.main(command) == 0
     again = records(out)
     assert again[: len(first)] == first
     assert len(again) == 2 * len(first)
@@ -145,7 +148,7 @@ def test_train_writes_everything_and_appends(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_default_folder_and_report_of_losses(capsys, tmp_path):
-    assert cli.main(["train", "forward", *SMALL, "--epochs", "1", "--log-every", "1"]) == 0
+    assert dispatch.main(["train", "forward", *SMALL, "--epochs", "1", "--log-every", "1"]) == 0
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("epoch 0: "))
     losses = [float(x) for x in line.removeprefix("epoch 0: ").split(" | ")[0].split()]
     written = records(tmp_path / "work" / "runs" / "forward")
@@ -155,7 +158,7 @@ def test_default_folder_and_report_of_losses(capsys, tmp_path):
 @pytest.mark.slow
 def test_non_finite_loss_ends_the_run_with_code_one(tmp_path, capsys):
     command = ["train", "explode", *SMALL, "--clip", "none", "--learning-rate", "1e30"]
-    assert cli.main([*command, "--out", str(tmp_path / "out")]) == 1
+    assert dispatch.main([*command, "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert said.startswith("jaxclip: error: the loss is ")
     assert "first non-finite gradient: layers/0/kernel" in said
@@ -176,7 +179,7 @@ def test_interrupt_keeps_what_was_written(tmp_path, monkeypatch, capsys):
         return original(config, count, epoch)
 
     monkeypatch.setattr(loop, "batch_indices", interrupted)
-    assert cli.main(["train", "explode", *SMALL, "--out", str(tmp_path)]) == 130
+    assert dispatch.main(["train", "explode", *SMALL, "--out", str(tmp_path)]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert [r["kind"] for r in records(tmp_path)] == ["run", "step", "step", "epoch"]
     assert summary(tmp_path)["status"] == "stopped"
@@ -185,7 +188,7 @@ def test_interrupt_keeps_what_was_written(tmp_path, monkeypatch, capsys):
 
 def test_presets_shows_every_hyper_parameter(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")
-    assert cli.main(["presets"]) == 0
+    assert dispatch.main(["presets"]) == 0
     said = capsys.readouterr().out
     for field in presets.fields()[1:]:
         assert f"--{field.name.replace('_', '-')}" in said
@@ -252,7 +255,7 @@ def test_every_flag_reaches_its_field():
             arguments.append(flag)
         else:
             arguments += [flag, ",".join(map(str, value)) if name == "sizes" else str(value)]
-    options = cli._parser().parse_args(arguments)
+    options = dispatch._parser().parse_args(arguments)
     config = presets.get("explode").override(flags.overrides(options))
     assert {name: getattr(config, name) for name in given} == given
 
@@ -267,10 +270,10 @@ def test_every_flag_reaches_its_field():
     ],
 )
 def test_strict_json(value, text):
-    assert json.dumps(record.plain(value), allow_nan=False) == text
+    assert json.dumps(metrics_file.plain(value), allow_nan=False) == text
 
 
 def test_float32_survives_the_record():
     values = np.random.default_rng(0).normal(size=1000).astype(np.float32)
-    read = json.loads(json.dumps(record.plain(values)))
+    read = json.loads(json.dumps(metrics_file.plain(values)))
     np.testing.assert_array_equal(np.asarray(read, np.float32), values)

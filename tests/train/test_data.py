@@ -13,12 +13,13 @@ import pytest
 from tensorflow_datasets.core.download.checksums import UrlInfo
 from tensorflow_datasets.proto import tf_example_pb2
 
-from jaxclip.train import data, mnist, presets
+from jaxclip.train.config import presets
+from jaxclip.train.data import sources, tfds_mnist
 from jaxclip.train.errors import UserError
 from tests.train.conftest import made_up_image, read_without_tensorflow
 
 # Before the fixture that keeps the tests off the network takes its place.
-connection_trouble = data.connection_trouble
+connection_trouble = sources.connection_trouble
 
 
 def is_made_up(found):
@@ -33,7 +34,7 @@ def is_made_up(found):
 
 def put_originals(folder, content=b"not what LeCun wrote"):
     folder.mkdir()
-    for name in mnist.FILES:
+    for name in tfds_mnist.FILES:
         (folder / name).write_bytes(gzip.compress(bytes(16) + content))
     return folder
 
@@ -43,7 +44,7 @@ def put_originals(folder, content=b"not what LeCun wrote"):
 
 @pytest.mark.parametrize("below", ["", "mnist", "mnist/3.0.1"])
 def test_prepared_folder_at_any_of_its_levels(prepared, below):
-    found = data.load(None, str(prepared / below))
+    found = sources.load(None, str(prepared / below))
     assert is_made_up(found)
     assert "prepared by tensorflow-datasets" in found.describe()
     assert "30 training and 10 test images" in found.describe()
@@ -52,18 +53,18 @@ def test_prepared_folder_at_any_of_its_levels(prepared, below):
 def test_prepared_comes_before_originals(prepared, tmp_path):
     folder = put_originals(tmp_path / "both")
     shutil.copytree(prepared / "mnist", folder / "mnist")
-    assert is_made_up(data.load("mnist", str(folder)))
+    assert is_made_up(sources.load("mnist", str(folder)))
 
 
 def test_newest_version_is_taken(prepared, tmp_path):
     for version in ("3.0.1", "3.0.0", "2.10.0"):
         shutil.copytree(prepared / "mnist" / "3.0.1", tmp_path / "mnist" / version)
-    assert mnist.find_prepared(tmp_path, "mnist") == tmp_path / "mnist" / "3.0.1"
+    assert tfds_mnist.find_prepared(tmp_path, "mnist") == tmp_path / "mnist" / "3.0.1"
 
 
 def test_tfds_data_dir(prepared, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
-    found = data.load()
+    found = sources.load()
     assert is_made_up(found)
     assert "TFDS_DATA_DIR" in found.source
 
@@ -71,17 +72,17 @@ def test_tfds_data_dir(prepared, monkeypatch):
 def test_data_dir_comes_before_tfds_data_dir(prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
     with pytest.raises(UserError, match="neither a mnist folder"):
-        data.load(None, str(tmp_path))
+        sources.load(None, str(tmp_path))
 
 
 def test_tfds_data_dir_without_the_data_set_is_passed_over(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nowhere"))
-    assert data.load().name == "digits (8x8)"
+    assert sources.load().name == "digits (8x8)"
 
 
 def test_folder_prepared_for_another_data_set_is_not_taken(prepared):
     with pytest.raises(UserError, match="neither a fashion_mnist folder"):
-        data.load("fashion_mnist", str(prepared))
+        sources.load("fashion_mnist", str(prepared))
 
 
 def test_network_then_its_cache(prepared, monkeypatch, tmp_path):
@@ -89,47 +90,47 @@ def test_network_then_its_cache(prepared, monkeypatch, tmp_path):
         assert (name, originals) == ("mnist", None)
         return shutil.copytree(prepared / "mnist", cache / "mnist") / "3.0.1"
 
-    monkeypatch.setattr(data, "connection_trouble", lambda url: None)
-    monkeypatch.setattr(mnist, "prepare", download)
-    assert "the network" in data.load().source
+    monkeypatch.setattr(sources, "connection_trouble", lambda url: None)
+    monkeypatch.setattr(tfds_mnist, "prepare", download)
+    assert "the network" in sources.load().source
     monkeypatch.undo()
     monkeypatch.setenv("JAXCLIP_CACHE", str(tmp_path / "cache"))
-    found = data.load("mnist")
+    found = sources.load("mnist")
     assert is_made_up(found)
     assert "an earlier download" in found.source
 
 
 def test_digits_only_if_no_data_set_was_named():
-    found = data.load()
+    found = sources.load()
     assert "scikit-learn, because mnist is out of reach (no network in tests)" in found.source
     with pytest.raises(UserError, match=r"--dataset=mnist: .*no network.*--data-dir.*digits"):
-        data.load("mnist")
+        sources.load("mnist")
 
 
 def test_failed_download_falls_back_and_says_so(monkeypatch):
     def broken(name, cache, originals):
         raise RuntimeError("the line went dead\nlong story")
 
-    monkeypatch.setattr(data, "connection_trouble", lambda url: None)
-    monkeypatch.setattr(mnist, "prepare", broken)
-    assert "(the line went dead)" in data.load().source
+    monkeypatch.setattr(sources, "connection_trouble", lambda url: None)
+    monkeypatch.setattr(tfds_mnist, "prepare", broken)
+    assert "(the line went dead)" in sources.load().source
     with pytest.raises(UserError, match="the line went dead"):
-        data.load("mnist")
+        sources.load("mnist")
 
 
 def test_digits_by_name():
-    found = data.load("digits")
+    found = sources.load("digits")
     assert found.train_images.shape == (1437, 64)
     assert found.test_images.shape == (360, 64)
     everything = np.concatenate([found.train_images, found.test_images])
     assert everything.min() == 0
     assert everything.max() == 1
     assert set(found.train_labels) == set(found.test_labels) == set(range(10))
-    np.testing.assert_array_equal(found.train_labels, data.load("digits").train_labels)
+    np.testing.assert_array_equal(found.train_labels, sources.load("digits").train_labels)
 
 
 def test_names_offered_on_the_command_line():
-    assert presets.DATASETS == data.DATASETS
+    assert presets.DATASETS == sources.DATASETS
 
 
 # What is refused ---------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ def test_names_offered_on_the_command_line():
 def test_files_with_another_sha256_are_refused(tmp_path, name):
     folder = put_originals(tmp_path / "altered")
     with pytest.raises(UserError, match=rf"--data-dir={folder}.*original {name} .*checksum"):
-        data.load(name, str(folder))
+        sources.load(name, str(folder))
 
 
 @pytest.fixture
@@ -153,40 +154,40 @@ def fashion(tmp_path, monkeypatch):
         for kind, data_of_kind in content.items():
             (folder / f"{split}-{kind}-ubyte.gz").write_bytes(gzip.compress(data_of_kind))
     on_record = {}
-    for name in mnist.FILES:
+    for name in tfds_mnist.FILES:
         held = (folder / name).read_bytes()
         info = UrlInfo(len(held), hashlib.sha256(held).hexdigest(), name)
-        on_record[mnist.FashionMnist.URL + name] = info
-    monkeypatch.setattr(mnist.FashionMnist, "url_infos", on_record)
+        on_record[tfds_mnist.FashionMnist.URL + name] = info
+    monkeypatch.setattr(tfds_mnist.FashionMnist, "url_infos", on_record)
     return folder
 
 
 def test_fashion_mnist_goes_the_same_way(fashion):
-    found = data.load("fashion_mnist", str(fashion))
+    found = sources.load("fashion_mnist", str(fashion))
     is_made_up(found)
     assert found.key == "fashion_mnist"
     assert "30 training and 10 test images" in found.describe()
 
 
 def test_a_truncated_file_is_refused(fashion):
-    file = fashion / mnist.FILES[0]
+    file = fashion / tfds_mnist.FILES[0]
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(UserError, match=rf"{file.name}, has wrong checksum"):
-        data.load("fashion_mnist", str(fashion))
+        sources.load("fashion_mnist", str(fashion))
 
 
 def test_missing_files_are_named(tmp_path):
     folder = put_originals(tmp_path / "three")
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(UserError, match=r"\(t10k-labels-idx1-ubyte.gz missing\)"):
-        data.load("mnist", str(folder))
+        sources.load("mnist", str(folder))
 
 
 def test_broken_prepared_folder(prepared, tmp_path):
     shutil.copytree(prepared / "mnist", tmp_path / "mnist")
     (tmp_path / "mnist/3.0.1/mnist-train.array_record-00000-of-00001").unlink()
     with pytest.raises(UserError, match="cannot read mnist from"):
-        data.load("mnist", str(tmp_path))
+        sources.load("mnist", str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_broken_prepared_folder(prepared, tmp_path):
 )
 def test_errors_name_argument_and_value(dataset, data_dir, message):
     with pytest.raises(UserError, match=message):
-        data.load(dataset, data_dir)
+        sources.load(dataset, data_dir)
 
 
 # What TensorFlow wrote ---------------------------------------------------------------------------
@@ -234,7 +235,7 @@ def test_folder_that_the_stock_builder_prepared(prepared, tmp_path):
     shutil.copy(prepared / "mnist/3.0.1/features.json", folder)
     write_tfrecords(folder / "mnist-train.tfrecord-00000-of-00001", 0, 30)
     write_tfrecords(folder / "mnist-test.tfrecord-00000-of-00001", 30, 10)
-    assert is_made_up(data.load("mnist", str(tmp_path)))
+    assert is_made_up(sources.load("mnist", str(tmp_path)))
 
 
 # The real files ----------------------------------------------------------------------------------
@@ -246,7 +247,7 @@ def idx(path, header):
 
 @pytest.mark.slow
 def test_real_files_come_out_as_they_are(mnist_folder, real_mnist):
-    names = [mnist_folder / name for name in mnist.FILES]
+    names = [mnist_folder / name for name in tfds_mnist.FILES]
     for found, path in zip(
         (real_mnist.train_images, real_mnist.test_images), names[::2], strict=True
     ):
@@ -271,11 +272,11 @@ def test_cache_is_by_content(mnist_folder, real_mnist, session_cache, monkeypatc
     labels[8] ^= 1
     file.write_bytes(gzip.compress(bytes(labels)))
     with pytest.raises(UserError, match=r"t10k-labels-idx1-ubyte\.gz, has wrong checksum"):
-        data.load("mnist", str(altered))
+        sources.load("mnist", str(altered))
     with pytest.raises(UserError, match="original fashion_mnist files"):
-        data.load("fashion_mnist", str(mnist_folder))
-    monkeypatch.setattr(mnist, "prepare", None)
-    again = data.load("mnist", str(mnist_folder))
+        sources.load("fashion_mnist", str(mnist_folder))
+    monkeypatch.setattr(tfds_mnist, "prepare", None)
+    again = sources.load("mnist", str(mnist_folder))
     np.testing.assert_array_equal(again.test_labels, real_mnist.test_labels)
 
 
@@ -314,6 +315,6 @@ def test_unwritable_cache_falls_back(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("JAXCLIP_CACHE", str(tmp_path / "file" / "cache"))
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
-    folder = data.cache_folder()
+    folder = sources.cache_folder()
     assert folder.is_dir()
     shutil.rmtree(folder)

@@ -3,7 +3,8 @@
 import matplotlib.image
 import pytest
 
-from jaxclip.train import cli, stories
+from jaxclip.train.cli import dispatch
+from jaxclip.train.commands import demo_stories
 from tests.train.runs import records, summary
 
 pytestmark = pytest.mark.slow  # three stories to compile
@@ -20,7 +21,7 @@ def told(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        assert cli.main(["demo", "--smoke", "--dataset", "digits", "--out", str(out)]) == 0
+        assert dispatch.main(["demo", "--smoke", "--dataset", "digits", "--out", str(out)]) == 0
     return out, said.getvalue()
 
 
@@ -36,7 +37,7 @@ def test_writes_its_files(told):
 def test_records_every_run_of_every_story(told):
     out, _ = told
     runs = {(r["story"], r["run"]) for r in records(out) if r["kind"] == "epoch"}
-    assert runs == {(s.name, v.name) for s in stories.STORIES for v in s.variants}
+    assert runs == {(s.name, v.name) for s in demo_stories.STORIES for v in s.variants}
     assert records(out)[0]["kind"] == "run"
 
 
@@ -57,7 +58,7 @@ def test_summary_and_sentences(told):
 
 
 def test_stories_run_the_rules_they_name():
-    configs = {v.name: v.config for story in stories.STORIES for v in story.variants}
+    configs = {v.name: v.config for story in demo_stories.STORIES for v in story.variants}
     assert configs["clip_by_global_norm(300)"].clip == ("global_norm=300",)
     assert configs["no clipping"].clip == ()
     assert configs["no clipping"].init_std == 1

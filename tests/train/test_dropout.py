@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclip.train import loop, model, presets
+from jaxclip.train.config import presets
+from jaxclip.train.training import loop, model
 
 RATE = 0.4
 

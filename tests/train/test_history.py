@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from jaxclip.train import history, record
+from jaxclip.train.recording import history, metrics_file
 
 
 def write(folder, *objects):
@@ -76,7 +76,7 @@ def test_a_run_that_wrote_nothing_yet(tmp_path):
 
 def test_numbers_that_json_has_no_word_for(tmp_path):
     values = [1.5, float("nan"), float("inf"), float("-inf")]
-    rows = [record.plain(step(i, v, ok=True)) for i, v in enumerate(values)]
+    rows = [metrics_file.plain(step(i, v, ok=True)) for i, v in enumerate(values)]
     assert [row["loss"] for row in rows] == [1.5, "NaN", "Infinity", "-Infinity"]
     write(tmp_path, run("explode"), *rows, epoch(0, "NaN", 4))
     trace = history.read(tmp_path)

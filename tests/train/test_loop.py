@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclip.train import loop, nonfinite, presets, tensors
+from jaxclip.train.config import presets
 from jaxclip.train.errors import UserError
+from jaxclip.train.training import loop, nonfinite, tensor_norms
 
 
 def config(**changes):
@@ -51,7 +52,7 @@ def test_an_epoch_is_its_steps_one_by_one(few_digits):
     # Leaves in the order of `jax.tree.leaves`: bias before kernel.
     names = [f"layers/{i}/{part}" for i in range(3) for part in ("bias", "kernel")]
     before, after = (
-        tensors.norms(epoch.telemetry, monitor, names) for monitor in ("grads", "clipped")
+        tensor_norms.norms(epoch.telemetry, monitor, names) for monitor in ("grads", "clipped")
     )
     np.testing.assert_allclose(epoch.telemetry["loss"], [r[0] for r in record], rtol=1e-5)
     np.testing.assert_allclose(before, [r[1] for r in record], rtol=1e-4)
@@ -169,7 +170,7 @@ def test_what_is_said_of_a_non_finite_loss():
 def test_tensors_are_named_as_a_reader_goes_through_the_network():
     names = [f"layers/{i}/{part}" for i in (10, 2) for part in ("bias", "kernel")]
     telemetry = dict.fromkeys([f"grads/norm/{name}" for name in (*names, "norms/0/bias")])
-    assert tensors.names(telemetry) == [
+    assert tensor_norms.names(telemetry) == [
         "layers/2/kernel",
         "layers/2/bias",
         "layers/10/kernel",

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxclip.train import losses, model, optimizer, presets
+from jaxclip.train.config import presets
+from jaxclip.train.training import losses, model, optimizer
 
 SIZES = (300, 200)
 

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxclip.train import cli, processes
+from jaxclip.train.cli import dispatch
 from jaxclip.train.errors import RunError
+from jaxclip.train.training import processes
 from tests.train import runs
 
 RUN = [
@@ -150,7 +151,7 @@ MISTAKES = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
 def test_mistakes_are_one_line(arguments, message, capsys, tmp_path):
-    assert cli.main(["train", "explode", "--dataset", "digits", *arguments]) == 2
+    assert dispatch.main(["train", "explode", "--dataset", "digits", *arguments]) == 2
     said = capsys.readouterr().err
     assert said.startswith("jaxclip: error: --")
     assert message in said
@@ -166,11 +167,11 @@ def test_where_the_others_cannot_be_reached(error, monkeypatch, capsys):
         raise error
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
-    assert cli.main(["train", "explode", "--cluster"]) == 2
+    assert dispatch.main(["train", "explode", "--cluster"]) == 2
     said = "the environment does not say which process of a cluster this is (no peer)"
     assert capsys.readouterr().err == f"jaxclip: error: --cluster: {said}\n"
     who = ["--coordinator", "localhost:1", "--process-count", "2", "--process-index", "1"]
-    assert cli.main(["train", "explode", *who]) == 2
+    assert dispatch.main(["train", "explode", *who]) == 2
     assert capsys.readouterr().err == "jaxclip: error: --coordinator=localhost:1: no peer\n"
 
 

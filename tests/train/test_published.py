@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxclip.train import loop, presets, tensors
+from jaxclip.train.config import presets
+from jaxclip.train.training import loop, tensor_norms
 
 
 def epochs(preset, data, **changes):
@@ -44,9 +45,9 @@ def test_forward_explodes_with_weights_of_standard_deviation_one(real_mnist):
 @pytest.mark.slow
 def test_explode_clips_its_second_step_to_15(real_mnist):
     telemetry = epochs("explode", real_mnist, epochs=1)[0].telemetry
-    names = tensors.names(telemetry)
+    names = tensor_norms.names(telemetry)
     assert len(names) == 6
-    before, after = (tensors.norms(telemetry, m, names)[1] for m in ("grads", "clipped"))
+    before, after = (tensor_norms.norms(telemetry, m, names)[1] for m in ("grads", "clipped"))
     total = np.linalg.norm(before)
     assert total > 15
     assert np.linalg.norm(after) == pytest.approx(15, rel=1e-5)

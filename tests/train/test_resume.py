@@ -7,7 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxclip.train import checkpoints, cli, history, loop
+from jaxclip.train.cli import dispatch
+from jaxclip.train.recording import checkpoints, history
+from jaxclip.train.training import loop
 from tests.train import runs
 from tests.train.runs import REMEMBERING, SMALL
 
@@ -33,7 +35,7 @@ def interrupted(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(loop, "batch_indices", stop)
         command = [*REMEMBERING, "--epochs", "4", "--out", str(tmp_path / "cut")]
-        assert cli.main(command) == 130
+        assert dispatch.main(command) == 130
     return tmp_path / "cut"
 
 
@@ -70,15 +72,16 @@ def test_what_the_checkpoint_holds(whole):
 
 
 def _settings(folder):
-    from jaxclip.train import config_file, data
+    from jaxclip.train.config import config_file
+    from jaxclip.train.data import sources
 
     config = config_file.config(folder / "config.json")
-    return config, data.load(config.dataset)
+    return config, sources.load(config.dataset)
 
 
 @pytest.mark.slow
 def test_evaluate_prints_the_run_s_own_test_figures(whole, capsys):
-    assert cli.main(["evaluate", str(whole)]) == 0
+    assert dispatch.main(["evaluate", str(whole)]) == 0
     said = capsys.readouterr().out
     assert "checkpoint after epoch 4" in " ".join(said.split())
     told = runs.summary(whole)
@@ -103,7 +106,7 @@ def test_more_epochs_where_no_schedule_ends_with_the_run(tmp_path, capsys):
     runs.train(*command, "--epochs", "3", "--out", str(tmp_path / "one"), "--resume")
     runs.assert_same_end(tmp_path / "three", tmp_path / "one")
     capsys.readouterr()
-    assert cli.main([*command, "--epochs", "2", "--out", str(tmp_path / "one"), "--resume"]) == 2
+    assert dispatch.main([*command, "--epochs", "2", "--out", str(tmp_path / "one"), "--resume"]) == 2
     said = capsys.readouterr().err
     assert said == f"jaxclip: error: --epochs=2: the run in {tmp_path / 'one'} has 3 behind it\n"
     assert runs.summary(tmp_path / "one")["epochs"] == 3
@@ -122,8 +125,8 @@ CHANGES = [
 @pytest.fixture
 def pretended(tmp_path):
     """A folder as the run leaves it, without what only a run can make."""
-    options = cli._parser().parse_args([*REMEMBERING, "--epochs", "4"])
-    settings = dataclasses.asdict(cli._config(options))
+    options = dispatch._parser().parse_args([*REMEMBERING, "--epochs", "4"])
+    settings = dataclasses.asdict(dispatch._config(options))
     (tmp_path / "config.json").write_text(json.dumps(settings))
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     return tmp_path
@@ -133,7 +136,7 @@ def pretended(tmp_path):
 def test_another_run_is_refused(pretended, capsys, change, message):
     before = sorted(pretended.rglob("*"))
     command = [*REMEMBERING, "--epochs", "4", "--out", str(pretended), "--resume", *change]
-    assert cli.main(command) == 2
+    assert dispatch.main(command) == 2
     said = capsys.readouterr().err
     assert said == f"jaxclip: error: --resume: the run in {pretended} {message}\n"
     assert sorted(pretended.rglob("*")) == before
@@ -145,7 +148,7 @@ def test_a_checkpoint_of_another_network_is_refused(whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "edited")
     path = tmp_path / "edited" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sizes": [8, 9]}))
-    assert cli.main(["train", "--resume", "--out", str(tmp_path / "edited")]) == 2
+    assert dispatch.main(["train", "--resume", "--out", str(tmp_path / "edited")]) == 2
     said = capsys.readouterr().err
     assert said.startswith("jaxclip: error: the checkpoint in ")
     assert said.count("\n") == 1
@@ -180,5 +183,5 @@ def test_checkpoints_as_often_as_asked(tmp_path, capsys):
         runs.train(*command, every, "--out", str(out))
         assert {p.name for p in (out / "checkpoints").glob("*")} == kept
     capsys.readouterr()
-    assert cli.main([*command, "0", "--out", str(out), "--resume"]) == 2
+    assert dispatch.main([*command, "0", "--out", str(out), "--resume"]) == 2
     assert capsys.readouterr().err == f"jaxclip: error: --resume: no checkpoint in {out}\n"

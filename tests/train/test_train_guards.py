@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
-from jaxclip.train import cli, loop, nonfinite, optimizer, presets, record
+from jaxclip.train.cli import dispatch
+from jaxclip.train.config import presets
 from jaxclip.train.errors import UserError
+from jaxclip.train.recording import metrics_file
+from jaxclip.train.training import loop, nonfinite, optimizer
 
 BAD = (1, 2)  # of eight batches of eight images, in the order of the file
 
@@ -74,7 +77,7 @@ def test_a_guard_skips_those_steps_and_no_other(poisoned):
     weights = telemetry["weights/norm"]  # before each step
     np.testing.assert_array_equal(weights[1:] == weights[:-1], bad[:-1])
     assert telemetry["skip_nonfinite/skipped_count"][-1] == 2
-    scores = record.scores(epoch)
+    scores = metrics_file.scores(epoch)
     assert scores["train_loss"] == pytest.approx(telemetry["loss"][~bad].mean(), rel=1e-6)
     assert scores["grad_norm_max"] == telemetry["grads/norm"][~bad].max()
     good = [i for i in range(8) if i not in BAD]
@@ -148,9 +151,9 @@ def test_errors_quote_the_guard_in_one_line(text, message, few_digits):
 
 
 def test_none_takes_a_guard_away(tmp_path, capsys):
-    parse = cli._parser().parse_args
-    assert cli._config(parse(["train", "explode", "--guard", "none"])).guard == ()
-    assert cli.main(["train", "explode", "--guard", "none", "--guard", "skip_spikes"]) == 2
+    parse = dispatch._parser().parse_args
+    assert dispatch._config(parse(["train", "explode", "--guard", "none"])).guard == ()
+    assert dispatch.main(["train", "explode", "--guard", "none", "--guard", "skip_spikes"]) == 2
     assert "--guard none: cannot be combined" in capsys.readouterr().err
 
 

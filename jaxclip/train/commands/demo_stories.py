@@ -1,0 +1,215 @@
+"""The demo's three stories: what is run, what is looked at, what is drawn, what is said.
+
+How a run is made and recorded is in `demo`, how a panel looks in `figures`.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxclip import norms
+from jaxclip.train.config import presets
+from jaxclip.train.config.presets import Config
+from jaxclip.train.recording.trace import Trace, Watch
+from jaxclip.train.reporting import figures
+from jaxclip.train.reporting.figures import BLUE, GREEN, GREY, ORANGE
+from jaxclip.train.reporting.terminal import number, percent
+from jaxclip.train.training.loop import State
+
+
+class Variant(NamedTuple):
+    """One run of a story: `steps` of `config`, with `watch` looked at after each epoch."""
+
+    name: str
+    config: Config
+    steps: int
+    watch: Watch | None = None
+
+
+class Story(NamedTuple):
+    """Some runs, a figure of them, and a sentence on what they show."""
+
+    name: str
+    variants: tuple[Variant, ...]
+    draw: Callable[[Sequence[Trace], Path], None]
+    finding: Callable[[Sequence[Trace]], str]
+
+
+# Vanishing -------------------------------------------------------------------------------------
+
+_DEEP = Config(
+    preset="demo",
+    sizes=(64,) * 11,
+    activation="sigmoid",
+    init="glorot",
+    loss="cross_entropy",
+    learning_rate=0.1,
+)
+# base, style, colour, where its last value is written
+_POWERS = ((1.01, "-", GREEN, (-8, 6), "bottom"), (0.99, "--", ORANGE, (-8, -6), "top"))
+
+
+def _vanishing_finding(traces: Sequence[Trace]) -> str:
+    sigmoid, clipped, relu = traces
+    first, *between, last = sigmoid.kernel_norms(0)
+    relu_first, *_, relu_last = relu.kernel_norms(0)
+    return (
+        f"vanishing: through {len(between) + 1} sigmoid layers the gradient falls from "
+        f"{number(last)} at the output to {number(first)} at the input; with ReLU and He's "
+        f"initialisation from {number(relu_last)} to {number(relu_first)}. Clipping does not cure "
+        f"it: a bound from above leaves small gradients small (test accuracy "
+        f"{percent(sigmoid.test_accuracy[-1])} without, {percent(clipped.test_accuracy[-1])} with "
+        f"clipping, {percent(relu.test_accuracy[-1])} with ReLU). "
+        f"0.99^365 = {0.99**365:.4f}, 1.01^365 = {1.01**365:.2f}."
+    )
+
+
+def _draw_vanishing(traces: Sequence[Trace], path: Path) -> None:
+    figure, (left, right) = figures.panels(
+        ("Gradient norm of each layer at the first step", "Why: a factor a layer, 365 times over"),
+        "Sigmoid layers make the gradient vanish; clipping does not bring it back",
+    )
+    styles = ((ORANGE, "-o"), (GREY, ":x"), (BLUE, "-s"))
+    for trace, (colour, style) in zip(traces, styles, strict=True):
+        values = trace.kernel_norms(0)
+        figures.line(left, np.arange(1, len(values) + 1), values, trace.name, colour, style)
+    figures.label(left, "layer (1 = next to the input)", "gradient norm of the kernel", log=True)
+    n = np.arange(366)
+    for base, style, colour, offset, side in _POWERS:
+        figures.line(right, n, base**n, f"${base}^n$", colour, style)
+        text = f"${base}^{{365}}$ = {base**365:.4g}"
+        figures.note(right, text, (365, base**365), offset, ha="right", va=side)
+    right.set_ylim(0.01, 100)
+    figures.label(right, "number of factors n", "product", log=True, legend="upper left")
+    figures.save(figure, path)
+
+
+# Exploding -------------------------------------------------------------------------------------
+
+_THRESHOLD = 300
+_WILD = presets.get("forward").override({"preset": "demo", "init_std": 1.0, "log_every": 10})
+
+
+def _exploding_finding(traces: Sequence[Trace]) -> str:
+    wild, clipped = traces
+    at = wild.first_nonfinite()
+    end = f"overflows after {at} steps" if at is not None else f"is {number(wild.loss[-1])}"
+    return (
+        f"exploding: weights of standard deviation 1 begin at a loss of {number(wild.loss[0])}; "
+        f"without clipping it {end}, with clip_by_global_norm({_THRESHOLD}) it is "
+        f"{number(clipped.loss[-1])} after {len(clipped.loss)} steps (test accuracy "
+        f"{percent(clipped.test_accuracy[-1])}: clipping keeps the run alive, a sound "
+        "initialisation is still worth more)."
+    )
+
+
+def _draw_exploding(traces: Sequence[Trace], path: Path) -> None:
+    wild, clipped = traces
+    wild_end = wild.first_nonfinite()
+    end = "grows" if wild_end is None else f"overflows after {wild_end} steps"
+    figure, (left, right) = figures.panels(
+        ("Training loss", "Global gradient norm, before clipping"),
+        f"Weights of std 1: without clipping the loss {end}; clipped, it falls",
+    )
+    for ax, key in ((left, "loss"), (right, "grads/norm")):
+        for trace, colour, style in ((clipped, BLUE, "-"), (wild, ORANGE, "-o")):
+            values = trace.telemetry[key].astype(np.float64)
+            finite = np.flatnonzero(np.isfinite(values))
+            figures.line(ax, finite + 1, values[finite], trace.name, colour, style)
+        last = np.flatnonzero(np.isfinite(wild.telemetry[key]))[-1]
+        at = (last + 1, float(wild.telemetry[key][last]))
+        figures.note(ax, "then no longer finite", at, (12, 0), color=ORANGE, va="center")
+        ax.set_xscale("log")
+    right.axhline(_THRESHOLD, color=GREY, linestyle="--", label=f"threshold {_THRESHOLD}")
+    figures.label(left, "step (from 1)", "loss", log=True)
+    figures.label(right, "step (from 1)", "gradient norm", log=True)
+    figures.save(figure, path)
+
+
+# Max-norm --------------------------------------------------------------------------------------
+
+_LIMIT = 1.5
+_FREE = presets.get("max-norm").override({"preset": "demo", "project": (), "learning_rate": 0.05})
+
+
+def _first_layer_units(state: State) -> np.ndarray:
+    """Returns the norm of each hidden unit's incoming weights in the first layer."""
+    return np.asarray(norms.unit_norms(state.params["layers"][0]["kernel"], axis=0)).ravel()
+
+
+def _max_norm_finding(traces: Sequence[Trace]) -> str:
+    free, bound = traces
+    return (
+        f"max-norm: without projection the largest incoming weight norm of a unit grows to "
+        f"{number(free.watched[-1].max())}, with project_max_norm({_LIMIT}) it is "
+        f"{number(bound.watched[-1].max())}; test accuracy {percent(free.test_accuracy[-1])} and "
+        f"{percent(bound.test_accuracy[-1])}."
+    )
+
+
+def _draw_max_norm(traces: Sequence[Trace], path: Path) -> None:
+    free, bound = traces
+    figure, (left, right) = figures.panels(
+        ("Weight norm of the first layer's units", "Test accuracy"),
+        f"Max-norm holds every unit's weights at {_LIMIT} or below",
+    )
+    for trace, colour, style in ((free, ORANGE, "-"), (bound, BLUE, "--")):
+        units = np.stack(trace.watched)
+        name = f"{trace.name}: largest"
+        figures.line(left, trace.ends, units.max(axis=1), name, colour, style)
+        figures.line(left, trace.ends, np.median(units, axis=1), "median", colour, style, alpha=0.4)
+        accuracy = 100 * np.asarray(trace.test_accuracy)
+        figures.line(right, trace.ends, accuracy, trace.name, colour, style)
+    left.axhline(_LIMIT, color=GREY, linestyle=":", label=f"limit {_LIMIT}")
+    figures.label(left, "step", "norm of a unit's incoming weights", legend="upper left")
+    bottom, top = left.get_ylim()
+    left.set_ylim(bottom, top + 0.6 * (top - bottom))  # room for the legend
+    figures.label(right, "step", "test accuracy (%)")
+    figures.save(figure, path)
+
+
+STORIES = (
+    Story(
+        "vanishing",
+        (
+            Variant("sigmoid, Glorot", _DEEP, 300),
+            Variant(
+                "sigmoid, Glorot, clip_by_global_norm(1)",
+                _DEEP.override({"clip": ("global_norm=1",)}),
+                300,
+            ),
+            Variant("ReLU, He", _DEEP.override({"activation": "relu", "init": "he"}), 300),
+        ),
+        _draw_vanishing,
+        _vanishing_finding,
+    ),
+    Story(
+        "exploding",
+        (
+            Variant("no clipping", _WILD, 100),
+            Variant(
+                f"clip_by_global_norm({_THRESHOLD})",
+                _WILD.override({"clip": (f"global_norm={_THRESHOLD}",)}),
+                1_500,
+            ),
+        ),
+        _draw_exploding,
+        _exploding_finding,
+    ),
+    Story(
+        "max-norm",
+        (
+            Variant("no projection", _FREE, 3_000, _first_layer_units),
+            Variant(
+                f"project_max_norm({_LIMIT})",
+                _FREE.override({"project": (f"max_norm={_LIMIT},axis=0,layers=hidden",)}),
+                3_000,
+                _first_layer_units,
+            ),
+        ),
+        _draw_max_norm,
+        _max_norm_finding,
+    ),
+)

@@ -1,0 +1,5 @@
+"""The images: `load(name, folder)` returns them as `Data`."""
+
+from jaxclip.train.data.sources import Data, load
+
+__all__ = ["Data", "load"]

@@ -1,0 +1,197 @@
+"""Where the images come from: a prepared folder, the original files, the network, or the digits.
+
+They are tried in that order, and what was taken is said in one line. A data set that was asked for
+by name, or a folder that was, is never swapped for something else: that is an error which says what
+to do. Reading MNIST itself is in `mnist`; batches are cut in `loop`.
+"""
+
+import hashlib
+import os
+import tempfile
+import threading
+import urllib.request
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxclip.train.data import tfds_mnist
+from jaxclip.train.errors import UserError, first_line
+
+DATASETS = (*tfds_mnist.BUILDERS, "digits")
+CONNECTION_TEST_SECONDS = 2.5
+
+
+class Data(NamedTuple):
+    """Flat images in [0, 1] and their labels, and the sentence that says where they come from."""
+
+    name: str
+    source: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+    @property
+    def key(self) -> str:
+        """What `--dataset` calls it."""
+        return self.name.partition(" ")[0]
+
+    def describe(self) -> str:
+        """Returns the one line that the program prints before it trains."""
+        sizes = f"{len(self.train_labels):,} training and {len(self.test_labels):,} test images"
+        return f"data: {self.name}, {sizes}, from {self.source}"
+
+
+def load(dataset: str | None = None, data_dir: str | None = None) -> Data:
+    """Finds and reads the data.
+
+    Args:
+      dataset: one of `DATASETS`; None for MNIST, or the digits where MNIST is out of reach.
+      data_dir: a folder with a prepared data set, or with the four original files.
+
+    Returns:
+      The images as float32 in [0, 1], flattened, and the labels as int32.
+
+    Raises:
+      UserError: where what was asked for by name cannot be had.
+    """
+    if dataset not in (None, *DATASETS):
+        raise UserError(f"--dataset={dataset}: unknown, choose from {', '.join(DATASETS)}")
+    if dataset == "digits":
+        if data_dir is not None:
+            raise UserError(f"--data-dir={data_dir}: the digits come with scikit-learn, not here")
+        return digits("scikit-learn")
+    name = dataset or "mnist"
+    if data_dir is not None:
+        return _from_folder(name, Path(data_dir).expanduser())
+    return _from_shared_folder(name) or _from_network(name, fall_back=dataset is None)
+
+
+def _from_folder(name: str, folder: Path) -> Data:
+    """Reads the folder the user named: prepared, or the originals, or an error."""
+    try:
+        entries = {p.name for p in folder.iterdir()}
+        prepared = tfds_mnist.find_prepared(folder, name)
+    except OSError as error:
+        raise UserError(f"--data-dir={folder}: {error.strerror}") from None
+    if prepared is not None:
+        return _read(name, prepared, f"the folder prepared by tensorflow-datasets, {prepared}")
+    missing = [file for file in tfds_mnist.FILES if file not in entries]
+    if missing:
+        raise UserError(
+            f"--data-dir={folder}: neither a {name} folder prepared by tensorflow-datasets nor its "
+            f"four original files ({', '.join(missing)} missing)"
+        )
+    return _from_originals(name, folder)
+
+
+def _from_originals(name: str, folder: Path) -> Data:
+    """Lets tensorflow-datasets check and prepare the four IDX files, once for each content."""
+    try:
+        # Keyed by what is in the files: an altered file finds no folder prepared before, and is
+        # refused; MNIST and Fashion-MNIST, whose files bear the same names, never meet.
+        digest = hashlib.sha256()
+        for file in tfds_mnist.FILES:
+            digest.update(hashlib.sha256((folder / file).read_bytes()).digest())
+        cache = cache_folder() / f"{name}-{digest.hexdigest()[:16]}"
+        prepared = tfds_mnist.find_prepared(cache, name) or tfds_mnist.prepare(name, cache, folder)
+    except OSError as error:
+        raise UserError(f"--data-dir={folder}: {error}") from None
+    except Exception as error:  # tensorflow-datasets' own types are not public
+        raise UserError(
+            f"--data-dir={folder}: not the original {name} files, refused by tensorflow-datasets: "
+            f"{first_line(error).rstrip(':')}"
+        ) from error
+    return _read(name, prepared, f"the original files in {folder}, sha256 checked")
+
+
+def _from_shared_folder(name: str) -> Data | None:
+    """Reads from TFDS_DATA_DIR, if it is set and has the data set."""
+    shared = os.environ.get("TFDS_DATA_DIR")
+    prepared = tfds_mnist.find_prepared(Path(shared).expanduser(), name) if shared else None
+    return prepared and _read(name, prepared, f"TFDS_DATA_DIR, {prepared}")
+
+
+def _from_network(name: str, *, fall_back: bool) -> Data:
+    """Downloads, unless an earlier run did; without a network falls back, or says what to do."""
+    try:
+        cache = cache_folder() / "downloaded"
+        if prepared := tfds_mnist.find_prepared(cache, name):
+            return _read(name, prepared, f"an earlier download, {prepared}")
+        url = tfds_mnist.BUILDERS[name].URL + tfds_mnist.FILES[-1]
+        if trouble := connection_trouble(url):
+            raise OSError(trouble)
+        return _read(name, tfds_mnist.prepare(name, cache, None), f"the network, {url}")
+    except Exception as error:
+        if not fall_back:
+            raise UserError(
+                f"--dataset={name}: not on this machine and no way to download it "
+                f"({first_line(error)}); put its four original files ({', '.join(tfds_mnist.FILES)}) "
+                "into a folder and give it as --data-dir, or take --dataset digits"
+            ) from None
+        return digits(f"scikit-learn, because {name} is out of reach ({first_line(error)})")
+
+
+def connection_trouble(url: str, seconds: float = CONNECTION_TEST_SECONDS) -> str | None:
+    """Returns None if `url` answers within `seconds`, else what went wrong.
+
+    tensorflow-datasets' downloader, left to itself without a network, hangs for minutes. The test
+    runs in a thread because looking up a name cannot be given a time limit.
+    """
+    result: list[str | None] = [f"no answer within {seconds} s"]
+    test = threading.Thread(target=_knock, args=(url, seconds, result), daemon=True)
+    test.start()
+    test.join(seconds + 0.5)
+    return result[0]
+
+
+def _knock(url: str, seconds: float, result: list[str | None]) -> None:
+    try:
+        request = urllib.request.Request(url, method="HEAD")
+        urllib.request.urlopen(request, timeout=seconds).close()
+        result[0] = None
+    except Exception as error:
+        result[0] = f"no connection: {getattr(error, 'reason', error)}"
+
+
+def cache_folder() -> Path:
+    """Returns a writable folder: JAXCLIP_CACHE, else ~/.cache/jaxclip, else a temporary one."""
+    named = os.environ.get("JAXCLIP_CACHE")
+    folders = [Path(named).expanduser()] if named else []
+    folders += [Path("~/.cache/jaxclip").expanduser()]
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError:
+            continue
+    return Path(tempfile.mkdtemp(prefix="jaxclip-"))
+
+
+def _read(name: str, prepared: Path, source: str) -> Data:
+    try:
+        splits = [tfds_mnist.read(prepared, split) for split in ("train", "test")]
+    except Exception as error:
+        raise UserError(f"cannot read {name} from {prepared}: {first_line(error)}") from error
+    (x, y), (test_x, test_y) = splits
+    return Data(name, source, _unit_interval(x), y, _unit_interval(test_x), test_y)
+
+
+def _unit_interval(pixels: np.ndarray) -> np.ndarray:
+    return pixels.astype(np.float32) / np.float32(255)
+
+
+def digits(source: str) -> Data:
+    """Returns scikit-learn's 1,797 real 8x8 digits, four fifths of them for training.
+
+    The split is drawn once and for all: the file's order has the writers in blocks.
+    """
+    from sklearn.datasets import load_digits  # a second to import, and seldom needed
+
+    images, labels = load_digits(return_X_y=True)
+    images, labels = images.astype(np.float32) / np.float32(16), labels.astype(np.int32)
+    order = np.random.default_rng(0).permutation(len(labels))
+    train, test = np.split(order, [len(order) * 4 // 5])
+    return Data("digits (8x8)", source, images[train], labels[train], images[test], labels[test])

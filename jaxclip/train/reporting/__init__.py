@@ -1,0 +1,1 @@
+"""What a person sees: lines on the terminal, tables and figures."""

@@ -1,0 +1,201 @@
+"""Runs that share a program are the runs they would be alone; which do, and when at once."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxclip.train.commands import compare
+from jaxclip.train.config import presets
+from jaxclip.train.training import batched_runs, loop, optimizer
+
+BASE = presets.get("explode").override(
+    {"sizes": (6,), "batch_size": 16, "epochs": 2, "shuffle": True, "loss": "cross_entropy"}
+)
+# Rates and thresholds that a run of another one would tell, each in one program with the others.
+DIFFERENT = (
+    {"learning_rate": 0.5, "clip": ("global_norm=0.05",)},
+    {"learning_rate": 0.5, "clip": ("global_norm=0.4",)},
+    {"learning_rate": 0.1, "clip": ("global_norm=0.4",), "seed": 1},
+)
+MORE = (
+    {"clip": ("global_norm=1", "value=0.01", "norm=0.02")},
+    {"clip": ("global_norm=1", "value=0.01", "norm=0.005"), "seed": 3},
+)
+
+
+def config(**changes):
+    return dataclasses.replace(BASE, **changes)
+
+
+def telemetry(epochs):
+    return {k: np.concatenate([e.telemetry[k] for e in epochs]) for k in epochs[0].telemetry}
+
+
+def alone(config, data):
+    return list(loop.train(loop.prepare(config, data), data))
+
+
+def shared(configs, data, *, at_once):
+    found = [[] for _ in configs]
+    for which, epoch in batched_runs.train(configs, data, at_once=at_once):
+        found[which].append(epoch)
+    return found
+
+
+def assert_same(found, wanted):
+    assert [e.number for e in found] == [e.number for e in wanted]
+    assert [e.first_step for e in found] == [e.first_step for e in wanted]
+    ours, theirs = telemetry(found), telemetry(wanted)
+    assert ours.keys() == theirs.keys()
+    for key, values in theirs.items():
+        np.testing.assert_allclose(ours[key], values, rtol=2e-4, atol=1e-6, err_msg=key)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.test.keys() == other.test.keys()
+        assert one.test_loss == pytest.approx(other.test_loss, rel=1e-5)
+        assert one.test_accuracy == pytest.approx(other.test_accuracy, abs=1.5 / 360)
+
+
+SLOW = pytest.mark.slow  # half a dozen compiled runs each
+CASES = [
+    pytest.param(DIFFERENT[::2], {}, marks=SLOW, id="shuffled"),
+    pytest.param(DIFFERENT, {"shuffle": False}, marks=SLOW, id="file order"),
+    pytest.param(MORE, {}, marks=SLOW, id="a chain"),
+    pytest.param(DIFFERENT, {"schedule": "cosine"}, marks=SLOW, id="cosine"),
+    pytest.param(
+        DIFFERENT,
+        {"schedule": "polynomial", "end_learning_rate": 0.01, "power": 0.9, "decay_steps": 5},
+        marks=SLOW,
+        id="polynomial",
+    ),
+    pytest.param(
+        DIFFERENT,
+        {"optimizer": "momentum", "dropout": 0.2, "batch_norm": True, "guard": ("skip_spikes",)},
+        marks=SLOW,
+        id="all that remembers",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "common"), CASES)
+def test_each_run_is_the_one_it_would_be_alone(changes, common, few_digits):
+    configs = [config(**common | own) for own in changes]
+    assert batched_runs.groups(configs) == [list(range(len(configs)))]
+    wanted = [alone(c, few_digits) for c in configs]
+    for at_once in (False, True):
+        found = shared(configs, few_digits, at_once=at_once)
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert_same(ours, theirs)
+        losses = np.array([telemetry(run)["loss"] for run in found])
+        apart = abs(losses[:, None] - losses)[np.triu_indices(len(configs), 1)]
+        assert (apart.max(axis=1) > 1e-3).all()
+        assert losses.shape == (len(configs), 8)
+
+
+@pytest.mark.parametrize("steps", [5, 7, 1000, 22_000])
+def test_a_polynomial_schedule_ends_and_stays(steps):
+    """In a compiled program `1 - n / n` can be a little below 0, and has no power of 0.9."""
+    own = {"schedule": "polynomial", "end_learning_rate": 0.01, "power": 0.9, "decay_steps": steps}
+    rate = optimizer.schedule(config(**own, learning_rate=0.5), 1)
+    at = np.array([0, 1, steps - 1, steps, steps + 1, 10 * steps], np.int32)
+    wanted = 0.49 * (1 - np.minimum(at, steps) / steps) ** 0.9 + 0.01
+    np.testing.assert_allclose(jax.jit(jax.vmap(rate))(at), wanted, rtol=1e-4)
+
+
+def test_which_runs_share_a_program():
+    group = config(clip=("global_norm=1",))
+    chains = [
+        group,  # 0
+        config(clip=("global_norm=2.5",), learning_rate=0.3, seed=4),  # with 0
+        config(clip=("clip_by_global_norm=1e+5",)),  # with 0: another name
+        config(clip=("global_norm=1,ord=inf",)),
+        config(clip=("norm=1",)),
+        config(clip=()),
+        config(clip=("value=1",)),
+        config(clip=("value=2",)),  # two bounds: not traced
+        config(clip=("global_norm=1", "norm=2")),
+        config(clip=("global_norm=3", "norm=4")),  # with the one before
+        config(clip=("norm=2", "global_norm=1")),
+        config(clip=("global_norm=2",), epochs=3),
+        config(clip=("global_norm=2",), init_std=0.2),
+        config(clip=("by=zscore,scope=global",)),
+        config(clip=("by=ema_ratio,scope=global",)),
+        config(clip=(), seed=7, learning_rate=1e-5),  # with the one without rules
+    ]
+    assert batched_runs.groups(chains) == [
+        *([0, 1, 2], [3], [4], [5, 15], [6], [7], [8, 9], [10], [11], [12], [13], [14])
+    ]
+
+
+@pytest.mark.slow
+def test_one_program_for_a_group(few_digits, monkeypatch):
+    """In turn, the epoch is traced once for all runs; at once as well."""
+    traced, scan = [], loop.scan
+
+    def counted(*arguments):
+        traced.append(arguments[0].seed)
+        return scan(*arguments)
+
+    configs = [config(epochs=1, seed=seed, learning_rate=0.1 + seed) for seed in (0, 1)]
+    runs = [loop.prepare(c, few_digits) for c in configs]
+    monkeypatch.setattr(loop, "prepare", lambda c, data: runs[c.seed])
+    monkeypatch.setattr(loop, "scan", counted)
+    assert [len(run) for run in shared(configs, few_digits, at_once=False)] == [1, 1]
+    assert traced == [0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_lost_run_does_not_disturb_the_others(at_once, few_digits):
+    """The middle one of three ends with its first epoch, named as it is when alone."""
+    rates = (0.1, 1e30, 0.2)
+    configs = [config(clip=("global_norm=0.1",), learning_rate=rate) for rate in rates]
+    first, lost, last = shared(configs, few_digits, at_once=at_once)
+    assert [len(run) for run in (first, lost, last)] == [2, 1, 2]
+    losses = lost[0].telemetry["loss"]
+    bad = int(np.flatnonzero(~np.isfinite(losses))[0])
+    assert f" at step {bad} (steps 0 to 3)" in lost[0].failure
+    for run in (first, last):
+        assert all(np.isfinite(e.telemetry["loss"]).all() and e.failure is None for e in run)
+    (other, _, _) = shared([configs[0], configs[0], configs[2]], few_digits, at_once=at_once)
+    assert_same(first, other)
+
+
+@pytest.mark.slow
+def test_when_all_are_lost_nothing_more_is_trained(few_digits, monkeypatch):
+    asked, original = [], loop.batch_indices
+
+    def told(config, count, epoch):
+        asked.append(epoch)
+        return original(config, count, epoch)
+
+    monkeypatch.setattr(loop, "batch_indices", told)
+    configs = [config(learning_rate=rate, epochs=5) for rate in (1e30, 1e31)]
+    assert [len(run) for run in shared(configs, few_digits, at_once=True)] == [1, 1]
+    assert asked == [0, 0]
+
+
+@pytest.mark.slow
+def test_a_step_that_a_guard_skipped_is_no_loss_of_the_run(few_digits, tmp_path):
+    """A NaN in the second batch of the first epoch, and of the second."""
+    from rich.console import Console
+
+    images = few_digits.train_images.copy()
+    images[20] = np.nan
+    own = {"shuffle": False, "guard": ("skip_nonfinite",)}
+    variants = compare.variants(config(**own), {"guard": [("skip_nonfinite",), ()]})
+    data = few_digits._replace(train_images=images)
+    told = compare.compare(variants, data, str(tmp_path), Console(), at_once=False)
+    assert [row["lost_at_step"] for row in told["rows"]] == [[None], [1]]
+    assert [len(row["test_accuracy"]) for row in told["rows"]] == [1, 0]
+
+
+def test_at_once_is_faster_for_small_networks_on_a_cpu(few_digits, monkeypatch):
+    small, large = config(sizes=(600,)), config(sizes=(700,))  # times 64 + 10
+    assert compare.is_faster_at_once([small], few_digits)
+    assert not compare.is_faster_at_once([large], few_digits)
+    wide = few_digits._replace(train_images=np.zeros((1, 784), np.float32))
+    assert not compare.is_faster_at_once([config(sizes=(64,))], wide)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert compare.is_faster_at_once([large], few_digits)

@@ -1,0 +1,218 @@
+"""Every way of spreading a run over eight devices trains the run that one device does."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from jaxclip.train.config import presets
+from jaxclip.train.errors import UserError
+from jaxclip.train.recording import checkpoints
+from jaxclip.train.training import devices, loop, optimizer
+from tests.train import runs
+
+WAYS = ("jit", "pmap", "shard_map", "fsdp")
+SETTINGS = {
+    "global_norm": {"clip": ("global_norm=0.02",)},
+    "guarded": {
+        "clip": ("autoclip=50,window=4",),
+        "guard": ("skip_spikes,window=4,min_history=2,sigma=1",),
+        "optimizer": "momentum",
+    },
+    "batch_norm": {"batch_norm": True, "clip": ("norm=0.01",), "optimizer": "momentum"},
+    "columns": {"clip": ("agc=0.01",), "project": ("max_norm=0.5,axis=0",)},
+    "rows": {"clip": ("by=zscore,scope=unit,axis=1",), "project": ("max_norm=0.5,axis=1",)},
+    "rows_and_columns": {"clip": ("norm=0.01,axis=1",), "project": ("max_norm=0.5,layers=hidden",)},
+    "whole_kernels": {"project": ("spectral_norm=0.5",), "optimizer": "stable_adamw"},
+    "elements": {"clip": ("value=0.001,record=true",), "project": ("box=0.1,record=true",)},
+    "bfloat16": {"clip": ("global_norm=0.02",), "dtype": "bfloat16"},
+}
+BY_HAND = ("pmap", "shard_map")
+slow = pytest.mark.slow
+
+
+def _cases():
+    """By hand in the plain tests; the compiler's ways, and other settings, in the slow ones."""
+    for name in SETTINGS:
+        for way in WAYS:
+            is_plain = name == "global_norm" and way in BY_HAND
+            yield pytest.param(way, name, marks=[] if is_plain else slow)
+
+
+def config(**changes):
+    sizes = {"sizes": (32, 12), "batch_size": 32, "epochs": 2, "report": "accuracy"}
+    return presets.get("explode").override(sizes | changes)
+
+
+def last_epoch(settings, data):
+    return list(loop.train(loop.prepare(settings, data), data))[-1]
+
+
+def arrays(tree):
+    return [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)]
+
+
+@pytest.fixture(scope="module")
+def on_one_device(few_digits):
+    known = {}
+
+    def epoch(name):
+        if name not in known:
+            known[name] = last_epoch(config(**SETTINGS[name]), few_digits)
+        return known[name]
+
+    return epoch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "name"), list(_cases()))
+def test_the_same_run(way, name, on_one_device, few_digits):
+    """Norms, thresholds, what was clipped, losses, scores: all that is recorded, and the weights.
+
+    What cancels in exact arithmetic is not compared: a bias before batch normalisation has a
+    gradient of rounding errors.
+    """
+    alone = on_one_device(name)
+    spread = last_epoch(config(parallel=way, **SETTINGS[name]), few_digits)
+    tolerance = 0.02 if name == "bfloat16" else 2e-3 if name == "whole_kernels" else 1e-5
+    assert spread.telemetry.keys() == alone.telemetry.keys()
+    for key, values in alone.telemetry.items():
+        if name == "batch_norm" and key.endswith(("layers/0/bias", "layers/1/bias")):
+            continue
+        # At a limit a rounding decides whether a unit lies beyond it.
+        absolute = 0.2 if key.endswith("/fraction") or "count" in key else 1e-7
+        if name == "bfloat16" and key == "accuracy":
+            continue
+        found, wanted = (np.asarray(v, np.float64) for v in (spread.telemetry[key], values))
+        np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=absolute, err_msg=key)
+    assert spread.test["test_loss"] == pytest.approx(alone.test["test_loss"], rel=tolerance)
+    assert spread.test.keys() == alone.test.keys()
+    for found, wanted in zip(arrays(spread.state.params), arrays(alone.state.params), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance / 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "way", ["shard_map", *(pytest.param(w, marks=slow) for w in WAYS if w != "shard_map")]
+)
+def test_what_a_device_holds(way, few_digits):
+    """Kernels and their moments in parts or whole; what is whole is the same on all devices."""
+    settings = config(parallel=way, optimizer="momentum", clip=("adagc",), epochs=1)
+    state = last_epoch(settings, few_digits).state
+    pieces = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): x.addressable_shards
+        for path, x in jax.tree_util.tree_leaves_with_path(state)
+    }
+    in_parts = {
+        name
+        for name, shards in pieces.items()
+        if len({str(shard.index) for shard in shards}) == len(shards)
+    }
+    kernels = (name for name in pieces if name.endswith(("0/kernel", "1/kernel")))
+    large = {name for name in kernels if pieces[name][0].data.ndim == 2}
+    assert len(large) == 4  # the parameters, and their momentum
+    assert in_parts == (large if way in devices.IN_PARTS else set())
+    for name in pieces.keys() - in_parts:
+        first, *others = (np.asarray(shard.data) for shard in pieces[name])
+        assert len(others) == 7
+        assert all(other.tobytes() == first.tobytes() for other in others), name
+
+
+def test_units_stay_in_one_place_by_hand(few_digits):
+    def specs(way, **changes):
+        settings = config(parallel=way, **changes)
+        params = loop.build_network(settings, few_digits).params
+        found = devices.spread(settings, params, optimizer.units(settings, params))
+        return [found.params["layers"][i]["kernel"] for i in range(3)]
+
+    rows, columns, whole = P("devices"), P(None, "devices"), P()
+    # 64 x 32, 32 x 12, 12 x 10: eight divides neither 12 nor 10
+    assert specs("fsdp", clip=("agc=0.01",)) == [rows, rows, whole]
+    assert specs("shard_map") == [rows, rows, whole]
+    assert specs("shard_map", clip=("agc=0.01",)) == [columns, whole, whole]
+    assert specs("shard_map", project=("max_norm=1",)) == [columns, whole, whole]
+    assert specs("shard_map", project=("max_norm=1,axis=1",)) == [rows, rows, whole]
+    assert specs("shard_map", project=("spectral_norm=1",)) == [whole] * 3
+    assert specs("shard_map", clip=("zclip,scope=unit",)) == [columns, whole, whole]
+    assert specs("jit") == specs("pmap") == [whole] * 3
+
+
+@pytest.mark.slow
+def test_devices_drop_out_other_units(few_digits):
+    """By hand each device draws for itself, and the two ways by hand draw the same."""
+    settings = config(dropout=0.3, epochs=1)
+    loss = {w: last_epoch(settings.override({"parallel": w}), few_digits) for w in ("none", *WAYS)}
+    loss = {way: epoch.telemetry["loss"] for way, epoch in loss.items()}
+    for one, other, same in (("none", "jit", True), ("jit", "fsdp", True), ("jit", "pmap", False)):
+        assert np.allclose(loss[one], loss[other], rtol=1e-5) == same
+    np.testing.assert_allclose(loss["pmap"], loss["shard_map"], rtol=1e-5)
+
+
+def test_own_keys_differ():
+    spread = devices.Spread("pmap")
+    draw = jax.pmap(
+        lambda key: jax.random.key_data(spread.own_key(jax.random.wrap_key_data(key))),
+        axis_name=devices.AXIS,
+    )
+    drawn = np.asarray(draw(np.zeros((8, 2), np.uint32)))
+    assert len({key.tobytes() for key in drawn}) == 8
+
+
+def test_equal_shares(few_digits):
+    with pytest.raises(UserError, match="--batch-size=12: must be a multiple of the 8 devices"):
+        loop.prepare(config(parallel="jit", batch_size=12), few_digits)
+
+
+def test_nobody_trains_alone_beside_others(few_digits, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="--parallel=none: there are several processes"):
+        loop.prepare(config(), few_digits)
+
+
+EPOCHS = [*("train", "explode", *runs.SMALL, "--optimizer", "momentum"), "--epochs"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    runs.train(*EPOCHS, "3", "--out", str(folder))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [*(("fsdp", way) for way in ("none", "jit", "pmap", "shard_map")), ("pmap", "fsdp")],
+)
+def test_goes_on_in_another_way(before, after, undisturbed, tmp_path, capsys):
+    """A run that changes its way in the middle ends where it would have ended."""
+    folder = tmp_path / "run"
+    runs.train(*EPOCHS, "2", "--parallel", before, "--out", str(folder))
+    runs.train("train", "--resume", "--out", str(folder), "--epochs", "3", "--parallel", after)
+    (found, at), (wanted, also) = runs.last_state(folder), runs.last_state(undisturbed)
+    assert at == also == checkpoints.Position(3, 6)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
+    trained = _test_figures(capsys)
+    runs.train("evaluate", str(folder))
+    assert _test_figures(capsys) == trained
+
+
+def _test_figures(capsys):
+    """The test figures that were printed last, as they were printed."""
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    return [line[-2:] for line in lines if line[:2] in (["test", "loss"], ["test", "accuracy"])][
+        -2:
+    ]
+
+
+@pytest.mark.slow
+def test_ways_compared(tmp_path):
+    """Runs that are spread over devices are trained in turn, and a table has them side by side."""
+    small = [*runs.SMALL, "--epochs", "1", "--clip", "global_norm=0.02", "--seeds", "2"]
+    ways = [x for way in ("none", *WAYS) for x in ("--parallel", way)]
+    runs.train("compare", *small, *ways, "--out", str(tmp_path))
+    rows = runs.strictly((tmp_path / "compare.json").read_text())["rows"]
+    assert [row["rule"] for row in rows] == [f"parallel {way}" for way in ("none", *WAYS)]
+    for row in rows:
+        assert row["test_loss"] == pytest.approx(rows[0]["test_loss"], rel=1e-5)

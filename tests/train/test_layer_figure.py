@@ -1,0 +1,186 @@
+"""What is recorded of each layer, against float64 NumPy; its figure; and what a run finds."""
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from jaxclip.train.commands import train
+from jaxclip.train.config import presets
+from jaxclip.train.recording.trace import Trace
+from jaxclip.train.reporting import layer_figure
+from jaxclip.train.training import loop
+from tests.train import runs
+
+# For each activation: itself, its slope, and the largest slope.
+FUNCTIONS = {
+    "relu": (lambda z: np.maximum(z, 0), lambda z: np.float64(z > 0), 1.0),
+    "sigmoid": (
+        lambda z: 1 / (1 + np.exp(-z)),
+        lambda z: np.exp(-z) / (1 + np.exp(-z)) ** 2,
+        0.25,
+    ),
+    "tanh": (np.tanh, lambda z: 1 - np.tanh(z) ** 2, 1.0),
+}
+LAYERS = ("layers/0", "layers/1", "layers/2")
+
+
+def config(activation):
+    """Wide weights, so that units are dead and saturated."""
+    changes = {"activation": activation, "init": "normal", "init_std": 1.2, "sizes": (12, 9)}
+    changes |= {"batch_size": 16, "epochs": 1, "loss": "cross_entropy", "learning_rate": 0.5}
+    return presets.get("explode").override({"clip": ()} | changes)
+
+
+@pytest.fixture(
+    scope="module",
+    params=["relu", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sigmoid", "tanh"))],
+)
+def trained(request, few_digits):
+    """Four steps by the program, and before them its parameters in float64."""
+    settings = config(request.param)
+    layers = loop.build_network(settings, few_digits).params["layers"]
+    start = [[np.float64(layers[i][part]) for part in ("kernel", "bias")] for i in range(3)]
+    (epoch,) = loop.train(loop.prepare(settings, few_digits), few_digits)
+    end = epoch.state.params["layers"]
+    end = [[np.float64(end[i][part]) for part in ("kernel", "bias")] for i in range(3)]
+    return settings, start, epoch, end
+
+
+def preactivations(params, x, function):
+    found = []
+    for kernel, bias in params[:-1]:
+        found.append(x @ kernel + bias)
+        x = function(found[-1])
+    return found, x
+
+
+def gradients(params, x, y, function, slope):
+    """Backpropagation of the mean cross-entropy of a softmax."""
+    found, top = preactivations(params, x, function)
+    inputs = [x, *map(function, found)]
+    scores = top @ params[-1][0] + params[-1][1]
+    shares = np.exp(scores - scores.max(1, keepdims=True))
+    error = (shares / shares.sum(1, keepdims=True) - np.eye(10)[y]) / len(x)
+    grads = []
+    for i in reversed(range(3)):
+        grads.insert(0, [inputs[i].T @ error, error.sum(0)])
+        if i:
+            error = error @ params[i][0].T * slope(found[i - 1])
+    return grads
+
+
+@pytest.mark.slow
+def test_norms_of_weights_gradients_and_updates_of_each_step(trained, few_digits):
+    settings, params, epoch, _ = trained
+    function, slope, _ = FUNCTIONS[settings.activation]
+    for step in range(4):
+        batch = slice(16 * step, 16 * step + 16)
+        x, y = few_digits.train_images[batch].astype(np.float64), few_digits.train_labels[batch]
+        grads = gradients(params, x, y, function, slope)
+        updates = [[-0.5 * g for g in layer] for layer in grads]
+        for monitor, tree in (("weights", params), ("grads", grads), ("updates", updates)):
+            norms = [[np.linalg.norm(leaf) for leaf in layer] for layer in tree]
+            for name, layer in zip(LAYERS, norms, strict=True):
+                for part, norm in zip(("kernel", "bias"), layer, strict=True):
+                    told = epoch.telemetry[f"{monitor}/norm/{name}/{part}"][step]
+                    assert told == pytest.approx(norm, rel=2e-4, abs=1e-7)
+            assert epoch.telemetry[f"{monitor}/norm"][step] == pytest.approx(
+                np.linalg.norm(norms), rel=2e-4
+            )
+        params = [
+            [p + u for p, u in zip(*pair, strict=True)]
+            for pair in zip(params, updates, strict=True)
+        ]
+
+
+@pytest.mark.slow
+def test_dead_and_saturated_units_on_the_test_images(trained, few_digits):
+    settings, _, epoch, params = trained
+    function, slope, largest = FUNCTIONS[settings.activation]
+    x = few_digits.test_images.astype(np.float64)
+    found, _ = preactivations(params, x, function)
+    saturated = []
+    for i, z in enumerate(found):
+        flat = slope(z) < 0.01 * largest
+        dead = flat.all(axis=0).mean()
+        assert epoch.test[f"units/dead/layers/{i}"] == pytest.approx(dead, abs=1e-6)
+        share = epoch.test[f"units/saturated/layers/{i}"]
+        assert share == pytest.approx(flat.mean(), abs=2.5 / flat.size)  # at the very edge
+        saturated.append(share)
+    assert "units/dead/layers/2" not in epoch.test
+    assert 0.01 < max(saturated) < 0.99
+
+
+def made_up(layers, epochs, value=1.0):
+    """A trace of so many layers and epochs of three steps."""
+    trace = Trace("any")
+    rng = np.random.default_rng(0)
+    for monitor in ("grads", "weights", "updates"):
+        for i in range(layers):
+            for part in ("kernel", "bias"):
+                drawn = rng.lognormal(-i, size=3 * epochs)
+                drawn[epochs:] *= value
+                trace.telemetry[f"{monitor}/norm/layers/{i}/{part}"] = drawn
+    trace.steps = np.arange(3 * epochs)
+    shares = {
+        f"units/{w}/layers/{i}": 0.5 for w in ("dead", "saturated") for i in range(layers - 1)
+    }
+    trace.epochs = [shares] * epochs
+    return trace
+
+
+ONE_BY_ONE = [(3, 1, 1.0), (1, 1, 1.0), (3, 2, np.inf), (2, 3, np.inf), (3, 2, 0.0)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layers", "epochs", "value"),
+    [
+        (12, 1, 1.0),
+        (3, 2, np.nan),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ONE_BY_ONE),
+    ],
+)
+def test_figure_of_anything(layers, epochs, value, tmp_path):
+    trace = made_up(layers, epochs, value)
+    layer_figure.draw(trace, train.diagnose(trace), tmp_path / "layers.png")
+    drawn = matplotlib.image.imread(tmp_path / "layers.png")
+    assert drawn.shape == (550, 1320, 4)
+    colours = {tuple(c) for c in (drawn[..., :3].reshape(-1, 3) * 255).round().astype(int)}
+    assert (0, 114, 178) in colours or layers > 7
+
+
+def test_many_layers_have_colours_of_their_own():
+    for count in (1, 7, 8, 30):
+        assert len(set(layer_figure._colours(count))) == count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(1,), ()])
+def test_a_run_of_one_hidden_unit_and_of_one_layer(sizes, few_digits, tmp_path, capsys):
+    from rich.console import Console
+
+    settings = config("relu").override({"sizes": sizes, "batch_size": 64})
+    train.train(settings, few_digits, str(tmp_path), Console())
+    assert runs.summary(tmp_path)["status"] == "finished"
+    few = "1 layer is" if not sizes else "2 layers are"
+    assert f"{few} too few for a trend over depth" in capsys.readouterr().out
+    assert matplotlib.image.imread(tmp_path / "layers.png").shape == (550, 1320, 4)
+
+
+@pytest.mark.slow
+def test_a_deep_sigmoid_network_is_said_to_vanish(tmp_path, capsys):
+    arguments = ["--dataset", "digits", "--sizes", "8,8,8,8,8", "--batch-size", "512"]
+    arguments += ["--activation", "sigmoid", "--init", "lecun", "--epochs", "1"]
+    runs.train("train", "explode", *arguments, "--out", str(tmp_path))
+    first, *rest = runs.summary(tmp_path)["findings"]
+    assert first.startswith("vanishing: ")
+    assert "over 6 layers" in first
+    said = capsys.readouterr().out.splitlines()
+    assert [f"- {sentence}" for sentence in (first, *rest)] == said[-1 - len(rest) :]
+    assert not (tmp_path / "tensorboard").exists()
+    steps = [r for r in runs.records(tmp_path) if r["kind"] == "step"]
+    for record in steps:
+        assert record["grads/norm/layers/0/kernel"] < 1e-2 * record["grads/norm/layers/5/kernel"]
+    assert runs.summary(tmp_path)["units/dead/layers/4"] == 0
+    assert matplotlib.image.imread(tmp_path / "layers.png").shape == (550, 1320, 4)

@@ -1,0 +1,167 @@
+"""TensorBoard's files, read back by a reader of our own: what `metrics.jsonl` has, and no more."""
+
+import collections
+import struct
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from jaxclip.train.cli import dispatch
+from jaxclip.train.recording import tensorboard_events
+from jaxclip.train.training import loop
+from tests.train import runs
+
+COMMAND = ["train", "explode", *runs.SMALL, "--epochs", "3", "--log-every", "2"]
+COMMAND += ["--checkpoint-every", "1"]
+# A rate with more digits than a record keeps: it is resumed as the same run all the same.
+COMMAND += ["--guard", "skip_nonfinite", "--learning-rate", "0.33333333333333331"]
+NOT_NUMBERS = ("kind", "epoch", "step", "steps")
+
+
+def crc32c(data):
+    """Castagnoli's, bit by bit."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def masked(data):
+    crc = crc32c(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def messages(path):
+    """The records of a TFRecord file: length, its check, data, its check."""
+    content, at = path.read_bytes(), 0
+    while at < len(content):
+        (length,), (check,) = (
+            struct.unpack_from("<Q", content, at),
+            struct.unpack_from("<I", content, at + 8),
+        )
+        assert check == masked(content[at : at + 8])
+        data = content[at + 12 : at + 12 + length]
+        assert struct.unpack_from("<I", content, at + 12 + length) == (masked(data),)
+        yield event_pb2.Event.FromString(data)
+        at += 16 + length
+    assert at == len(content)
+
+
+def scalars(folder):
+    """Numbers by tag and step, as TensorBoard shows them: a new start takes back what follows."""
+    found = collections.defaultdict(dict)
+    files = sorted((folder / "tensorboard").iterdir(), key=lambda p: (p.stat().st_mtime_ns, p.name))
+    for path in files:
+        for event in messages(path):
+            if event.session_log.status == event_pb2.SessionLog.START:
+                for steps in found.values():
+                    for late in [step for step in steps if step >= event.step]:
+                        del steps[late]
+            for value in event.summary.value:
+                found[value.tag][event.step] = value.simple_value
+    return found
+
+
+def written(folder):
+    """The same from `metrics.jsonl`: an epoch's numbers at its last step."""
+    found = collections.defaultdict(dict)
+    for record in runs.records(folder):
+        if record["kind"] in ("step", "epoch"):
+            prefix, at = ("", record.get("step"))
+            if record["kind"] == "epoch":
+                prefix, at = ("epoch/", record["steps"] - 1)
+            for key, value in record.items():
+                if key not in NOT_NUMBERS and value is not None:
+                    found[prefix + key][at] = float(value)
+    return found
+
+
+def assert_same(found, wanted):
+    assert found.keys() == wanted.keys()
+    for tag, steps in wanted.items():
+        assert found[tag].keys() == steps.keys(), tag
+        for step, value in steps.items():
+            np.testing.assert_array_equal(np.float32(found[tag][step]), np.float32(value), tag)
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """Killed after its second epoch was recorded, before its checkpoint was written; resumed."""
+    out = tmp_path_factory.mktemp("resumed")
+    original, command = loop.batch_indices, [*COMMAND, "--out", str(out), "--tensorboard"]
+
+    def stop(config, count, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return original(config, count, epoch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "batch_indices", stop)
+        assert dispatch.main(command) == 130
+    (out / "checkpoints" / "2").rename(out / "lost")
+    (first,) = (out / "tensorboard").iterdir()
+    before = first.read_bytes()
+    runs.train(*command, "--resume")
+    (second,) = set((out / "tensorboard").iterdir()) - {first}
+    assert first.read_bytes() == before
+    return out, first, second
+
+
+@pytest.mark.slow
+def test_the_numbers_of_the_record_at_their_steps(resumed):
+    out, first, second = resumed
+    found = scalars(out)
+    assert_same(found, written(out))
+    assert sorted(found["loss"]) == [0, 2, 4]
+    assert sorted(found["epoch/test_accuracy"]) == [1, 3, 5]
+    assert found["skip_nonfinite/skipped"] == {0: 0, 2: 0, 4: 0}
+    # What follows the checkpoint is in a second file, which takes back what the first has of it.
+    steps = [{event.step for event in messages(p) if event.summary.value} for p in (first, second)]
+    assert steps == [{0, 1, 2, 3}, {2, 3, 4, 5}]
+    starts = [
+        e.step for e in messages(second) if e.session_log.status == event_pb2.SessionLog.START
+    ]
+    assert starts == [2]
+
+
+def test_what_is_not_finite_is_written_and_nothing_said(tmp_path, caplog, capfd):
+    writer = tensorboard_events.Events(tmp_path)
+    values = {"loss": float("nan"), "norm": float("inf"), "none": None, "flag": True}
+    writer.write_all([{"kind": "run", "loss": 7.0}, {"kind": "step", "step": 5, **values}])
+    writer.write_all([{"kind": "epoch", "epoch": 0, "steps": 6, "seconds": float("-inf")}])
+    writer.close()
+    found = scalars(tmp_path)
+    assert set(found) == {"loss", "norm", "flag", "epoch/seconds"}
+    assert np.isnan(found["loss"][5])
+    assert (found["norm"], found["flag"]) == ({5: np.inf}, {5: 1})
+    assert found["epoch/seconds"] == {5: -np.inf}
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
+
+
+def test_tensorflow_is_not_asked_for(tmp_path):
+    code = """
+        import runpy, sys
+
+        class Refuse:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in ("tensorflow", "tensorboard", "torch"):
+                    raise ImportError(name)
+
+        sys.meta_path.insert(0, Refuse())
+        import pathlib
+        writer = runpy.run_path(sys.argv[1])["Events"](pathlib.Path(sys.argv[2]))
+        writer.write_all([{"kind": "step", "step": 1, "loss": 0.5}])
+        writer.close()
+        assert not {"tensorflow", "torch"} & {name.split(".")[0] for name in sys.modules}
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), tensorboard_events.__file__, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert scalars(tmp_path) == {"loss": {1: 0.5}}
