@@ -1,17 +1,20 @@
-"""Units without slope: how many of a layer's are dead, and how often they are saturated."""
+"""Dead and saturated units: where the derivative of an activation is close to 0."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from jaxclip._core import flat_tree as _trees
-from jaxclip.diagnosis import layers as _depth
-from jaxclip.diagnosis import monitor_log as _log
+from jaxclip._core import flat_tree
+from jaxclip._types import PyTree
+from jaxclip.diagnosis import layers, monitor_log
 
-_FLAT = 0.01  # a slope below this share of the largest is none
-_REACH = 10.0  # where the largest slope is looked for
+Activation: TypeAlias = Callable[[jax.Array], jax.Array]
+
+_FLAT = 0.01  # the activation is flat where its slope is below this share of the steepest
+_REACH = 10.0  # the steepest slope is searched on [-_REACH, _REACH]
 
 
 class Units(NamedTuple):
@@ -19,10 +22,10 @@ class Units(NamedTuple):
 
     Attributes:
         name: the name of its preactivations.
-        dead: the share of units without slope at any example.
-        saturated: the share of pairs of a unit and an example without slope.
-        bounded: whether the activation saturates at both ends, as sigmoid and tanh do. Where it
-            does not, as for ReLU, saturation is how such units work and no finding.
+        dead: the share of units without slope at every example.
+        saturated: the share of (unit, example) pairs without slope.
+        bounded: whether the activation is flat at both ends, as sigmoid and tanh are. If it is
+            not, as for ReLU, saturation is normal and not reported as a finding.
     """
 
     name: str
@@ -31,17 +34,15 @@ class Units(NamedTuple):
     bounded: bool
 
 
-def unit_shares(
-    preactivation: Any, activation: Callable[[Any], Any]
-) -> tuple[jax.Array, jax.Array]:
-    r"""The share of units that are dead, and of units and examples that are saturated.
+def unit_shares(preactivation: ArrayLike, activation: Activation) -> tuple[jax.Array, jax.Array]:
+    r"""The share of dead units, and the share of saturated (unit, example) pairs.
 
-    A unit is saturated at an example where $|f'(z)| < 0.01 \max_{|x| \le 10} |f'(x)|$ or
-    $f'(z) = 0$, and dead if it is at every example. Judge by a large batch: of one example, half of
-    all ReLU units are dead. A NaN is not saturated.
+    A unit is saturated at an example if $|f'(z)| < 0.01 \max_{|x| \le 10} |f'(x)|$ or
+    $f'(z) = 0$, and dead if it is saturated at every example. Use a large batch: with a single
+    example, half of all ReLU units look dead. A NaN does not count as saturated.
 
     Args:
-        preactivation: an array of shape (..., units), of which all axes but the last are examples.
+        preactivation: an array of shape (..., units); all axes but the last are examples.
         activation: an elementwise function. It is applied in float32, or float64 to float64.
 
     Returns:
@@ -65,41 +66,36 @@ def unit_shares(
         raise ValueError(f"preactivation of shape {z.shape} must be (..., units) and not empty")
     z = z.astype(jnp.float64 if z.dtype == jnp.float64 else jnp.float32)
     flat = _is_flat(z.reshape(-1, z.shape[-1]), activation)
-    shares = jnp.all(flat, axis=0), flat
-    dead, saturated = (jnp.mean(x, dtype=jnp.float32) for x in shares)
-    return dead, saturated
+    return jnp.mean(flat.all(axis=0), dtype=jnp.float32), jnp.mean(flat, dtype=jnp.float32)
 
 
-def _is_flat(z: jax.Array, activation: Callable[[Any], Any]) -> jax.Array:
+def units(preactivations: PyTree, activation: Activation | None) -> tuple[Units, ...]:
+    """The units of each array of preactivations, in natural order; none if both are `None`."""
+    if preactivations is None and activation is None:
+        return ()
+    if preactivations is None or activation is None:
+        name = "activation" if activation is None else "preactivations"
+        raise ValueError(f"{name}=None: units need both preactivations= and activation=")
+    flat = flat_tree.flatten(preactivations)
+    monitor_log.check_concrete(flat.leaves, "preactivations")
+    ends = jnp.array([[-_REACH], [_REACH]])  # a unit that is dead here has a bounded activation
+    measured = jax.jit(lambda arrays: [unit_shares(z, activation) for z in arrays])
+    (bounded, _), *shares = jax.device_get(measured([ends, *flat.arrays]))
+    rows = {
+        name: Units(name, float(dead), float(saturated), bool(bounded))
+        for name, (dead, saturated) in zip(flat.names, shares, strict=True)
+    }
+    return tuple(rows[name] for name in layers.natural(flat.names))
+
+
+def _is_flat(z: jax.Array, activation: Activation) -> jax.Array:
     grid = jnp.linspace(-_REACH, _REACH, 401, dtype=z.dtype)
     slope, steepest = _slope(z, activation), jnp.max(_slope(grid, activation))
     return (slope < _FLAT * steepest) | (slope == 0)
 
 
-def _slope(z: jax.Array, activation: Callable[[Any], Any]) -> jax.Array:
+def _slope(z: jax.Array, activation: Activation) -> jax.Array:
     value, slope = jax.jvp(activation, (z,), (jnp.ones_like(z),))
     if value.shape != z.shape:
         raise ValueError(f"activation must be elementwise, but made {value.shape} of {z.shape}")
     return jnp.abs(slope)
-
-
-def of_layers(preactivations: Any, activation: Any) -> tuple[Units, ...]:
-    """The units of every array of preactivations, in natural order; none if there are none."""
-    if preactivations is None and activation is None:
-        return ()
-    for name, value in (("preactivations", preactivations), ("activation", activation)):
-        if value is None:
-            raise ValueError(f"{name}=None: units need both preactivations= and activation=")
-    flat = _trees.flatten(preactivations)
-    _log.check_known(flat.leaves, "preactivations")
-    arrays = dict(zip(flat.names, flat.arrays, strict=True))
-    bounded, shares = jax.jit(lambda x: _of_all(x, activation))(arrays)
-    rows = ((name, *shares[name]) for name in _depth.natural(flat.names))
-    return tuple(Units(name, float(d), float(s), bool(bounded)) for name, d, s in rows)
-
-
-def _of_all(arrays: dict[str, jax.Array], activation: Any) -> tuple[jax.Array, Any]:
-    """Whether the activation is flat at both ends, and the shares of each array."""
-    ends = jnp.array([-_REACH, _REACH], jnp.float32)
-    shares = {name: unit_shares(z, activation) for name, z in arrays.items()}
-    return jnp.all(_is_flat(ends, activation)), shares
