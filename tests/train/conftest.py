@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxclip.train import data
 from jaxclip.train.data import sources, tfds_mnist
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +67,7 @@ def real_mnist(first_read, mnist_folder, session_cache):
     assert first_read.returncode == 0, first_read.stderr
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXCLIP_CACHE", str(session_cache))
-        return sources.load("mnist", str(mnist_folder))
+        return data.load("mnist", str(mnist_folder))
 
 
 @pytest.fixture(autouse=True)

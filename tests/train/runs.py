@@ -5,9 +5,8 @@ import json
 import jax
 import numpy as np
 
-from jaxclip.train.cli import dispatch
+from jaxclip.train import cli, data
 from jaxclip.train.config import config_file
-from jaxclip.train.data import sources
 from jaxclip.train.recording import checkpoints
 from jaxclip.train.training import loop
 
@@ -40,13 +39,13 @@ def summary(folder):
 
 
 def train(*arguments):
-    assert dispatch.main(list(arguments)) == 0
+    assert cli.main(list(arguments)) == 0
 
 
 def last_state(folder):
     """The newest checkpoint's arrays, by path, and its position."""
     config = config_file.config(folder / "config.json")
-    run = loop.prepare(config, sources.load(config.dataset))
+    run = loop.prepare(config, data.load(config.dataset))
     with checkpoints.Checkpoints(folder) as kept:
         state, position = kept.latest(run.state)
     leaves = jax.tree_util.tree_leaves_with_path(state)

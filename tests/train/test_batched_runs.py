@@ -186,7 +186,7 @@ def test_a_step_that_a_guard_skipped_is_no_loss_of_the_run(few_digits, tmp_path)
     own = {"shuffle": False, "guard": ("skip_nonfinite",)}
     variants = compare.variants(config(**own), {"guard": [("skip_nonfinite",), ()]})
     data = few_digits._replace(train_images=images)
-    told = compare.compare(variants, data, str(tmp_path), Console(), at_once=False)
+    told = compare.run(variants, data, str(tmp_path), Console(), at_once=False)
     assert [row["lost_at_step"] for row in told["rows"]] == [[None], [1]]
     assert [len(row["test_accuracy"]) for row in told["rows"]] == [1, 0]
 

@@ -7,10 +7,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from jaxclip.train.cli import dispatch, flags
+from jaxclip.train import cli, data
+from jaxclip.train.cli import flags, parser
 from jaxclip.train.commands import compare
 from jaxclip.train.config import presets
-from jaxclip.train.data import sources
 from jaxclip.train.training import loop
 from tests.train import runs
 
@@ -19,9 +19,9 @@ def asked_for(*arguments, monkeypatch):
     """The variants of a command line; nothing is trained."""
     seen = []
     with monkeypatch.context() as patch:
-        patch.setattr(compare, "compare", lambda variants, *rest, **more: seen.extend(variants))
-        patch.setattr(sources, "load", lambda *where: where)
-        assert dispatch.main(["compare", *arguments]) == 0
+        patch.setattr(compare, "run", lambda variants, *rest, **more: seen.extend(variants))
+        patch.setattr(data, "load", lambda *where: where)
+        assert cli.main(["compare", *arguments]) == 0
     return seen
 
 
@@ -38,7 +38,7 @@ CHAINS = [
 def test_chains(text, rules, monkeypatch):
     (variant,) = asked_for("--clip", text, monkeypatch=monkeypatch)
     assert variant.configs[0].clip == rules
-    assert flags.axes(dispatch._parser().parse_args(["compare", "--guard", text]))["guard"] == [rules]
+    assert flags.axes(parser.build().parse_args(["compare", "--guard", text]))["guard"] == [rules]
 
 
 def test_all_combinations_in_the_order_of_the_fields(monkeypatch):
@@ -216,7 +216,7 @@ MISTAKES = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
 def test_mistakes_are_one_line(arguments, message, tmp_path, capsys):
-    assert dispatch.main(["compare", "explode", "--dataset", "digits", *arguments]) == 2
+    assert cli.main(["compare", "explode", "--dataset", "digits", *arguments]) == 2
     said = capsys.readouterr()
     assert said.err.startswith("jaxclip: error: ")
     assert message in said.err

@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from jaxclip.train.cli import dispatch
+from jaxclip.train import cli
+from jaxclip.train.cli import parser, start
 from jaxclip.train.config import config_file, presets
 from jaxclip.train.errors import UserError
-from jaxclip.train.recording import metrics_file
+from jaxclip.train.recording import strict_json
 
 # No field as in any preset, numbers with more digits than a float32 has, a path with every type.
 ODD = presets.get("max-norm").override(
@@ -35,13 +36,13 @@ def file_of(folder, content):
 
 
 def asked_for(*arguments):
-    return dispatch._config(dispatch._parser().parse_args(["train", *map(str, arguments)]))
+    return start.config_of(parser.build().parse_args(["train", *map(str, arguments)]))
 
 
 @pytest.mark.parametrize("config", [*presets.PRESETS.values(), ODD], ids=lambda c: c.preset)
 def test_what_is_kept_reads_back(config, tmp_path):
     path = tmp_path / config_file.NAME
-    metrics_file.write_json(path, dataclasses.asdict(config), exact=True)
+    strict_json.write(path, dataclasses.asdict(config), exact=True)
     assert config_file.config(path) == config
     assert asked_for("--config", path) == config
 
@@ -57,7 +58,7 @@ def test_what_a_run_keeps_reads_back(tmp_path, few_digits, capsys):
     settings = presets.get("explode").override(
         {"sizes": (3,), "batch_size": 32, "epochs": 1, "learning_rate": 1 / 3}
     )
-    train.train(settings, few_digits, str(tmp_path), Console())
+    train.run(settings, few_digits, str(tmp_path), Console())
     kept = config_file.config(tmp_path / "config.json")
     assert kept == settings.override({"dataset": "digits"})
     assert checkpoints.check(str(tmp_path), settings) == kept
@@ -92,14 +93,14 @@ def test_null_overrides_a_preset_s_number(tmp_path):
 
 
 def test_compare_begins_from_a_file(tmp_path, monkeypatch):
+    from jaxclip.train import data
     from jaxclip.train.commands import compare
-    from jaxclip.train.data import sources
 
     part = file_of(tmp_path, {"preset": "forward", "sizes": [3], "dataset": "digits", "seed": 4})
     seen = []
-    monkeypatch.setattr(compare, "compare", lambda variants, *rest, **more: seen.extend(variants))
-    monkeypatch.setattr(sources, "load", lambda *where: where)
-    assert dispatch.main(["compare", "--config", str(part), "--seeds", "2", "--dropout", "0.5"]) == 0
+    monkeypatch.setattr(compare, "run", lambda variants, *rest, **more: seen.extend(variants))
+    monkeypatch.setattr(data, "load", lambda *where: where)
+    assert cli.main(["compare", "--config", str(part), "--seeds", "2", "--dropout", "0.5"]) == 0
     changes = {"sizes": (3,), "dataset": "digits", "dropout": 0.5, "allow_nonfinite": False}
     base = dataclasses.replace(presets.get("forward"), **changes)
     wanted = tuple(dataclasses.replace(base, seed=seed) for seed in (4, 5))
@@ -141,7 +142,7 @@ def test_errors_are_one_line_that_names_the_file(content, message, command, tmp_
     path = file_of(tmp_path, "") if isinstance(content, bytes) else file_of(tmp_path, content)
     if isinstance(content, bytes):
         path.write_bytes(content)
-    assert dispatch.main([command, "explode", "--config", str(path), "--dataset", "digits"]) == 2
+    assert cli.main([command, "explode", "--config", str(path), "--dataset", "digits"]) == 2
     said = capsys.readouterr()
     assert said.err.startswith(f"jaxclip: error: --config={path}: ")
     assert message in said.err
@@ -168,7 +169,7 @@ NOT_MEANT = [
 @pytest.mark.parametrize("command", ["train", "compare"])
 def test_runs_that_cannot_be_meant(content, given, message, command, tmp_path, capsys):
     path = file_of(tmp_path, content)
-    assert dispatch.main([command, *given, "--config", str(path), "--dataset", "digits"]) == 2
+    assert cli.main([command, *given, "--config", str(path), "--dataset", "digits"]) == 2
     said = capsys.readouterr().err
     assert message in said
     assert said.startswith("jaxclip: error: ")
@@ -178,7 +179,7 @@ def test_runs_that_cannot_be_meant(content, given, message, command, tmp_path, c
 
 def test_unreadable_files(tmp_path, capsys):
     for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "no", "No such file")):
-        assert dispatch.main(["train", "--config", str(path)]) == 2
+        assert cli.main(["train", "--config", str(path)]) == 2
         assert capsys.readouterr().err.startswith(f"jaxclip: error: --config={path}: {reason}")
     with pytest.raises(UserError, match=r"^--resume=.*no: No such file"):
         config_file.config(tmp_path / "no", "--resume")

@@ -13,6 +13,7 @@ import pytest
 from tensorflow_datasets.core.download.checksums import UrlInfo
 from tensorflow_datasets.proto import tf_example_pb2
 
+from jaxclip.train import data
 from jaxclip.train.config import presets
 from jaxclip.train.data import sources, tfds_mnist
 from jaxclip.train.errors import UserError
@@ -44,7 +45,7 @@ def put_originals(folder, content=b"not what LeCun wrote"):
 
 @pytest.mark.parametrize("below", ["", "mnist", "mnist/3.0.1"])
 def test_prepared_folder_at_any_of_its_levels(prepared, below):
-    found = sources.load(None, str(prepared / below))
+    found = data.load(None, str(prepared / below))
     assert is_made_up(found)
     assert "prepared by tensorflow-datasets" in found.describe()
     assert "30 training and 10 test images" in found.describe()
@@ -53,7 +54,7 @@ def test_prepared_folder_at_any_of_its_levels(prepared, below):
 def test_prepared_comes_before_originals(prepared, tmp_path):
     folder = put_originals(tmp_path / "both")
     shutil.copytree(prepared / "mnist", folder / "mnist")
-    assert is_made_up(sources.load("mnist", str(folder)))
+    assert is_made_up(data.load("mnist", str(folder)))
 
 
 def test_newest_version_is_taken(prepared, tmp_path):
@@ -64,7 +65,7 @@ def test_newest_version_is_taken(prepared, tmp_path):
 
 def test_tfds_data_dir(prepared, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
-    found = sources.load()
+    found = data.load()
     assert is_made_up(found)
     assert "TFDS_DATA_DIR" in found.source
 
@@ -72,17 +73,17 @@ def test_tfds_data_dir(prepared, monkeypatch):
 def test_data_dir_comes_before_tfds_data_dir(prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
     with pytest.raises(UserError, match="neither a mnist folder"):
-        sources.load(None, str(tmp_path))
+        data.load(None, str(tmp_path))
 
 
 def test_tfds_data_dir_without_the_data_set_is_passed_over(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nowhere"))
-    assert sources.load().name == "digits (8x8)"
+    assert data.load().name == "digits (8x8)"
 
 
 def test_folder_prepared_for_another_data_set_is_not_taken(prepared):
     with pytest.raises(UserError, match="neither a fashion_mnist folder"):
-        sources.load("fashion_mnist", str(prepared))
+        data.load("fashion_mnist", str(prepared))
 
 
 def test_network_then_its_cache(prepared, monkeypatch, tmp_path):
@@ -92,19 +93,19 @@ def test_network_then_its_cache(prepared, monkeypatch, tmp_path):
 
     monkeypatch.setattr(sources, "connection_trouble", lambda url: None)
     monkeypatch.setattr(tfds_mnist, "prepare", download)
-    assert "the network" in sources.load().source
+    assert "the network" in data.load().source
     monkeypatch.undo()
     monkeypatch.setenv("JAXCLIP_CACHE", str(tmp_path / "cache"))
-    found = sources.load("mnist")
+    found = data.load("mnist")
     assert is_made_up(found)
     assert "an earlier download" in found.source
 
 
 def test_digits_only_if_no_data_set_was_named():
-    found = sources.load()
-    assert "scikit-learn, because mnist is out of reach (no network in tests)" in found.source
+    found = data.load()
+    assert "scikit-learn, because mnist is not available (no network in tests)" in found.source
     with pytest.raises(UserError, match=r"--dataset=mnist: .*no network.*--data-dir.*digits"):
-        sources.load("mnist")
+        data.load("mnist")
 
 
 def test_failed_download_falls_back_and_says_so(monkeypatch):
@@ -113,20 +114,20 @@ def test_failed_download_falls_back_and_says_so(monkeypatch):
 
     monkeypatch.setattr(sources, "connection_trouble", lambda url: None)
     monkeypatch.setattr(tfds_mnist, "prepare", broken)
-    assert "(the line went dead)" in sources.load().source
+    assert "(the line went dead)" in data.load().source
     with pytest.raises(UserError, match="the line went dead"):
-        sources.load("mnist")
+        data.load("mnist")
 
 
 def test_digits_by_name():
-    found = sources.load("digits")
+    found = data.load("digits")
     assert found.train_images.shape == (1437, 64)
     assert found.test_images.shape == (360, 64)
     everything = np.concatenate([found.train_images, found.test_images])
     assert everything.min() == 0
     assert everything.max() == 1
     assert set(found.train_labels) == set(found.test_labels) == set(range(10))
-    np.testing.assert_array_equal(found.train_labels, sources.load("digits").train_labels)
+    np.testing.assert_array_equal(found.train_labels, data.load("digits").train_labels)
 
 
 def test_names_offered_on_the_command_line():
@@ -140,7 +141,7 @@ def test_names_offered_on_the_command_line():
 def test_files_with_another_sha256_are_refused(tmp_path, name):
     folder = put_originals(tmp_path / "altered")
     with pytest.raises(UserError, match=rf"--data-dir={folder}.*original {name} .*checksum"):
-        sources.load(name, str(folder))
+        data.load(name, str(folder))
 
 
 @pytest.fixture
@@ -163,7 +164,7 @@ def fashion(tmp_path, monkeypatch):
 
 
 def test_fashion_mnist_goes_the_same_way(fashion):
-    found = sources.load("fashion_mnist", str(fashion))
+    found = data.load("fashion_mnist", str(fashion))
     is_made_up(found)
     assert found.key == "fashion_mnist"
     assert "30 training and 10 test images" in found.describe()
@@ -173,21 +174,21 @@ def test_a_truncated_file_is_refused(fashion):
     file = fashion / tfds_mnist.FILES[0]
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(UserError, match=rf"{file.name}, has wrong checksum"):
-        sources.load("fashion_mnist", str(fashion))
+        data.load("fashion_mnist", str(fashion))
 
 
 def test_missing_files_are_named(tmp_path):
     folder = put_originals(tmp_path / "three")
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(UserError, match=r"\(t10k-labels-idx1-ubyte.gz missing\)"):
-        sources.load("mnist", str(folder))
+        data.load("mnist", str(folder))
 
 
 def test_broken_prepared_folder(prepared, tmp_path):
     shutil.copytree(prepared / "mnist", tmp_path / "mnist")
     (tmp_path / "mnist/3.0.1/mnist-train.array_record-00000-of-00001").unlink()
     with pytest.raises(UserError, match="cannot read mnist from"):
-        sources.load("mnist", str(tmp_path))
+        data.load("mnist", str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,7 @@ def test_broken_prepared_folder(prepared, tmp_path):
 )
 def test_errors_name_argument_and_value(dataset, data_dir, message):
     with pytest.raises(UserError, match=message):
-        sources.load(dataset, data_dir)
+        data.load(dataset, data_dir)
 
 
 # What TensorFlow wrote ---------------------------------------------------------------------------
@@ -235,7 +236,7 @@ def test_folder_that_the_stock_builder_prepared(prepared, tmp_path):
     shutil.copy(prepared / "mnist/3.0.1/features.json", folder)
     write_tfrecords(folder / "mnist-train.tfrecord-00000-of-00001", 0, 30)
     write_tfrecords(folder / "mnist-test.tfrecord-00000-of-00001", 30, 10)
-    assert is_made_up(sources.load("mnist", str(tmp_path)))
+    assert is_made_up(data.load("mnist", str(tmp_path)))
 
 
 # The real files ----------------------------------------------------------------------------------
@@ -272,11 +273,11 @@ def test_cache_is_by_content(mnist_folder, real_mnist, session_cache, monkeypatc
     labels[8] ^= 1
     file.write_bytes(gzip.compress(bytes(labels)))
     with pytest.raises(UserError, match=r"t10k-labels-idx1-ubyte\.gz, has wrong checksum"):
-        sources.load("mnist", str(altered))
+        data.load("mnist", str(altered))
     with pytest.raises(UserError, match="original fashion_mnist files"):
-        sources.load("fashion_mnist", str(mnist_folder))
+        data.load("fashion_mnist", str(mnist_folder))
     monkeypatch.setattr(tfds_mnist, "prepare", None)
-    again = sources.load("mnist", str(mnist_folder))
+    again = data.load("mnist", str(mnist_folder))
     np.testing.assert_array_equal(again.test_labels, real_mnist.test_labels)
 
 

@@ -3,7 +3,7 @@
 import matplotlib.image
 import pytest
 
-from jaxclip.train.cli import dispatch
+from jaxclip.train import cli
 from jaxclip.train.commands import demo_stories
 from tests.train.runs import records, summary
 
@@ -21,7 +21,7 @@ def told(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        assert dispatch.main(["demo", "--smoke", "--dataset", "digits", "--out", str(out)]) == 0
+        assert cli.main(["demo", "--smoke", "--dataset", "digits", "--out", str(out)]) == 0
     return out, said.getvalue()
 
 

@@ -111,7 +111,7 @@ def test_what_a_device_holds(way, few_digits):
     kernels = (name for name in pieces if name.endswith(("0/kernel", "1/kernel")))
     large = {name for name in kernels if pieces[name][0].data.ndim == 2}
     assert len(large) == 4  # the parameters, and their momentum
-    assert in_parts == (large if way in devices.IN_PARTS else set())
+    assert in_parts == (large if way in devices.SHARDED else set())
     for name in pieces.keys() - in_parts:
         first, *others = (np.asarray(shard.data) for shard in pieces[name])
         assert len(others) == 7
@@ -122,7 +122,7 @@ def test_units_stay_in_one_place_by_hand(few_digits):
     def specs(way, **changes):
         settings = config(parallel=way, **changes)
         params = loop.build_network(settings, few_digits).params
-        found = devices.spread(settings, params, optimizer.units(settings, params))
+        found = devices.strategy(settings, params, optimizer.unit_axes(settings, params))
         return [found.params["layers"][i]["kernel"] for i in range(3)]
 
     rows, columns, whole = P("devices"), P(None, "devices"), P()
@@ -149,9 +149,9 @@ def test_devices_drop_out_other_units(few_digits):
 
 
 def test_own_keys_differ():
-    spread = devices.Spread("pmap")
+    strategy = devices.Strategy("pmap")
     draw = jax.pmap(
-        lambda key: jax.random.key_data(spread.own_key(jax.random.wrap_key_data(key))),
+        lambda key: jax.random.key_data(strategy.device_key(jax.random.wrap_key_data(key))),
         axis_name=devices.AXIS,
     )
     drawn = np.asarray(draw(np.zeros((8, 2), np.uint32)))

@@ -136,7 +136,7 @@ def test_layers_draw_apart():
 def test_preactivations_are_seen(batch_norm):
     net, x = network(batch_norm=batch_norm, dropout=RATE, sizes=(6, 9, 8, 3)), inputs(50)
     seen = []
-    outputs, _ = net.apply(net.params, net.stats, x, train=False, seen=seen)
+    outputs, _ = net.apply(net.params, net.stats, x, train=False, preactivations=seen)
     assert [np.shape(z) for z in seen] == [(50, 9), (50, 8)]
     first, second, last = kernels(net)
     scale = 1 / np.sqrt(1 + 1e-5) if batch_norm else 1  # averages of 0 and 1 to begin with

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from jaxclip.train.recording import history, metrics_file
+from jaxclip.train.recording import history, strict_json
 
 
 def write(folder, *objects):
@@ -30,14 +30,14 @@ def test_steps_and_epochs_of_one_run(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(
         (tmp_path / "metrics.jsonl").read_text().replace("0.25}", '0.25, "grads/norm": 2}')
     )
-    trace = history.read(tmp_path)
-    assert trace.name == "forward"
-    np.testing.assert_array_equal(trace.steps, [0, 1])
-    assert set(trace.telemetry) == {"loss", "grads/norm"}
-    np.testing.assert_array_equal(trace.loss, [0.5, 0.25])
-    np.testing.assert_array_equal(trace.telemetry["grads/norm"], [1, 2])
-    np.testing.assert_array_equal(trace.test_accuracy, [0.1])
-    assert trace.ends == [2]
+    past = history.read(tmp_path)
+    assert past.name == "forward"
+    np.testing.assert_array_equal(past.steps, [0, 1])
+    assert set(past.telemetry) == {"loss", "grads/norm"}
+    np.testing.assert_array_equal(past.loss, [0.5, 0.25])
+    np.testing.assert_array_equal(past.telemetry["grads/norm"], [1, 2])
+    np.testing.assert_array_equal(past.test_accuracy, [0.1])
+    assert past.steps_done == [2]
 
 
 def test_the_later_of_two_records_counts(tmp_path):
@@ -45,46 +45,46 @@ def test_the_later_of_two_records_counts(tmp_path):
     write(tmp_path, run("explode"), step(0, 1.0), step(1, 2.0), epoch(0, 0.1, 2))
     write(tmp_path, step(2, -1.0), step(3, -1.0), epoch(1, -1.0, 4), {"kind": "resume", "step": 2})
     write(tmp_path, step(2, 3.0), step(3, 4.0), epoch(1, 0.2, 4), step(4, 5.0))
-    trace = history.read(tmp_path)
-    np.testing.assert_array_equal(trace.steps, [0, 1, 2, 3, 4])
-    np.testing.assert_array_equal(trace.loss, [1, 2, 3, 4, 5])
-    np.testing.assert_array_equal(trace.test_accuracy, [0.1, 0.2])
-    assert trace.ends == [2, 4]
+    past = history.read(tmp_path)
+    np.testing.assert_array_equal(past.steps, [0, 1, 2, 3, 4])
+    np.testing.assert_array_equal(past.loss, [1, 2, 3, 4, 5])
+    np.testing.assert_array_equal(past.test_accuracy, [0.1, 0.2])
+    assert past.steps_done == [2, 4]
 
 
 def test_steps_in_order_though_more_were_recorded_the_second_time(tmp_path):
     write(tmp_path, run("explode"), step(0, 1.0), step(2, 9.0), step(4, 9.0))
     write(tmp_path, step(2, 3.0), step(3, 4.0), step(4, 5.0))
-    trace = history.read(tmp_path)
-    np.testing.assert_array_equal(trace.steps, [0, 2, 3, 4])
-    np.testing.assert_array_equal(trace.loss, [1, 3, 4, 5])
+    past = history.read(tmp_path)
+    np.testing.assert_array_equal(past.steps, [0, 2, 3, 4])
+    np.testing.assert_array_equal(past.loss, [1, 3, 4, 5])
 
 
 def test_the_last_run_alone(tmp_path):
     write(tmp_path, run("explode"), step(0, 1.0), step(7, 2.0), epoch(0, 0.1, 8), epoch(1, 0.5, 9))
     write(tmp_path, run("forward"), step(0, 3.0), epoch(0, 0.2, 1))
-    trace = history.read(tmp_path)
-    assert (trace.name, list(trace.loss), list(trace.steps)) == ("forward", [3.0], [0])
-    np.testing.assert_array_equal(trace.test_accuracy, [0.2])
+    past = history.read(tmp_path)
+    assert (past.name, list(past.loss), list(past.steps)) == ("forward", [3.0], [0])
+    np.testing.assert_array_equal(past.test_accuracy, [0.2])
 
 
 def test_a_run_that_wrote_nothing_yet(tmp_path):
     write(tmp_path, run("explode"), step(0, 1.0), epoch(0, 0.1, 1), run("forward"))
-    trace = history.read(tmp_path)
-    assert (trace.name, trace.epochs, trace.telemetry, trace.steps.size) == ("forward", [], {}, 0)
+    past = history.read(tmp_path)
+    assert (past.name, past.epochs, past.telemetry, past.steps.size) == ("forward", [], {}, 0)
 
 
 def test_numbers_that_json_has_no_word_for(tmp_path):
     values = [1.5, float("nan"), float("inf"), float("-inf")]
-    rows = [metrics_file.plain(step(i, v, ok=True)) for i, v in enumerate(values)]
+    rows = [strict_json.plain(step(i, v, ok=True)) for i, v in enumerate(values)]
     assert [row["loss"] for row in rows] == [1.5, "NaN", "Infinity", "-Infinity"]
     write(tmp_path, run("explode"), *rows, epoch(0, "NaN", 4))
-    trace = history.read(tmp_path)
-    assert trace.loss.dtype == np.float64
-    np.testing.assert_array_equal(trace.loss, values)
-    assert trace.telemetry["ok"].dtype == bool
-    assert trace.first_nonfinite() == 1
-    assert np.isnan(trace.test_accuracy).all()
+    past = history.read(tmp_path)
+    assert past.loss.dtype == np.float64
+    np.testing.assert_array_equal(past.loss, values)
+    assert past.telemetry["ok"].dtype == bool
+    assert past.first_nonfinite() == 1
+    assert np.isnan(past.test_accuracy).all()
 
 
 def test_a_loss_that_a_guard_skipped_is_not_the_first(tmp_path):

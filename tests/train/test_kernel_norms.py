@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxclip.train.config import presets
-from jaxclip.train.recording.trace import Trace
+from jaxclip.train.recording.history import History
 from jaxclip.train.reporting import figures
 from jaxclip.train.training import kernel_norms
 from jaxclip.train.training.kernel_norms import Kernel
@@ -61,10 +61,10 @@ def test_norms_are_those_of_units():
 @pytest.mark.parametrize("count", [1, 12])
 def test_figure_of_anything(count, tmp_path):
     """One epoch or many layers, values that span decades or are not finite."""
-    trace = Trace("any")
+    past = History("any")
     values = np.exp(np.arange(2.0 * count)).reshape(count, 2)
     seen = [values, values * np.nan, np.full((count, 2), np.inf)][: 4 - min(count, 3)]
     kernels = tuple(Kernel(i, (0,), [None, 1.0, 3.0][i % 3]) for i in range(count))
-    trace.epochs = [kernel_norms.record(kernels, row) for row in seen]
-    figures.weights(trace, kernels, tmp_path / "weights.png")
+    past.epochs = [kernel_norms.record(kernels, row) for row in seen]
+    figures.weights(past, kernels, tmp_path / "weights.png")
     assert matplotlib.image.imread(tmp_path / "weights.png").shape == (550, 1320, 4)

@@ -6,7 +6,7 @@ import pytest
 
 from jaxclip.train.commands import train
 from jaxclip.train.config import presets
-from jaxclip.train.recording.trace import Trace
+from jaxclip.train.recording.history import History
 from jaxclip.train.reporting import layer_figure
 from jaxclip.train.training import loop
 from tests.train import runs
@@ -112,21 +112,21 @@ def test_dead_and_saturated_units_on_the_test_images(trained, few_digits):
 
 
 def made_up(layers, epochs, value=1.0):
-    """A trace of so many layers and epochs of three steps."""
-    trace = Trace("any")
+    """A history of so many layers and epochs of three steps."""
+    past = History("any")
     rng = np.random.default_rng(0)
     for monitor in ("grads", "weights", "updates"):
         for i in range(layers):
             for part in ("kernel", "bias"):
                 drawn = rng.lognormal(-i, size=3 * epochs)
                 drawn[epochs:] *= value
-                trace.telemetry[f"{monitor}/norm/layers/{i}/{part}"] = drawn
-    trace.steps = np.arange(3 * epochs)
+                past.telemetry[f"{monitor}/norm/layers/{i}/{part}"] = drawn
+    past.steps = np.arange(3 * epochs)
     shares = {
         f"units/{w}/layers/{i}": 0.5 for w in ("dead", "saturated") for i in range(layers - 1)
     }
-    trace.epochs = [shares] * epochs
-    return trace
+    past.epochs = [shares] * epochs
+    return past
 
 
 ONE_BY_ONE = [(3, 1, 1.0), (1, 1, 1.0), (3, 2, np.inf), (2, 3, np.inf), (3, 2, 0.0)]
@@ -142,8 +142,8 @@ ONE_BY_ONE = [(3, 1, 1.0), (1, 1, 1.0), (3, 2, np.inf), (2, 3, np.inf), (3, 2, 0
     ],
 )
 def test_figure_of_anything(layers, epochs, value, tmp_path):
-    trace = made_up(layers, epochs, value)
-    layer_figure.draw(trace, train.diagnose(trace), tmp_path / "layers.png")
+    past = made_up(layers, epochs, value)
+    layer_figure.draw(past, train.diagnose(past), tmp_path / "layers.png")
     drawn = matplotlib.image.imread(tmp_path / "layers.png")
     assert drawn.shape == (550, 1320, 4)
     colours = {tuple(c) for c in (drawn[..., :3].reshape(-1, 3) * 255).round().astype(int)}
@@ -161,7 +161,7 @@ def test_a_run_of_one_hidden_unit_and_of_one_layer(sizes, few_digits, tmp_path, 
     from rich.console import Console
 
     settings = config("relu").override({"sizes": sizes, "batch_size": 64})
-    train.train(settings, few_digits, str(tmp_path), Console())
+    train.run(settings, few_digits, str(tmp_path), Console())
     assert runs.summary(tmp_path)["status"] == "finished"
     few = "1 layer is" if not sizes else "2 layers are"
     assert f"{few} too few for a trend over depth" in capsys.readouterr().out

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxclip.train.cli import dispatch
+from jaxclip.train import cli
 from jaxclip.train.errors import RunError
 from jaxclip.train.training import processes
 from tests.train import runs
@@ -151,7 +151,7 @@ MISTAKES = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
 def test_mistakes_are_one_line(arguments, message, capsys, tmp_path):
-    assert dispatch.main(["train", "explode", "--dataset", "digits", *arguments]) == 2
+    assert cli.main(["train", "explode", "--dataset", "digits", *arguments]) == 2
     said = capsys.readouterr().err
     assert said.startswith("jaxclip: error: --")
     assert message in said
@@ -167,19 +167,19 @@ def test_where_the_others_cannot_be_reached(error, monkeypatch, capsys):
         raise error
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
-    assert dispatch.main(["train", "explode", "--cluster"]) == 2
+    assert cli.main(["train", "explode", "--cluster"]) == 2
     said = "the environment does not say which process of a cluster this is (no peer)"
     assert capsys.readouterr().err == f"jaxclip: error: --cluster: {said}\n"
     who = ["--coordinator", "localhost:1", "--process-count", "2", "--process-index", "1"]
-    assert dispatch.main(["train", "explode", *who]) == 2
+    assert cli.main(["train", "explode", *who]) == 2
     assert capsys.readouterr().err == "jaxclip: error: --coordinator=localhost:1: no peer\n"
 
 
 def test_a_lost_process_is_told_in_one_line(monkeypatch):
     lost = jax.errors.JaxRuntimeError("Connection closed by peer\nmore")
-    with pytest.raises(jax.errors.JaxRuntimeError), processes.told_if_lost():
+    with pytest.raises(jax.errors.JaxRuntimeError), processes.explain_lost_process():
         raise lost
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    said = r"lost \(Connection closed by peer\); --resume goes on"
-    with pytest.raises(RunError, match=said), processes.told_if_lost():
+    said = r"lost \(Connection closed by peer\); --resume continues"
+    with pytest.raises(RunError, match=said), processes.explain_lost_process():
         raise lost

@@ -7,7 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxclip.train.cli import dispatch
+from jaxclip.train import cli
+from jaxclip.train.cli import parser, start
 from jaxclip.train.recording import checkpoints, history
 from jaxclip.train.training import loop
 from tests.train import runs
@@ -35,7 +36,7 @@ def interrupted(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(loop, "batch_indices", stop)
         command = [*REMEMBERING, "--epochs", "4", "--out", str(tmp_path / "cut")]
-        assert dispatch.main(command) == 130
+        assert cli.main(command) == 130
     return tmp_path / "cut"
 
 
@@ -72,16 +73,16 @@ def test_what_the_checkpoint_holds(whole):
 
 
 def _settings(folder):
+    from jaxclip.train import data
     from jaxclip.train.config import config_file
-    from jaxclip.train.data import sources
 
     config = config_file.config(folder / "config.json")
-    return config, sources.load(config.dataset)
+    return config, data.load(config.dataset)
 
 
 @pytest.mark.slow
 def test_evaluate_prints_the_run_s_own_test_figures(whole, capsys):
-    assert dispatch.main(["evaluate", str(whole)]) == 0
+    assert cli.main(["evaluate", str(whole)]) == 0
     said = capsys.readouterr().out
     assert "checkpoint after epoch 4" in " ".join(said.split())
     told = runs.summary(whole)
@@ -106,9 +107,10 @@ def test_more_epochs_where_no_schedule_ends_with_the_run(tmp_path, capsys):
     runs.train(*command, "--epochs", "3", "--out", str(tmp_path / "one"), "--resume")
     runs.assert_same_end(tmp_path / "three", tmp_path / "one")
     capsys.readouterr()
-    assert dispatch.main([*command, "--epochs", "2", "--out", str(tmp_path / "one"), "--resume"]) == 2
+    assert cli.main([*command, "--epochs", "2", "--out", str(tmp_path / "one"), "--resume"]) == 2
     said = capsys.readouterr().err
-    assert said == f"jaxclip: error: --epochs=2: the run in {tmp_path / 'one'} has 3 behind it\n"
+    problem = f"the run in {tmp_path / 'one'} has already trained 3"
+    assert said == f"jaxclip: error: --epochs=2: {problem}\n"
     assert runs.summary(tmp_path / "one")["epochs"] == 3
 
 
@@ -125,8 +127,8 @@ CHANGES = [
 @pytest.fixture
 def pretended(tmp_path):
     """A folder as the run leaves it, without what only a run can make."""
-    options = dispatch._parser().parse_args([*REMEMBERING, "--epochs", "4"])
-    settings = dataclasses.asdict(dispatch._config(options))
+    options = parser.build().parse_args([*REMEMBERING, "--epochs", "4"])
+    settings = dataclasses.asdict(start.config_of(options))
     (tmp_path / "config.json").write_text(json.dumps(settings))
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     return tmp_path
@@ -136,7 +138,7 @@ def pretended(tmp_path):
 def test_another_run_is_refused(pretended, capsys, change, message):
     before = sorted(pretended.rglob("*"))
     command = [*REMEMBERING, "--epochs", "4", "--out", str(pretended), "--resume", *change]
-    assert dispatch.main(command) == 2
+    assert cli.main(command) == 2
     said = capsys.readouterr().err
     assert said == f"jaxclip: error: --resume: the run in {pretended} {message}\n"
     assert sorted(pretended.rglob("*")) == before
@@ -148,7 +150,7 @@ def test_a_checkpoint_of_another_network_is_refused(whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "edited")
     path = tmp_path / "edited" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sizes": [8, 9]}))
-    assert dispatch.main(["train", "--resume", "--out", str(tmp_path / "edited")]) == 2
+    assert cli.main(["train", "--resume", "--out", str(tmp_path / "edited")]) == 2
     said = capsys.readouterr().err
     assert said.startswith("jaxclip: error: the checkpoint in ")
     assert said.count("\n") == 1
@@ -183,5 +185,5 @@ def test_checkpoints_as_often_as_asked(tmp_path, capsys):
         runs.train(*command, every, "--out", str(out))
         assert {p.name for p in (out / "checkpoints").glob("*")} == kept
     capsys.readouterr()
-    assert dispatch.main([*command, "0", "--out", str(out), "--resume"]) == 2
+    assert cli.main([*command, "0", "--out", str(out), "--resume"]) == 2
     assert capsys.readouterr().err == f"jaxclip: error: --resume: no checkpoint in {out}\n"

@@ -151,8 +151,8 @@ def test_every_projection_can_be_written():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("unit_norm=1", "takes no value of its own"),
-        ("non_negative=1", "takes no value of its own"),
+        ("unit_norm=1", "takes no value"),
+        ("non_negative=1", "takes no value"),
         ("min_max_norm=2", "2 is not low:high"),
         ("min_max_norm=2:1", "min_norm=2 exceeds max_norm=1"),
         ("min_max_norm=0:1,rate=2", "rate=2 must be between 0 and 1"),

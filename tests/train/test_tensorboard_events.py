@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from jaxclip.train.cli import dispatch
+from jaxclip.train import cli
 from jaxclip.train.recording import tensorboard_events
 from jaxclip.train.training import loop
 from tests.train import runs
@@ -103,7 +103,7 @@ def resumed(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "batch_indices", stop)
-        assert dispatch.main(command) == 130
+        assert cli.main(command) == 130
     (out / "checkpoints" / "2").rename(out / "lost")
     (first,) = (out / "tensorboard").iterdir()
     before = first.read_bytes()
@@ -131,10 +131,10 @@ def test_the_numbers_of_the_record_at_their_steps(resumed):
 
 
 def test_what_is_not_finite_is_written_and_nothing_said(tmp_path, caplog, capfd):
-    writer = tensorboard_events.Events(tmp_path)
+    writer = tensorboard_events.TensorBoardEvents(tmp_path)
     values = {"loss": float("nan"), "norm": float("inf"), "none": None, "flag": True}
-    writer.write_all([{"kind": "run", "loss": 7.0}, {"kind": "step", "step": 5, **values}])
-    writer.write_all([{"kind": "epoch", "epoch": 0, "steps": 6, "seconds": float("-inf")}])
+    writer.write([{"kind": "run", "loss": 7.0}, {"kind": "step", "step": 5, **values}])
+    writer.write([{"kind": "epoch", "epoch": 0, "steps": 6, "seconds": float("-inf")}])
     writer.close()
     found = scalars(tmp_path)
     assert set(found) == {"loss", "norm", "flag", "epoch/seconds"}
@@ -156,12 +156,18 @@ def test_tensorflow_is_not_asked_for(tmp_path):
 
         sys.meta_path.insert(0, Refuse())
         import pathlib
-        writer = runpy.run_path(sys.argv[1])["Events"](pathlib.Path(sys.argv[2]))
-        writer.write_all([{"kind": "step", "step": 1, "loss": 0.5}])
+        writer = runpy.run_path(sys.argv[1])["TensorBoardEvents"](pathlib.Path(sys.argv[2]))
+        writer.write([{"kind": "step", "step": 1, "loss": 0.5}])
         writer.close()
         assert not {"tensorflow", "torch"} & {name.split(".")[0] for name in sys.modules}
     """
-    command = [sys.executable, "-c", textwrap.dedent(code), tensorboard_events.__file__, str(tmp_path)]
+    command = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(code),
+        tensorboard_events.__file__,
+        str(tmp_path),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert scalars(tmp_path) == {"loss": {1: 0.5}}

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxclip.train.cli import dispatch
+from jaxclip.train import cli
+from jaxclip.train.cli import parser, start
 from jaxclip.train.config import presets
 from jaxclip.train.errors import UserError
 from jaxclip.train.recording import metrics_file
@@ -133,7 +134,7 @@ GUARDS = [
     ("skip_nonfinite,max_consecutive=x", "max_consecutive='x'"),
     ("skip_nonfinite,max=3", "unknown option 'max=3', choose from max_consecutive"),
     ("skip_nonfinite,inner=3", "unknown option 'inner=3'"),
-    ("skip_spikes=5", "takes no value of its own"),
+    ("skip_spikes=5", "takes no value"),
     ("skip_spikes,window=0", "window=0"),
     ("skip_spikes,sigma=nan", "sigma=nan"),
     ("skip_spikes,sigma=1,sigma=2", "option 'sigma' given twice"),
@@ -151,9 +152,9 @@ def test_errors_quote_the_guard_in_one_line(text, message, few_digits):
 
 
 def test_none_takes_a_guard_away(tmp_path, capsys):
-    parse = dispatch._parser().parse_args
-    assert dispatch._config(parse(["train", "explode", "--guard", "none"])).guard == ()
-    assert dispatch.main(["train", "explode", "--guard", "none", "--guard", "skip_spikes"]) == 2
+    parse = parser.build().parse_args
+    assert start.config_of(parse(["train", "explode", "--guard", "none"])).guard == ()
+    assert cli.main(["train", "explode", "--guard", "none", "--guard", "skip_spikes"]) == 2
     assert "--guard none: cannot be combined" in capsys.readouterr().err
 
 

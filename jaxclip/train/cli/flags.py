@@ -1,6 +1,6 @@
-"""Flags: one for every field of a run, what its text means, and which values were given.
+"""Flags: one for every field of `presets.Config`, and the values that the user gave.
 
-What is done with them is in `cli`; whether a value is sound is for `presets`.
+`presets` checks the values.
 """
 
 import argparse
@@ -12,76 +12,78 @@ from jaxclip.train.config.presets import CHOICES, DATASETS
 from jaxclip.train.errors import UserError
 
 DATA_DIR = "folder with a prepared data set or its original files"
-_RULES = {
+_RULES = {  # with an example
     "clip": "global_norm=15",
     "project": "max_norm=1,axis=0",
     "guard": "skip_nonfinite,max_consecutive=10",
 }
-
-
 _NUMBERS = {
     "batch_size": "images a step",
-    "epochs": "times that all images are seen",
+    "epochs": "passes over the training images",
     "log_every": "steps from one record in metrics.jsonl to the next",
     "checkpoint_every": "epochs from one checkpoint to the next; 0 for none",
-    "decay_steps": "steps after which the learning rate has come down",
-    "seed": "of the first weights, the order of the images, and dropout",
-    "init_std": "standard deviation of the first weights, where --init has one",
-    "learning_rate": "that of the first step",
-    "end_learning_rate": "that of the last step, where --schedule brings it down",
-    "power": "of the polynomial schedule",
-    "momentum": "of the optimizer momentum",
-    "b1": "of Adam and its kin: how long the first moment remembers",
-    "b2": "likewise the second moment",
-    "weight_decay": "of adamw and stable_adamw",
-    "dropout": "share of hidden activations that a training step leaves out",
+    "decay_steps": "steps until the learning rate reaches --end-learning-rate",
+    "seed": "seed of the initial weights, the order of the images, and dropout",
+    "init_std": "standard deviation of the initial weights, if --init has one",
+    "learning_rate": "learning rate of the first step",
+    "end_learning_rate": "learning rate of the last step, if --schedule changes it",
+    "power": "power of the polynomial schedule",
+    "momentum": "momentum of the optimizer momentum",
+    "b1": "decay rate of the first moment, for adam, adamw and stable_adamw",
+    "b2": "decay rate of the second moment, for adam, adamw and stable_adamw",
+    "weight_decay": "weight decay of adamw and stable_adamw",
+    "dropout": "share of hidden activations that a training step sets to 0",
 }
 _SWITCHES = {
-    "batch_norm": "normalise each hidden layer by its batch",
-    "shuffle": "another order of the images in each epoch",
-    "allow_nonfinite": "go on where a loss is NaN or infinite",
+    "batch_norm": "normalize each hidden layer by its batch",
+    "shuffle": "shuffle the images before each epoch",
+    "allow_nonfinite": "continue after a loss that is NaN or infinite",
 }
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are a `UserError`, and so one line as well."""
+    """A parser that raises `UserError`, so its errors are one line too."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises instead of printing the usage and leaving."""
+        """Raises `UserError` instead of printing the usage and exiting."""
         raise UserError(message)
 
 
 def data(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say which images."""
+    """Adds the flags that choose the images."""
     parser.add_argument("--dataset", metavar="|".join(DATASETS), help="default: mnist, or digits")
     parser.add_argument("--data-dir", help=DATA_DIR)
 
 
 def processes(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say which of several processes this one is."""
-    group = parser.add_argument_group("one of several processes, each of which runs this command")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="where the first one is reached")
-    group.add_argument("--process-count", type=int, metavar="N", help="how many there are")
-    group.add_argument("--process-index", type=int, metavar="N", help="which this is, from 0")
-    text = "take all three from Slurm, Open MPI, Kubernetes or a TPU pod"
+    """Adds the flags that connect several processes."""
+    group = parser.add_argument_group("several processes, each of which runs this command")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    group.add_argument("--process-count", type=int, metavar="N", help="number of processes")
+    group.add_argument(
+        "--process-index", type=int, metavar="N", help="number of this process, from 0"
+    )
+    text = "read all three from Slurm, Open MPI, Kubernetes or a TPU pod"
     group.add_argument("--cluster", action="store_true", help=text)
 
 
 class _Switch(argparse.BooleanOptionalAction):
-    """`--flag` and `--no-flag`, both of which may be given: a list of them is kept."""
+    """`--flag` and `--no-flag`, which may both be given: collects them in a list."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         """Appends True or False."""
         del parser, values
-        chosen = getattr(namespace, self.dest) or []
-        said = not (option_string or "").startswith("--no-")
-        setattr(namespace, self.dest, [*chosen, said])
+        earlier = getattr(namespace, self.dest) or []
+        value = not (option_string or "").startswith("--no-")
+        setattr(namespace, self.dest, [*earlier, value])
 
 
 def config(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """Adds a flag for every field of `presets.Config`; none of them has a default here.
+    """Adds a flag for every field of `presets.Config`, without defaults.
 
-    With `several`, each may be repeated, and its values are collected in a list.
+    Args:
+      parser: receives the flags.
+      several: collect the values of a repeated flag in a list.
     """
     title = "overrides of the preset" + "; repeat one to compare its values" * several
     group = parser.add_argument_group(title)
@@ -99,7 +101,7 @@ def config(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
         group.add_argument(_flag(name), action=action, default=None, help=text)
     for name, example in _RULES.items():
         chain = "several in a chain as A=1+B=2" if several else "repeat for a chain"
-        text = f"as {example}; {chain}; none for no rule"
+        text = f"for example {example}; {chain}; none for no rule"
         group.add_argument(_flag(name), action="append", metavar="RULE=VALUE[,k=v]", help=text)
 
 
@@ -115,7 +117,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def overrides(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns the fields the user set. `--clip none` alone removes the preset's rules."""
+    """Returns the fields that the user set; `--clip none` sets no rules."""
     fields = {f.name for f in presets.fields()} - {"preset"}
     values = {k: v for k, v in vars(options).items() if k in fields and v is not None}
     for name in _RULES:
@@ -125,7 +127,7 @@ def overrides(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def axes(options: argparse.Namespace) -> dict[str, list[Any]]:
-    """Returns the values that were given for each field, in the order of the fields."""
+    """Returns the values that the user gave for each field, in the order of the fields."""
     if options.seeds is not None and (options.seeds < 1 or len(options.seed or []) > 1):
         raise UserError(f"--seeds={options.seeds}: must be at least 1, with one --seed or none")
     names = [field.name for field in presets.fields() if field.name not in ("preset", "dataset")]
@@ -137,7 +139,7 @@ def axes(options: argparse.Namespace) -> dict[str, list[Any]]:
 
 
 def _chain(text: str) -> tuple[str, ...]:
-    """Takes `A=1+B=2` apart: a plus before a letter, since numbers have some too (1e+5)."""
+    """Splits `A=1+B=2` at a plus before a letter; numbers have pluses too (1e+5)."""
     return tuple(part.strip() for part in re.split(r"\+(?=\s*[a-z])", text))
 
 

@@ -1,1 +1,1 @@
-"""One file for each command of `jaxclip`."""
+"""The commands of `jaxclip`, one file each."""

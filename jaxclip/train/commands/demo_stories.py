@@ -1,7 +1,4 @@
-"""The demo's three stories: what is run, what is looked at, what is drawn, what is said.
-
-How a run is made and recorded is in `demo`, how a panel looks in `figures`.
-"""
+"""The three stories of `jaxclip demo`: their runs, their figures and their sentences."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +9,7 @@ import numpy as np
 from jaxclip import norms
 from jaxclip.train.config import presets
 from jaxclip.train.config.presets import Config
-from jaxclip.train.recording.trace import Trace, Watch
+from jaxclip.train.recording.history import History, Watch
 from jaxclip.train.reporting import figures
 from jaxclip.train.reporting.figures import BLUE, GREEN, GREY, ORANGE
 from jaxclip.train.reporting.terminal import number, percent
@@ -20,7 +17,7 @@ from jaxclip.train.training.loop import State
 
 
 class Variant(NamedTuple):
-    """One run of a story: `steps` of `config`, with `watch` looked at after each epoch."""
+    """One run of a story: `steps` of `config`, with `watch` called after each epoch."""
 
     name: str
     config: Config
@@ -29,12 +26,12 @@ class Variant(NamedTuple):
 
 
 class Story(NamedTuple):
-    """Some runs, a figure of them, and a sentence on what they show."""
+    """A few runs, a figure of them, and a sentence about their result."""
 
     name: str
     variants: tuple[Variant, ...]
-    draw: Callable[[Sequence[Trace], Path], None]
-    finding: Callable[[Sequence[Trace]], str]
+    draw: Callable[[Sequence[History], Path], None]
+    finding: Callable[[Sequence[History]], str]
 
 
 # Vanishing -------------------------------------------------------------------------------------
@@ -47,12 +44,12 @@ _DEEP = Config(
     loss="cross_entropy",
     learning_rate=0.1,
 )
-# base, style, colour, where its last value is written
+# base, style, colour, offset and side of the label
 _POWERS = ((1.01, "-", GREEN, (-8, 6), "bottom"), (0.99, "--", ORANGE, (-8, -6), "top"))
 
 
-def _vanishing_finding(traces: Sequence[Trace]) -> str:
-    sigmoid, clipped, relu = traces
+def _vanishing_finding(histories: Sequence[History]) -> str:
+    sigmoid, clipped, relu = histories
     first, *between, last = sigmoid.kernel_norms(0)
     relu_first, *_, relu_last = relu.kernel_norms(0)
     return (
@@ -66,15 +63,15 @@ def _vanishing_finding(traces: Sequence[Trace]) -> str:
     )
 
 
-def _draw_vanishing(traces: Sequence[Trace], path: Path) -> None:
+def _draw_vanishing(histories: Sequence[History], path: Path) -> None:
     figure, (left, right) = figures.panels(
         ("Gradient norm of each layer at the first step", "Why: a factor a layer, 365 times over"),
         "Sigmoid layers make the gradient vanish; clipping does not bring it back",
     )
     styles = ((ORANGE, "-o"), (GREY, ":x"), (BLUE, "-s"))
-    for trace, (colour, style) in zip(traces, styles, strict=True):
-        values = trace.kernel_norms(0)
-        figures.line(left, np.arange(1, len(values) + 1), values, trace.name, colour, style)
+    for history, (colour, style) in zip(histories, styles, strict=True):
+        values = history.kernel_norms(0)
+        figures.line(left, np.arange(1, len(values) + 1), values, history.name, colour, style)
     figures.label(left, "layer (1 = next to the input)", "gradient norm of the kernel", log=True)
     n = np.arange(366)
     for base, style, colour, offset, side in _POWERS:
@@ -92,8 +89,8 @@ _THRESHOLD = 300
 _WILD = presets.get("forward").override({"preset": "demo", "init_std": 1.0, "log_every": 10})
 
 
-def _exploding_finding(traces: Sequence[Trace]) -> str:
-    wild, clipped = traces
+def _exploding_finding(histories: Sequence[History]) -> str:
+    wild, clipped = histories
     at = wild.first_nonfinite()
     end = f"overflows after {at} steps" if at is not None else f"is {number(wild.loss[-1])}"
     return (
@@ -105,8 +102,8 @@ def _exploding_finding(traces: Sequence[Trace]) -> str:
     )
 
 
-def _draw_exploding(traces: Sequence[Trace], path: Path) -> None:
-    wild, clipped = traces
+def _draw_exploding(histories: Sequence[History], path: Path) -> None:
+    wild, clipped = histories
     wild_end = wild.first_nonfinite()
     end = "grows" if wild_end is None else f"overflows after {wild_end} steps"
     figure, (left, right) = figures.panels(
@@ -114,10 +111,10 @@ def _draw_exploding(traces: Sequence[Trace], path: Path) -> None:
         f"Weights of std 1: without clipping the loss {end}; clipped, it falls",
     )
     for ax, key in ((left, "loss"), (right, "grads/norm")):
-        for trace, colour, style in ((clipped, BLUE, "-"), (wild, ORANGE, "-o")):
-            values = trace.telemetry[key].astype(np.float64)
+        for history, colour, style in ((clipped, BLUE, "-"), (wild, ORANGE, "-o")):
+            values = history.telemetry[key].astype(np.float64)
             finite = np.flatnonzero(np.isfinite(values))
-            figures.line(ax, finite + 1, values[finite], trace.name, colour, style)
+            figures.line(ax, finite + 1, values[finite], history.name, colour, style)
         last = np.flatnonzero(np.isfinite(wild.telemetry[key]))[-1]
         at = (last + 1, float(wild.telemetry[key][last]))
         figures.note(ax, "then no longer finite", at, (12, 0), color=ORANGE, va="center")
@@ -139,8 +136,8 @@ def _first_layer_units(state: State) -> np.ndarray:
     return np.asarray(norms.unit_norms(state.params["layers"][0]["kernel"], axis=0)).ravel()
 
 
-def _max_norm_finding(traces: Sequence[Trace]) -> str:
-    free, bound = traces
+def _max_norm_finding(histories: Sequence[History]) -> str:
+    free, bound = histories
     return (
         f"max-norm: without projection the largest incoming weight norm of a unit grows to "
         f"{number(free.watched[-1].max())}, with project_max_norm({_LIMIT}) it is "
@@ -149,23 +146,25 @@ def _max_norm_finding(traces: Sequence[Trace]) -> str:
     )
 
 
-def _draw_max_norm(traces: Sequence[Trace], path: Path) -> None:
-    free, bound = traces
+def _draw_max_norm(histories: Sequence[History], path: Path) -> None:
+    free, bound = histories
     figure, (left, right) = figures.panels(
         ("Weight norm of the first layer's units", "Test accuracy"),
         f"Max-norm holds every unit's weights at {_LIMIT} or below",
     )
-    for trace, colour, style in ((free, ORANGE, "-"), (bound, BLUE, "--")):
-        units = np.stack(trace.watched)
-        name = f"{trace.name}: largest"
-        figures.line(left, trace.ends, units.max(axis=1), name, colour, style)
-        figures.line(left, trace.ends, np.median(units, axis=1), "median", colour, style, alpha=0.4)
-        accuracy = 100 * np.asarray(trace.test_accuracy)
-        figures.line(right, trace.ends, accuracy, trace.name, colour, style)
+    for history, colour, style in ((free, ORANGE, "-"), (bound, BLUE, "--")):
+        units = np.stack(history.watched)
+        name = f"{history.name}: largest"
+        figures.line(left, history.steps_done, units.max(axis=1), name, colour, style)
+        figures.line(
+            left, history.steps_done, np.median(units, axis=1), "median", colour, style, alpha=0.4
+        )
+        accuracy = 100 * np.asarray(history.test_accuracy)
+        figures.line(right, history.steps_done, accuracy, history.name, colour, style)
     left.axhline(_LIMIT, color=GREY, linestyle=":", label=f"limit {_LIMIT}")
     figures.label(left, "step", "norm of a unit's incoming weights", legend="upper left")
     bottom, top = left.get_ylim()
-    left.set_ylim(bottom, top + 0.6 * (top - bottom))  # room for the legend
+    left.set_ylim(bottom, top + 0.6 * (top - bottom))  # space for the legend
     figures.label(right, "step", "test accuracy (%)")
     figures.save(figure, path)
 

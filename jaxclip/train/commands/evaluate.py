@@ -1,4 +1,4 @@
-"""`jaxclip evaluate`: the test figures of a run, computed again from its last checkpoint."""
+"""`jaxclip evaluate`: computes a run's test scores from its last checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -6,29 +6,29 @@ from typing import Any
 from rich.console import Console
 
 from jaxclip.train.config.presets import Config
-from jaxclip.train.data.sources import Data
+from jaxclip.train.data import Data
 from jaxclip.train.recording import checkpoints
 from jaxclip.train.reporting import terminal
 from jaxclip.train.training import loop
 
 
 def config(folder: str) -> Config:
-    """Reads which run a folder is of; one device is enough to measure it.
+    """Returns the `Config` of the run in a folder, for one device.
 
     Raises:
-      UserError: if it holds no run with a checkpoint.
+      UserError: if the folder holds no run with a checkpoint.
     """
-    return checkpoints.kept_config(folder, "FOLDER").override({"parallel": "none"})
+    return checkpoints.saved_config(folder, "FOLDER").override({"parallel": "none"})
 
 
-def evaluate(config: Config, data: Data, folder: str, console: Console) -> dict[str, Any]:
-    """Restores the last checkpoint, prints what `jaxclip train` printed at its end, returns it."""
-    run = loop.prepare(config, data)
-    with checkpoints.Checkpoints(Path(folder).expanduser()) as kept:
-        state, position = kept.latest(run.state)
+def run(config: Config, data: Data, folder: str, console: Console) -> dict[str, Any]:
+    """Restores the last checkpoint; prints and returns its test scores."""
+    prepared = loop.prepare(config, data)
+    with checkpoints.Checkpoints(Path(folder).expanduser()) as saved:
+        state, position = saved.latest(prepared.state)
     terminal.say(console, data.describe())
-    found = run.evaluate(state.params, state.stats, data.test_images, data.test_labels)
-    scores = {key: float(value) for key, value in found.items()}
+    test = data.test_images, data.test_labels
+    scores = {k: float(v) for k, v in prepared.evaluate(state.params, state.stats, *test).items()}
     title = f"{config.preset} on {data.name}, checkpoint after epoch {position.epochs}"
     console.print(terminal.summary_table(title, terminal.test_rows(scores)))
     return scores

@@ -1,11 +1,11 @@
-"""`jaxclip train`: one run of a preset, told on the console and recorded in a folder.
+"""`jaxclip train`: trains one run, prints a line an epoch, and records it in a folder.
 
-The loop itself is in `loop`; this file says what is done after each epoch and at the end. Figures
-and summary are made from what was written, so that a resumed run shows all of itself.
+Figures and summary are made from the files written, so a resumed run shows all of its epochs.
 """
 
 import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,24 +15,31 @@ from rich.console import Console
 from jaxclip import diagnosis
 from jaxclip.train.config import config_file
 from jaxclip.train.config.presets import Config
-from jaxclip.train.data.sources import Data
+from jaxclip.train.data import Data
 from jaxclip.train.errors import UserError
-from jaxclip.train.recording import history, metrics_file, tensorboard_events
+from jaxclip.train.recording import history, metrics_file, run_folder, strict_json
 from jaxclip.train.recording.checkpoints import Checkpoints, Position
-from jaxclip.train.recording.trace import Trace
+from jaxclip.train.recording.history import History
+from jaxclip.train.recording.metrics_file import MetricsFile
+from jaxclip.train.recording.tensorboard_events import TensorBoardEvents
 from jaxclip.train.reporting import figures, layer_figure, terminal
 from jaxclip.train.training import kernel_norms, loop, nonfinite, processes, tensor_norms
+from jaxclip.train.training.kernel_norms import Kernel
 from jaxclip.train.training.loop import Epoch, Run
 
 
-class _Told(NamedTuple):
-    """Where a run is recorded and told."""
+class _Job(NamedTuple):
+    """A run at the position where it begins or resumes, and where it is stored."""
 
-    recorder: metrics_file.Recorder
-    console: Console
+    run: Run
+    data: Data
+    position: Position
+    folder: Path
+    checkpoints: Checkpoints
+    kernels: tuple[Kernel, ...]
 
 
-def train(
+def run(
     config: Config,
     data: Data,
     out: str,
@@ -41,107 +48,127 @@ def train(
     resume: bool = False,
     tensorboard: bool = False,
 ) -> dict[str, Any]:
-    """Runs `config` on `data` into the folder `out`; returns what went into `summary.json`.
+    """Trains a run into the folder `out`; returns the content of `summary.json`.
 
-    With `resume` it goes on where the folder's last checkpoint stands, and ends bit for bit as if
-    it had not been interrupted. The summary is written however the run ends; its `status` says
-    which way that was. Of several processes one writes and speaks; the others return nothing.
+    The summary is written however the run ends; its `status` says how. Of several processes, only
+    process 0 prints and writes; the others return an empty dict.
+
+    Args:
+      config: the run.
+      data: the images.
+      out: the output folder.
+      console: where to print.
+      resume: continue from the folder's last checkpoint; the run ends bit for bit as if it had not
+        been interrupted.
+      tensorboard: write event files too.
     """
     start = time.perf_counter()
-    config = config.override({"dataset": data.key})
-    run, folder = loop.prepare(config, data), metrics_file.open_folder(out)
+    prepared = loop.prepare(config.override({"dataset": data.key}), data)
+    folder = run_folder.create(out)
     terminal.say(console, data.describe())
-    if processes.leads() and not resume and (aside := metrics_file.set_aside(folder)):
-        terminal.say(console, f"note: {folder} held another run, which is now in {aside}")
-    processes.wait()  # the folder is ready
-    kernels = kernel_norms.kernels(config, run.state.params)
-    summary: dict[str, Any] = {"status": "stopped", "preset": config.preset, "data": data.name}
-    with Checkpoints(folder) as kept:
-        state, position = kept.latest(run.state) if resume else (run.state, Position(0, 0))
-        if position.epochs > config.epochs:
-            problem = f"the run in {out} has {position.epochs} behind it"
-            raise UserError(f"--epochs={config.epochs}: {problem}")
-        run = run._replace(state=state)
-        if not processes.leads():
-            _epochs(run, data, position, kept, kernels)
-            return {}
-        metrics_file.write_json(folder / config_file.NAME, dataclasses.asdict(config), exact=True)
-        sink = tensorboard_events.Events(folder, position.steps) if tensorboard else None
-        try:
-            with metrics_file.Recorder(folder, sink) as recorder:
-                _begin(config, data, position, recorder, console)
-                _epochs(run, data, position, kept, kernels, _Told(recorder, console))
-            summary["status"] = "finished"
-        except nonfinite.NonFiniteLossError:
-            summary["status"] = "non-finite loss"
-            raise
-        finally:
-            trace = history.read(folder)
-            summary |= _outcome(trace) | {"seconds": time.perf_counter() - start}
-            metrics_file.write_json(folder / "summary.json", summary)
-            if trace.epochs:
-                _draw(config, trace, kernels, folder)
-    _tell_the_end(summary, trace, folder, console)
-    return summary
+    if processes.is_leader() and not resume:
+        set_earlier_run_aside(folder, console)
+    processes.wait_for_all()  # until the folder is ready
+    with Checkpoints(folder) as checkpoints:
+        job = _job(prepared, data, folder, checkpoints, resume)
+        if processes.is_leader():
+            return _train_and_summarize(job, console, tensorboard, start)
+        for _ in _epochs(job):
+            pass
+        return {}
 
 
-def _begin(
-    config: Config, data: Data, position: Position, recorder: metrics_file.Recorder, console: Console
-) -> None:
-    """Records that a run begins or goes on."""
-    if position.epochs:
-        recorder.write("resume", epoch=position.epochs, step=position.steps)
-        terminal.say(console, f"resuming after {position.epochs} of {config.epochs} epochs")
-    else:
-        settings = dataclasses.asdict(config) | {"data": data.name, "source": data.source}
-        recorder.write("run", **settings)
+def set_earlier_run_aside(folder: Path, console: Console) -> None:
+    """Moves the files of an earlier run out of the way, and says where to."""
+    if earlier := run_folder.set_aside(folder):
+        terminal.say(console, f"note: {folder} held another run, which is now in {earlier}")
 
 
-def _epochs(
-    run: Run,
-    data: Data,
-    position: Position,
-    kept: Checkpoints,
-    kernels: tuple[kernel_norms.Kernel, ...],
-    told: _Told | None = None,
-) -> None:
-    """Trains from `position` on: after each epoch a record, a line and a checkpoint."""
-    config, watch = run.config, kernel_norms.watch(kernels, run.spread.jit)
-    with terminal.progress(told.console if told else Console(quiet=True)) as bar:
-        task = bar.add_task(config.preset, total=config.epochs, completed=position.epochs)
-        for epoch in loop.train(run, data, position.epochs):
-            seen = kernel_norms.record(kernels, watch(epoch.state))
-            if told:
-                _tell(config, epoch, seen, told)
-            done = epoch.number + 1
-            if epoch.failure is None and _due(config, done):
-                kept.save(epoch.state, Position(done, done * run.steps_per_epoch))
-            bar.advance(task)
+def _job(run: Run, data: Data, folder: Path, checkpoints: Checkpoints, resume: bool) -> _Job:
+    kernels = kernel_norms.kernels(run.config, run.state.params)
+    state, position = checkpoints.latest(run.state) if resume else (run.state, Position(0, 0))
+    if position.epochs > run.config.epochs:
+        problem = f"the run in {folder} has already trained {position.epochs}"
+        raise UserError(f"--epochs={run.config.epochs}: {problem}")
+    return _Job(run._replace(state=state), data, position, folder, checkpoints, kernels)
 
 
-def _due(config: Config, done: int) -> bool:
-    """Returns whether a checkpoint follows: after every so many epochs, and the last one."""
+def _epochs(job: _Job) -> Iterator[tuple[Epoch, dict[str, float]]]:
+    """Yields each epoch and its kernels' norms; then saves a checkpoint where one is due."""
+    config, watch = job.run.config, kernel_norms.watch(job.kernels, job.run.strategy.jit)
+    for epoch in loop.train(job.run, job.data, job.position.epochs):
+        yield epoch, kernel_norms.record(job.kernels, watch(epoch.state))
+        done = epoch.number + 1
+        if epoch.failure is None and _is_checkpoint_due(config, done):
+            job.checkpoints.save(epoch.state, Position(done, done * job.run.steps_per_epoch))
+
+
+def _is_checkpoint_due(config: Config, done: int) -> bool:
     every = config.checkpoint_every
     return every > 0 and (done % every == 0 or done == config.epochs)
 
 
-def _tell(config: Config, epoch: Epoch, seen: dict[str, float], told: _Told) -> None:
-    """Records an epoch, and says of it what the preset reports."""
-    records = metrics_file.step_records(epoch, config.log_every)
-    told.recorder.write_all([*records, metrics_file.epoch_record(epoch) | seen])
+def _train_and_summarize(
+    job: _Job, console: Console, tensorboard: bool, start: float
+) -> dict[str, Any]:
+    config, status = job.run.config, "stopped"
+    strict_json.write(job.folder / config_file.NAME, dataclasses.asdict(config), exact=True)
+    try:
+        _train(job, console, tensorboard)
+        status = "finished"
+    except nonfinite.NonFiniteLossError:
+        status = "non-finite loss"
+        raise
+    finally:
+        past = history.read(job.folder)
+        summary = {"status": status, "preset": config.preset, "data": job.data.name}
+        summary |= _outcome(past) | {"seconds": time.perf_counter() - start}
+        strict_json.write(job.folder / "summary.json", summary)
+        if past.epochs:
+            _draw(job, past)
+    _print_summary(summary, past, job.folder, console)
+    return summary
+
+
+def _train(job: _Job, console: Console, tensorboard: bool) -> None:
+    """Trains all epochs that are left, and records and prints each."""
+    config, position = job.run.config, job.position
+    events = TensorBoardEvents(job.folder, position.steps) if tensorboard else None
+    with MetricsFile(job.folder, events) as metrics, terminal.progress(console) as bar:
+        metrics.write(_first_record(job))
+        if position.epochs:
+            text = f"resuming after {position.epochs} of {config.epochs} epochs"
+            terminal.say(console, text)
+        task = bar.add_task(config.preset, total=config.epochs, completed=position.epochs)
+        for epoch, norms in _epochs(job):
+            steps = metrics_file.step_records(epoch, config.log_every)
+            metrics.write(*steps, metrics_file.epoch_record(epoch) | norms)
+            _print_epoch(config, epoch, console)
+            bar.advance(task)
+
+
+def _first_record(job: _Job) -> dict[str, Any]:
+    if job.position.epochs:
+        return {"kind": "resume", "epoch": job.position.epochs, "step": job.position.steps}
+    settings = dataclasses.asdict(job.run.config)
+    return {"kind": "run", **settings, "data": job.data.name, "source": job.data.source}
+
+
+def _print_epoch(config: Config, epoch: Epoch, console: Console) -> None:
     if config.report == "tensors" and epoch.number == 0:
         for line in _second_step(epoch):
-            terminal.say(told.console, line)
+            terminal.say(console, line)
     losses = epoch.telemetry["loss"][:: config.log_every] if config.report == "losses" else None
-    terminal.say(told.console, terminal.epoch_line(epoch.number, metrics_file.scores(epoch), losses))
+    line = terminal.epoch_line(epoch.number, metrics_file.scores(epoch), losses)
+    terminal.say(console, line)
     problem = nonfinite.failure(epoch.first_step, epoch.telemetry)
-    began = epoch.number == 0 or np.isfinite(epoch.telemetry["loss"][0])
-    if problem and began and config.allow_nonfinite:
-        terminal.say(told.console, f"note: {problem}; going on, --no-allow-nonfinite stops here")
+    is_new = epoch.number == 0 or np.isfinite(epoch.telemetry["loss"][0])
+    if problem and is_new and config.allow_nonfinite:
+        terminal.say(console, f"note: {problem}; training continues, --no-allow-nonfinite stops it")
 
 
 def _second_step(epoch: Epoch) -> list[str]:
-    """Returns the lines of the step whose norms the tutorial prints: the second one."""
+    """Returns the lines with the norms at the second step, which the tutorial prints."""
     names, row = tensor_norms.names(epoch.telemetry), min(1, len(epoch.telemetry["loss"]) - 1)
     before, after = (
         tensor_norms.norms(epoch.telemetry, monitor, names)[row] for monitor in ("grads", "clipped")
@@ -149,28 +176,27 @@ def _second_step(epoch: Epoch) -> list[str]:
     return terminal.tensor_lines(row, names, before, after)
 
 
-def _outcome(trace: Trace) -> dict[str, Any]:
-    """Returns what the summary says of the run: its last epoch, and what ailed it."""
-    if not trace.epochs:
+def _outcome(past: History) -> dict[str, Any]:
+    """Returns the last epoch's scores and the diagnosis of the gradients."""
+    if not past.epochs:
         return {"epochs": 0}
-    last = {k: v for k, v in trace.epochs[-1].items() if k not in ("kind", "epoch", "seconds")}
-    found = diagnose(trace)
-    return {"epochs": len(trace.epochs), **last, "findings": found.findings}
+    last = {k: v for k, v in past.epochs[-1].items() if k not in ("kind", "epoch", "seconds")}
+    return {"epochs": len(past.epochs), **last, "findings": diagnose(past).findings}
 
 
-def diagnose(trace: Trace) -> diagnosis.Diagnosis:
-    """Returns what a run's telemetry says of its gradients."""
-    return diagnosis.of_metrics(trace.telemetry, "grads", "weights", "updates")
+def diagnose(past: History) -> diagnosis.Diagnosis:
+    """Returns the diagnosis of a run's gradients, from its telemetry."""
+    return diagnosis.of_metrics(past.telemetry, "grads", "weights", "updates")
 
 
-def _draw(config: Config, trace: Trace, kernels: tuple[kernel_norms.Kernel, ...], folder: Path) -> None:
-    figures.run(trace, clips=bool(config.clip), path=folder / "run.png")
-    figures.weights(trace, kernels, path=folder / "weights.png")
-    layer_figure.draw(trace, diagnose(trace), folder / "layers.png")
+def _draw(job: _Job, past: History) -> None:
+    figures.run(past, clips=bool(job.run.config.clip), path=job.folder / "run.png")
+    figures.weights(past, job.kernels, path=job.folder / "weights.png")
+    layer_figure.draw(past, diagnose(past), job.folder / "layers.png")
 
 
-def _tell_the_end(summary: dict[str, Any], trace: Trace, folder: Path, console: Console) -> None:
-    largest = [v for k, v in trace.epochs[-1].items() if k.startswith("weights/largest/")]
+def _print_summary(summary: dict[str, Any], past: History, folder: Path, console: Console) -> None:
+    largest = [v for k, v in past.epochs[-1].items() if k.startswith("weights/largest/")]
     rows = {
         **terminal.test_rows(summary),
         "largest gradient norm, last epoch": terminal.number(summary["grad_norm_max"]),

@@ -1,1 +1,1 @@
-"""The settings of a run: presets, files that hold them, and rules written as text."""
+"""Settings of a run: presets, config files, and rules written as text."""

@@ -1,7 +1,6 @@
-"""The file that a run's folder keeps its `Config` in, and that another run can begin from.
+"""`config.json`: a run's `Config` as JSON, one key a field, read again by `--config FILE`.
 
-JSON, one key a field: what `jaxclip train --config FILE` reads is what an earlier run wrote, or a
-few of its lines. What a value means, and whether it is sound, is for `presets`.
+A file may hold any of the fields. `presets` checks the values.
 """
 
 import dataclasses
@@ -19,17 +18,17 @@ NAME = "config.json"
 
 
 def read(file: str | Path, flag: str = "--config") -> dict[str, Any]:
-    """Reads the fields of a run from a file, any number of them.
+    """Reads fields of a run from a file.
 
     Args:
       file: the path.
-      flag: what the user gave it with, for the errors.
+      flag: the flag that named the file, for errors.
 
     Returns:
-      Values by field, `preset` among them where the file names it.
+      Values by field, `preset` among them if the file names it.
 
     Raises:
-      UserError: if the file cannot be read, or holds anything but fields of the right types.
+      UserError: if the file cannot be read, or holds an unknown field or a wrong type.
     """
     try:
         content = json.loads(Path(file).expanduser().read_text())
@@ -43,13 +42,13 @@ def read(file: str | Path, flag: str = "--config") -> dict[str, Any]:
     for key, value in content.items():
         if key not in kinds:
             raise UserError(f"{flag}={file}: unknown field {key!r}, choose from {', '.join(kinds)}")
-        if not _fits(value, kinds[key]):
+        if not _has_type(value, kinds[key]):
             raise UserError(f"{flag}={file}: {key}={value!r} must be {_described(kinds[key])}")
     return {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
 
 
 def config(file: str | Path, flag: str = "--config") -> Config:
-    """Reads a whole run: the preset that the file names, with the file's other fields."""
+    """Reads a run: the preset that the file names, with the file's other fields."""
     values = read(file, flag)
     if "preset" not in values:
         raise UserError(f"{flag}={file}: names no preset, and none was given")
@@ -57,12 +56,13 @@ def config(file: str | Path, flag: str = "--config") -> Config:
     return dataclasses.replace(presets.get(name), **values)
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    """Returns whether a JSON value is of a field's type."""
+def _has_type(value: Any, kind: Any) -> bool:
+    """Returns whether a JSON value has a field's type."""
     if isinstance(kind, types.UnionType):
-        return any(_fits(value, one) for one in typing.get_args(kind))
+        return any(_has_type(value, one) for one in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
-        return isinstance(value, list) and all(_fits(v, typing.get_args(kind)[0]) for v in value)
+        item = typing.get_args(kind)[0]
+        return isinstance(value, list) and all(_has_type(v, item) for v in value)
     if kind is float:
         return type(value) is float or (type(value) is int and abs(value) < 2**1023)
     return type(value) is kind

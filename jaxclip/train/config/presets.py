@@ -1,8 +1,7 @@
-"""Everything a run needs to know, and the four tutorial programs as values of it.
+"""`Config`, all settings of a run, and the presets: four tutorial programs.
 
-A `Config` is plain data: checked here, printed by `jaxclip presets`, written to `config.json`.
-What its words mean is said where they are used (`model`, `losses`, `optimizer`, `loop`), so this
-file imports none of them, and the command line can describe itself without loading Flax.
+A `Config` is plain data: checked here, printed by `jaxclip presets`, written to `config.json`. This
+module does not import the modules that use its values, so `jaxclip --help` does not load Flax.
 """
 
 import dataclasses
@@ -23,7 +22,7 @@ CHOICES = {
     "schedule": ("constant", "polynomial", "cosine"),
     "report": ("losses", "tensors", "accuracy"),
 }
-# Fields that mean something only where another one has one of these values.
+# Fields that have an effect only if another field has one of these values.
 _DECAYING = ("schedule", ("polynomial", "cosine"))
 _ADAMS = ("optimizer", ("adam", "adamw", "stable_adamw"))
 _USED_WITH = {
@@ -44,13 +43,15 @@ class Config:
     """One run. A field's name is its flag's: `batch_size` is `--batch-size`."""
 
     preset: str
-    sizes: tuple[int, ...]  # of the hidden layers; the data says how many inputs and outputs
-    dataset: str | None = None  # None: MNIST, or the digits where MNIST is out of reach
+    sizes: tuple[
+        int, ...
+    ]  # of the hidden layers; the data set gives the number of inputs and outputs
+    dataset: str | None = None  # None: MNIST, or the digits if MNIST is not available
     activation: str = "relu"
     init: str = "truncated_normal"
     init_std: float = 0.1
     batch_norm: bool = False
-    dropout: float = 0.0  # the share of hidden activations that a training step leaves out
+    dropout: float = 0.0  # the share of hidden activations that a training step sets to 0
     dtype: str = "float32"
     loss: str = "mse"
     optimizer: str = "sgd"
@@ -71,13 +72,13 @@ class Config:
     guard: tuple[str, ...] = ()
     log_every: int = 10  # steps from one step record to the next; 1 records every step
     checkpoint_every: int = 5  # epochs from one checkpoint to the next; 0 writes none
-    parallel: str = "none"  # how it is spread over devices: see `parallel`
+    parallel: str = "none"  # the strategy on several devices: see `training.devices`
     report: str = "accuracy"
     allow_nonfinite: bool = False
     seed: int = 0
 
     def __post_init__(self):
-        """Raises `UserError`, naming the flag and its value, if the run cannot be meant."""
+        """Raises `UserError` with the flag and its value if a field is out of range."""
         if self.dataset not in (None, *DATASETS):
             choices = ", ".join(DATASETS)
             raise UserError(f"--dataset={self.dataset}: unknown, choose from {choices}")
@@ -101,19 +102,19 @@ class Config:
 
     def uses(self, field: str) -> bool:
         """Returns whether a field has an effect, given the others."""
-        owner, values = _USED_WITH.get(field, ("preset", (self.preset,)))
-        return getattr(self, owner) in values
+        other, values = _USED_WITH.get(field, ("preset", (self.preset,)))
+        return getattr(self, other) in values
 
     def override(self, values: dict[str, Any]) -> "Config":
-        """Returns this run with some fields replaced; None means left as it is."""
+        """Returns this run with some fields replaced; None keeps a field."""
         return dataclasses.replace(self, **{k: v for k, v in values.items() if v is not None})
 
 
-def _require(config: Config, field: str, holds: bool, what: str) -> None:
+def _require(config: Config, field: str, holds: bool, requirement: str) -> None:
     if not holds:
         value = getattr(config, field)
         text = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        raise UserError(f"--{field.replace('_', '-')}={text}: must be {what}")
+        raise UserError(f"--{field.replace('_', '-')}={text}: must be {requirement}")
 
 
 _VALUE_CLIP = Config(
@@ -148,9 +149,9 @@ PRESETS: dict[str, Config] = {
         shuffle=False,
         log_every=100,
         report="losses",
-        allow_nonfinite=True,  # with --init-std 1 it shows what no clipping leads to
-        # The first loss depends much on the draw: 0.43 with a standard deviation of 0.15 over 30
-        # seeds, 0.404 as published. This seed's is 0.43.
+        allow_nonfinite=True,  # with --init-std 1 it shows a run without clipping explode
+        # The first loss depends on the seed: 0.43 with a standard deviation of 0.15 over 30 seeds.
+        # The published value is 0.404; this seed's is 0.43.
         seed=6,
     ),
     "value-clip": _VALUE_CLIP,
@@ -163,13 +164,13 @@ PRESETS: dict[str, Config] = {
         decay_steps=22_000,
         power=0.9,
         clip=(),
-        # As the tutorial has it: rows, one input's outgoing weights. Keras bounds columns, axis=0.
+        # The tutorial bounds rows, the outgoing weights of an input; Keras bounds columns, axis=0.
         project=("max_norm=1.0,axis=1,layers=hidden",),
     ),
 }
 
 SUMMARIES = {
-    "explode": "gradients clipped by their global norm; every tensor's norm before and after",
+    "explode": "gradients clipped by global norm; prints each tensor's norm before and after",
     "forward": "no clipping; with --init-std 1 the loss explodes",
     "value-clip": "gradients clipped by value",
     "max-norm": "weights projected onto a ball after each step, with a decaying learning rate",

@@ -1,7 +1,7 @@
-"""How a rule is written on the command line: `RULE=VALUE[,key=value]`.
+"""Rules as text: parses `RULE=VALUE[,key=value]` of the command line.
 
-RULE is a function's name in `jaxclip`, or a short form. A rule of the library that should be
-available here is one line in a table below; its keywords are read off its signature.
+RULE is the name of a function in `jaxclip`, or a short form. One line in a table below makes a rule
+available; its keywords come from its signature.
 """
 
 import inspect
@@ -19,11 +19,15 @@ Tree = Any
 
 
 class Rule(NamedTuple):
-    """A function of `jaxclip`, its short names, and how its value becomes its first arguments.
+    """A function of `jaxclip` that can be written as text.
 
-    `units` are the axes of a kernel that a unit reduces where `axis=` does not say; `limit` is how
-    large the norm of a unit may be in the end: an argument's name, or a number.
-    `traced` says that its one argument may be a traced scalar.
+    Attributes:
+      function: its name.
+      short: its short names.
+      arguments: turns VALUE into its positional arguments.
+      units: the axes of a kernel that a unit's norm reduces, without `axis=`.
+      limit: the largest norm that it allows a unit: an argument's name, or a number.
+      traced: whether its one argument may be a traced scalar.
     """
 
     function: str
@@ -51,11 +55,11 @@ def _range(value: Any) -> tuple[Any, ...]:
 
 
 def _threshold(value: Any) -> tuple[Any, ...]:
-    """Reads `1` as itself, and `zscore` or `quantile:10` as a threshold that is learned."""
+    """Reads `1` as itself, and `zscore` or `quantile:10` as a learned threshold."""
     word, *arguments = value if isinstance(value, tuple) else (value,)
     if not isinstance(word, str):
         return (value,)
-    known = [name for name in thresholds.__all__ if name.islower()]  # the others are types
+    known = [name for name in thresholds.__all__ if name.islower()]  # the rest are types
     if word not in known:
         raise ValueError(f"{word} is neither a number nor one of {', '.join(known)}")
     return (getattr(thresholds, word)(*arguments),)
@@ -85,12 +89,12 @@ PROJECTIONS = (
 )
 GUARDS = (Rule("skip_nonfinite"), Rule("skip_spikes"))
 
-# What a line of text cannot say: trees, callables, meshes. `layers=` stands in for a mask.
+# Arguments that text cannot give: trees, callables, meshes. `layers=` replaces a mask.
 _NOT_TEXT = ("inner", "mask", "norm_mask", "scale_mask", "axis_name", "name")
 
 
 class Spec(NamedTuple):
-    """A rule as the user wrote it: `text`, taken apart."""
+    """A rule as the user wrote it: `text` and its parts."""
 
     flag: str
     text: str
@@ -99,17 +103,17 @@ class Spec(NamedTuple):
     options: dict[str, Any]
 
     def error(self, problem: str) -> UserError:
-        """Returns an error that begins with the flag and its value."""
+        """Returns an error that names the flag and its value."""
         return UserError(f"{self.flag} {self.text}: {problem}")
 
     @property
     def traceable(self) -> bool:
-        """Whether a traced scalar can stand in for its argument: runs then share a program."""
+        """Whether a traced scalar can replace its argument, so that runs share a program."""
         return self.rule.traced and type(self.arguments[0]) in (int, float)
 
     @property
     def units(self) -> tuple[int, ...]:
-        """Returns the axes of a kernel that a unit reduces, () if no norm of a unit is taken."""
+        """The axes of a kernel that a unit's norm reduces, () if the rule has no units."""
         axis = self.value("axis")
         if axis is None:
             return self.rule.units or ((0,) if self.value("scope") == "unit" else ())
@@ -117,11 +121,11 @@ class Spec(NamedTuple):
         return tuple(sorted(a % 2 for a in axes if -2 <= a < 2)) or (0, 1)
 
     def takes(self, name: str) -> bool:
-        """Returns whether the rule has an argument of that name."""
+        """Returns whether the rule has an argument `name`."""
         return name in _signature(self.rule).parameters
 
     def value(self, name: str) -> Any:
-        """Returns the argument of that name as the rule gets it, None if it takes none."""
+        """Returns the value of argument `name`, None if the rule has no such argument."""
         bound = _signature(self.rule).bind(*self.arguments, **self.options)
         bound.apply_defaults()
         return bound.arguments.get(name)
@@ -129,7 +133,7 @@ class Spec(NamedTuple):
     def build(
         self, params: Tree, *inner: optax.GradientTransformation, **extra: Any
     ) -> optax.GradientTransformationExtraArgs:
-        """Makes the transformation, around `inner` if it is a guard; tries it on `params`."""
+        """Builds the transformation, around `inner` if it is a guard; traces it on `params`."""
         function = getattr(jaxclip, self.rule.function)
         try:
             made = function(*inner, *self.arguments, **self.options, **extra)
@@ -140,17 +144,17 @@ class Spec(NamedTuple):
         return made
 
 
-def parse(text: str, flag: str, rules: tuple[Rule, ...], *own_keys: str) -> Spec:
-    """Takes `RULE=VALUE[,key=value]` apart.
+def parse(text: str, flag: str, rules: tuple[Rule, ...], *more_keys: str) -> Spec:
+    """Parses `RULE=VALUE[,key=value]`.
 
     Args:
-      text: what the user wrote.
-      flag: the flag they wrote it after, for the errors.
-      rules: the rules that may be named.
-      *own_keys: keys besides the rule's own keywords.
+      text: the rule as the user wrote it.
+      flag: its flag, for errors.
+      rules: the known rules.
+      *more_keys: keys besides the rule's keywords.
 
     Returns:
-      The rule, its arguments and its options; whether the rule takes them is for `Spec.build`.
+      The rule, its arguments and its options; `Spec.build` checks their values.
     """
     head, *pairs = text.split(",")
     name, equals, value = head.partition("=")
@@ -159,7 +163,7 @@ def parse(text: str, flag: str, rules: tuple[Rule, ...], *own_keys: str) -> Spec
         raise UserError(f"{flag} {text}: unknown rule {name!r}, choose from {', '.join(names)}")
     rule = names[name.strip()]
     spec = Spec(flag, text, rule, (), {})
-    options = _options(spec, pairs, (*_keywords(rule), *own_keys))
+    options = _options(spec, pairs, (*_keywords(rule), *more_keys))
     return spec._replace(arguments=_arguments(spec, equals, value), options=options)
 
 
@@ -173,18 +177,18 @@ def _parameters(rule: Rule) -> dict[str, inspect.Parameter]:
 
 
 def _keywords(rule: Rule) -> tuple[str, ...]:
-    """Returns the keywords of a rule that text can give: those with a default, or without place."""
+    """Returns the keywords of a rule that text can give."""
     parameters = _parameters(rule).items()
     return tuple(k for k, p in parameters if p.default is not p.empty or p.kind is p.KEYWORD_ONLY)
 
 
 def _arguments(spec: Spec, equals: str, value: str) -> tuple[Any, ...]:
-    """Reads the part after `RULE=`, which only a rule without a mandatory argument can omit."""
+    """Reads VALUE, which only a rule without a mandatory argument can omit."""
     first = next(iter(_parameters(spec.rule).values()))
     if not equals and first.default is first.empty:
         raise spec.error(f"needs a value: {spec.text.split(',')[0]}=NUMBER ({first.name})")
     if equals and first.kind is first.KEYWORD_ONLY:
-        raise spec.error("takes no value of its own, only keywords")
+        raise spec.error("takes no value, only keywords")
     try:
         return spec.rule.arguments(literal(value)) if equals else ()
     except (TypeError, ValueError) as error:
@@ -204,7 +208,7 @@ def _options(spec: Spec, pairs: list[str], keys: tuple[str, ...]) -> dict[str, A
 
 
 def literal(text: str) -> Any:
-    """Reads a value: a number, true, false, none, `0:1` for a tuple, else the word itself.
+    """Reads a number, true, false, none, `0:1` for a tuple, or a word.
 
     >>> literal("15"), literal("1e-3"), literal("0:1"), literal("zero")
     (15, 0.001, (0, 1), 'zero')

@@ -1,4 +1,4 @@
-"""The images: `load(name, folder)` returns them as `Data`."""
+"""Images and labels: `load(name, folder)` returns them as `Data`."""
 
 from jaxclip.train.data.sources import Data, load
 

@@ -1,8 +1,7 @@
-"""Where the images come from: a prepared folder, the original files, the network, or the digits.
+"""Loads images from a prepared folder, the original files, the network, or scikit-learn's digits.
 
-They are tried in that order, and what was taken is said in one line. A data set that was asked for
-by name, or a folder that was, is never swapped for something else: that is an error which says what
-to do. Reading MNIST itself is in `mnist`; batches are cut in `loop`.
+They are tried in that order, and `Data.describe` names the source. If the user names a data set or
+a folder, nothing else is loaded instead: it is an error that says how to correct it.
 """
 
 import hashlib
@@ -23,7 +22,7 @@ CONNECTION_TEST_SECONDS = 2.5
 
 
 class Data(NamedTuple):
-    """Flat images in [0, 1] and their labels, and the sentence that says where they come from."""
+    """Flat images in [0, 1] as float32, their labels as int32, and their source in words."""
 
     name: str
     source: str
@@ -34,33 +33,35 @@ class Data(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What `--dataset` calls it."""
+        """The data set's name for `--dataset`."""
         return self.name.partition(" ")[0]
 
     def describe(self) -> str:
-        """Returns the one line that the program prints before it trains."""
+        """Returns the line that the program prints before it trains."""
         sizes = f"{len(self.train_labels):,} training and {len(self.test_labels):,} test images"
         return f"data: {self.name}, {sizes}, from {self.source}"
 
 
 def load(dataset: str | None = None, data_dir: str | None = None) -> Data:
-    """Finds and reads the data.
+    """Loads a data set.
 
     Args:
-      dataset: one of `DATASETS`; None for MNIST, or the digits where MNIST is out of reach.
+      dataset: one of `DATASETS`; None for MNIST, or the digits if MNIST is not available.
       data_dir: a folder with a prepared data set, or with the four original files.
 
     Returns:
       The images as float32 in [0, 1], flattened, and the labels as int32.
 
     Raises:
-      UserError: where what was asked for by name cannot be had.
+      UserError: if the named data set or folder cannot be loaded.
     """
     if dataset not in (None, *DATASETS):
         raise UserError(f"--dataset={dataset}: unknown, choose from {', '.join(DATASETS)}")
     if dataset == "digits":
         if data_dir is not None:
-            raise UserError(f"--data-dir={data_dir}: the digits come with scikit-learn, not here")
+            raise UserError(
+                f"--data-dir={data_dir}: the digits come with scikit-learn, leave this out"
+            )
         return digits("scikit-learn")
     name = dataset or "mnist"
     if data_dir is not None:
@@ -69,7 +70,7 @@ def load(dataset: str | None = None, data_dir: str | None = None) -> Data:
 
 
 def _from_folder(name: str, folder: Path) -> Data:
-    """Reads the folder the user named: prepared, or the originals, or an error."""
+    """Reads the folder that the user named: a prepared data set, or the original files."""
     try:
         entries = {p.name for p in folder.iterdir()}
         prepared = tfds_mnist.find_prepared(folder, name)
@@ -87,10 +88,10 @@ def _from_folder(name: str, folder: Path) -> Data:
 
 
 def _from_originals(name: str, folder: Path) -> Data:
-    """Lets tensorflow-datasets check and prepare the four IDX files, once for each content."""
+    """Has tensorflow-datasets check and prepare the four IDX files, once for each content."""
     try:
-        # Keyed by what is in the files: an altered file finds no folder prepared before, and is
-        # refused; MNIST and Fashion-MNIST, whose files bear the same names, never meet.
+        # The hash of the files is the key: an altered file gets no folder that was prepared before,
+        # and MNIST and Fashion-MNIST, whose files have the same names, get different ones.
         digest = hashlib.sha256()
         for file in tfds_mnist.FILES:
             digest.update(hashlib.sha256((folder / file).read_bytes()).digest())
@@ -98,7 +99,7 @@ def _from_originals(name: str, folder: Path) -> Data:
         prepared = tfds_mnist.find_prepared(cache, name) or tfds_mnist.prepare(name, cache, folder)
     except OSError as error:
         raise UserError(f"--data-dir={folder}: {error}") from None
-    except Exception as error:  # tensorflow-datasets' own types are not public
+    except Exception as error:  # the exceptions of tensorflow-datasets are not public
         raise UserError(
             f"--data-dir={folder}: not the original {name} files, refused by tensorflow-datasets: "
             f"{first_line(error).rstrip(':')}"
@@ -107,14 +108,14 @@ def _from_originals(name: str, folder: Path) -> Data:
 
 
 def _from_shared_folder(name: str) -> Data | None:
-    """Reads from TFDS_DATA_DIR, if it is set and has the data set."""
+    """Reads from TFDS_DATA_DIR if it is set and holds the data set."""
     shared = os.environ.get("TFDS_DATA_DIR")
     prepared = tfds_mnist.find_prepared(Path(shared).expanduser(), name) if shared else None
     return prepared and _read(name, prepared, f"TFDS_DATA_DIR, {prepared}")
 
 
 def _from_network(name: str, *, fall_back: bool) -> Data:
-    """Downloads, unless an earlier run did; without a network falls back, or says what to do."""
+    """Reads an earlier download, or downloads; if that fails, loads the digits or raises."""
     try:
         cache = cache_folder() / "downloaded"
         if prepared := tfds_mnist.find_prepared(cache, name):
@@ -125,28 +126,29 @@ def _from_network(name: str, *, fall_back: bool) -> Data:
         return _read(name, tfds_mnist.prepare(name, cache, None), f"the network, {url}")
     except Exception as error:
         if not fall_back:
+            files = ", ".join(tfds_mnist.FILES)
             raise UserError(
-                f"--dataset={name}: not on this machine and no way to download it "
-                f"({first_line(error)}); put its four original files ({', '.join(tfds_mnist.FILES)}) "
-                "into a folder and give it as --data-dir, or take --dataset digits"
+                f"--dataset={name}: not on this machine, and the download failed "
+                f"({first_line(error)}); put its four original files ({files}) "
+                "into a folder and name it by --data-dir, or use --dataset digits"
             ) from None
-        return digits(f"scikit-learn, because {name} is out of reach ({first_line(error)})")
+        return digits(f"scikit-learn, because {name} is not available ({first_line(error)})")
 
 
 def connection_trouble(url: str, seconds: float = CONNECTION_TEST_SECONDS) -> str | None:
-    """Returns None if `url` answers within `seconds`, else what went wrong.
+    """Returns None if `url` answers within `seconds`, else the problem.
 
-    tensorflow-datasets' downloader, left to itself without a network, hangs for minutes. The test
-    runs in a thread because looking up a name cannot be given a time limit.
+    Without a network, the downloader of tensorflow-datasets hangs for minutes. The test runs in a
+    thread because a name lookup has no timeout.
     """
     result: list[str | None] = [f"no answer within {seconds} s"]
-    test = threading.Thread(target=_knock, args=(url, seconds, result), daemon=True)
+    test = threading.Thread(target=_request, args=(url, seconds, result), daemon=True)
     test.start()
     test.join(seconds + 0.5)
     return result[0]
 
 
-def _knock(url: str, seconds: float, result: list[str | None]) -> None:
+def _request(url: str, seconds: float, result: list[str | None]) -> None:
     try:
         request = urllib.request.Request(url, method="HEAD")
         urllib.request.urlopen(request, timeout=seconds).close()
@@ -157,10 +159,10 @@ def _knock(url: str, seconds: float, result: list[str | None]) -> None:
 
 def cache_folder() -> Path:
     """Returns a writable folder: JAXCLIP_CACHE, else ~/.cache/jaxclip, else a temporary one."""
-    named = os.environ.get("JAXCLIP_CACHE")
-    folders = [Path(named).expanduser()] if named else []
-    folders += [Path("~/.cache/jaxclip").expanduser()]
-    for folder in folders:
+    for name in (os.environ.get("JAXCLIP_CACHE"), "~/.cache/jaxclip"):
+        if not name:
+            continue
+        folder = Path(name).expanduser()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
@@ -186,9 +188,9 @@ def _unit_interval(pixels: np.ndarray) -> np.ndarray:
 def digits(source: str) -> Data:
     """Returns scikit-learn's 1,797 real 8x8 digits, four fifths of them for training.
 
-    The split is drawn once and for all: the file's order has the writers in blocks.
+    The split is random with a fixed seed: the file has each writer's digits in a block.
     """
-    from sklearn.datasets import load_digits  # a second to import, and seldom needed
+    from sklearn.datasets import load_digits  # slow to import, and seldom needed
 
     images, labels = load_digits(return_X_y=True)
     images, labels = images.astype(np.float32) / np.float32(16), labels.astype(np.int32)

@@ -1,8 +1,8 @@
 """MNIST and Fashion-MNIST through tensorflow-datasets, without TensorFlow.
 
-The stock builders prepare only with TensorFlow; the two below do not. tensorflow-datasets still
-does what it is good at: it fetches the files, holds their sha256 against its own record, and keeps
-the prepared folder. Where the files are looked for is not this room's business: see `data`.
+The stock builders need TensorFlow to prepare a data set; the builders below do not.
+tensorflow-datasets still downloads the files, compares their sha256 with its records, and manages
+the prepared folder. `sources` decides where to look for files.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ class Mnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """The stock data set `mnist`, its pixels stored as plain bytes."""
 
     VERSION = tfds.core.Version("3.0.1")
-    # The address under which tensorflow-datasets has recorded the files' sha256.
+    # tensorflow-datasets records the sha256 of the files under this address.
     URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -40,7 +40,7 @@ class Mnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return tfds.core.DatasetInfo(
             builder=self,
             features=tfds.features.FeaturesDict({"image": pixels, "label": label}),
-            # The order of the files is the order of the published runs.
+            # The published runs use the order of the files.
             disable_shuffling=True,
         )
 
@@ -58,7 +58,7 @@ class Mnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 class FashionMnist(Mnist, skip_registration=True):
-    """The stock data set `fashion_mnist`: the same file names, other files."""
+    """The stock data set `fashion_mnist`: its files have the same names as those of `mnist`."""
 
     URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 
@@ -73,19 +73,19 @@ def _idx(path: Any, header: int) -> np.ndarray:
 
 
 def prepare(name: str, cache: Path, originals: Path | None) -> Path:
-    """Prepares a data set under `cache`, from the folder `originals` or, if None, the network."""
+    """Prepares a data set in `cache` from the folder `originals`, or from the network if None."""
     tfds.disable_progress_bar()
     config = tfds.download.DownloadConfig(manual_dir=originals, force_checksums_validation=True)
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces what `data` says in one line
+    with contextlib.redirect_stdout(io.StringIO()):  # `Data.describe` says it shorter
         builder = BUILDERS[name](data_dir=str(cache))
         builder.download_and_prepare(file_format="array_record", download_config=config)
     return Path(builder.data_path)
 
 
 def find_prepared(folder: Path, name: str) -> Path | None:
-    """Returns the newest prepared version of `name` in, or one or two levels below, `folder`."""
-    found = [p.parent for p in _info_files(folder, name) if _prepared_name(p) == name]
-    return max(found, key=_version, default=None)
+    """Returns the newest prepared version of `name` in `folder` or up to two levels below."""
+    versions = [p.parent for p in _info_files(folder, name) if _prepared_name(p) == name]
+    return max(versions, key=_version, default=None)
 
 
 def _info_files(folder: Path, name: str) -> list[Path]:
@@ -118,7 +118,7 @@ def read(prepared: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _records(builder: Any, split: str) -> Iterator[bytes]:
-    """Yields a split's serialized examples, read in one batch: one by one is ten times slower."""
+    """Yields a split's serialized examples, read in one batch: ten times faster than singly."""
     if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
         paths = builder.info.splits[split].filepaths
         return (record for path in paths for record in _tfrecords(Path(path)))
@@ -128,7 +128,7 @@ def _records(builder: Any, split: str) -> Iterator[bytes]:
 
 
 def _tfrecords(path: Path) -> Iterator[bytes]:
-    """Reads what TensorFlow wrote: length, its checksum, the record, its checksum."""
+    """Reads a TFRecord file: length, its checksum, the record, its checksum."""
     data, at = path.read_bytes(), 0
     while at < len(data):
         (length,) = struct.unpack_from("<Q", data, at)
@@ -137,7 +137,7 @@ def _tfrecords(path: Path) -> Iterator[bytes]:
 
 
 def _pixels(stored: bytes) -> bytes:
-    """Returns an image's bytes, out of the PNG that the stock builder stores or as they are."""
+    """Returns an image's bytes; the stock builder stores them as PNG."""
     if not stored.startswith(b"\x89PNG"):
         return stored
     from PIL import Image  # matplotlib brings it; only folders prepared by TensorFlow need it

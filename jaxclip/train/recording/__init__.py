@@ -1,1 +1,1 @@
-"""What a run keeps on disk, and how it is read back."""
+"""Files of a run: written while it trains, read back for figures, summaries and resuming."""

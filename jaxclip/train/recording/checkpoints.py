@@ -1,9 +1,9 @@
-"""Checkpoints, by Orbax: what a run needs to go on bit for bit as if it had never stopped.
+"""Checkpoints, by Orbax: a resumed run ends bit for bit as a run that was never interrupted.
 
-One is written after an epoch, in the background, and appears under its name only when it is whole.
-It holds the `State` (parameters, statistics, the chain's state, the random key) and the position:
-how many epochs and steps are done, from which, with the seed, the order of the data follows. Which
-`Config` it belongs to is in the folder's `config.json`.
+A checkpoint is written in the background after an epoch and gets its name when it is complete. It
+holds the `State` (parameters, statistics, optimizer state, random key) and the number of epochs and
+steps done; with the seed, that number gives the order of the data. The run's `Config` is in
+`config.json` beside it.
 """
 
 import contextlib
@@ -22,36 +22,35 @@ from jaxclip.train.training.loop import State
 
 KEPT = 2
 FOLDER = "checkpoints"
-# What a run may change when it goes on: how much it tells, how long it trains, and on what devices;
-# not what it does.
-_FREE = (
+# A resumed run may change these fields: reports, length and devices, but nothing that it computes.
+_MAY_CHANGE = (
     *("dataset", "epochs", "log_every", "checkpoint_every", "report", "allow_nonfinite"),
     "parallel",
 )
 
 
 class Position(NamedTuple):
-    """Where a run stands: epochs and steps that it has behind it."""
+    """The number of epochs and steps that a run has done."""
 
     epochs: int
     steps: int
 
 
 class Checkpoints(contextlib.AbstractContextManager):
-    """The last few checkpoints of a run's folder."""
+    """The last checkpoints in a run's folder."""
 
     def __init__(self, folder: Path):
-        """Opens them; `folder` exists, its checkpoints need not."""
+        """Opens the checkpoints of an existing folder; there may be none yet."""
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
         self._folder = folder
         self._manager = ocp.CheckpointManager(folder.resolve() / FOLDER, options=options)
 
     def __exit__(self, *raised: object) -> None:
-        """Waits until what was saved is on disk, however the run ended."""
+        """Waits until all checkpoints are on disk."""
         self._manager.close()
 
     def save(self, state: State, position: Position) -> None:
-        """Begins to write a checkpoint; `state` may be donated as soon as this returns."""
+        """Starts to write a checkpoint; `state` may be donated once this returns."""
         content = ocp.args.Composite(
             state=ocp.args.StandardSave(_copy(state)),
             position=ocp.args.JsonSave(position._asdict() | {"arrays": _arrays(state)}),
@@ -62,35 +61,35 @@ class Checkpoints(contextlib.AbstractContextManager):
         """Returns the newest checkpoint.
 
         Args:
-          like: a state of the shapes, dtypes and shardings that are expected.
+          like: a state with the expected shapes, dtypes and shardings.
 
         Raises:
-          UserError: if there is none, or it is of another network or chain.
+          UserError: if there is none, or it belongs to another network or optimizer chain.
         """
         number = self._manager.latest_step()
         if number is None:
             raise UserError(f"no checkpoint in {self._folder}")
-        # The description first: Orbax, asked for arrays that are not there, complains at length.
-        where = ocp.args.Composite(position=ocp.args.JsonRestore())
-        position = dict(self._manager.restore(number, args=where)["position"])
-        for held, wanted in itertools.zip_longest(position.pop("arrays"), _arrays(like)):
-            if held != wanted:
-                what = f"the checkpoint in {self._folder} is of another network or chain"
-                raise UserError(f"{what}: it holds {held}, not {wanted}")
-        wanted = ocp.args.StandardRestore(jax.tree.map(_abstract, like))
-        found = self._manager.restore(number, args=ocp.args.Composite(state=wanted))
-        return found["state"], Position(**position)
+        # Compare the arrays' descriptions first: Orbax's error for a missing array is long.
+        description = ocp.args.Composite(position=ocp.args.JsonRestore())
+        position = dict(self._manager.restore(number, args=description)["position"])
+        for saved, expected in itertools.zip_longest(position.pop("arrays"), _arrays(like)):
+            if saved != expected:
+                problem = f"belongs to another network or chain: it holds {saved}, not {expected}"
+                raise UserError(f"the checkpoint in {self._folder} {problem}")
+        abstract = ocp.args.StandardRestore(jax.tree.map(_abstract, like))
+        restored = self._manager.restore(number, args=ocp.args.Composite(state=abstract))
+        return restored["state"], Position(**position)
 
 
 def _arrays(state: State) -> list[str]:
-    """Describes every array of a state: its path, shape and dtype."""
+    """Returns path, shape and dtype of every array of a state."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return [f"{jax.tree_util.keystr(path)} {x.shape} {x.dtype}" for path, x in leaves]
 
 
 @jax.jit
 def _copy(state: State) -> State:
-    """Returns buffers that stay while they are written: those of `state` are given away."""
+    """Copies a state for writing in the background: the next step reuses its buffers."""
     return jax.tree.map(jnp.copy, state)
 
 
@@ -98,12 +97,12 @@ def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
-def kept_config(folder: str, flag: str) -> Config:
-    """Reads which run a folder has checkpoints of: before any data is sought.
+def saved_config(folder: str, flag: str) -> Config:
+    """Returns the `Config` of a run that has checkpoints.
 
     Args:
       folder: the run's output folder.
-      flag: what the user asked for it with, for the errors.
+      flag: the flag that named it, for errors.
 
     Raises:
       UserError: if there is no checkpoint.
@@ -115,29 +114,29 @@ def kept_config(folder: str, flag: str) -> Config:
 
 
 def check(folder: str, config: Config) -> Config:
-    """Sees that the run in a folder can be resumed as `config`.
+    """Checks that the run in a folder can be resumed with `config`.
 
     Returns:
-      The run, with the data set that it was trained on.
+      `config` with the data set that the run was trained on.
 
     Raises:
-      UserError: if the folder has no checkpoint, or is of a run that did something else.
+      UserError: if the folder has no checkpoint, or its run computed something else.
     """
-    kept = kept_config(folder, "--resume")
+    saved = saved_config(folder, "--resume")
     for field in presets.fields():
-        if _differs(field.name, kept, config):
+        if _differs(field.name, saved, config):
             flag = f"--{field.name.replace('_', '-')}"
-            was, given = (_shown(getattr(c, field.name)) for c in (kept, config))
+            was, given = (_shown(getattr(c, field.name)) for c in (saved, config))
             raise UserError(f"--resume: the run in {folder} has {flag}={was}, not {given}")
-    return config.override({"dataset": kept.dataset})
+    return config.override({"dataset": saved.dataset})
 
 
-def _differs(field: str, kept: Config, config: Config) -> bool:
+def _differs(field: str, saved: Config, config: Config) -> bool:
     if field == "epochs" and config.schedule != "constant" and config.decay_steps is None:
-        return kept.epochs != config.epochs  # the schedule ends with the run
-    if field == "dataset" and None not in (kept.dataset, config.dataset):
-        return kept.dataset != config.dataset
-    return field not in _FREE and getattr(kept, field) != getattr(config, field)
+        return saved.epochs != config.epochs  # the schedule depends on the run's length
+    if field == "dataset" and None not in (saved.dataset, config.dataset):
+        return saved.dataset != config.dataset
+    return field not in _MAY_CHANGE and getattr(saved, field) != getattr(config, field)
 
 
 def _shown(value: Any) -> str:

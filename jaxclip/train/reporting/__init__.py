@@ -1,1 +1,1 @@
-"""What a person sees: lines on the terminal, tables and figures."""
+"""Terminal output, tables and figures."""

@@ -1,4 +1,4 @@
-"""How a comparison is shown: a table with a row for each variant, and a figure."""
+"""The table of a comparison, with a row for each variant, and its figure."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ from matplotlib.axes import Axes
 from rich import box
 from rich.table import Table
 
-from jaxclip.train.recording.trace import Trace
+from jaxclip.train.recording.history import History
 from jaxclip.train.reporting import figures
 from jaxclip.train.reporting.figures import COLOURS, GREY, MARKERS
 from jaxclip.train.reporting.terminal import number, percent
 
 Row = dict[str, Any]
-_POINTS = 60  # of a line; each is the median of that share of the steps
+_POINTS = 60  # of a line; each is the median over its share of the steps
 
 
 def table(title: str, rows: Sequence[Row]) -> Table:
-    """Returns the table: medians over the seeds, and the range of what counts most."""
+    """Returns the table: medians over the seeds, and the range of the test accuracy."""
     seeds = max(len(row["seeds"]) for row in rows)
     title += f", medians of {seeds} seeds" * (seeds > 1)
     result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
@@ -36,21 +36,26 @@ def table(title: str, rows: Sequence[Row]) -> Table:
 
 
 def _cells(row: Row) -> list[str]:
-    lost, runs = [at for at in row["lost_at_step"] if at is not None], len(row["seeds"])
+    lost, runs = _lost(row), len(row["seeds"])
     clipped = [c for c in row["clipped_fraction"] if c is not None]
     return [
         f"{row['learning_rate']:.3g}",
-        _middle(row["train_loss"], number),
-        _middle(row["test_loss"], number),
-        _middle(row["test_accuracy"], percent),
+        _median(row["train_loss"], number),
+        _median(row["test_loss"], number),
+        _median(row["test_accuracy"], percent),
         _range(row["test_accuracy"]),
-        _middle(row["grad_norm_max"], number),
+        _median(row["grad_norm_max"], number),
         percent(float(np.median(clipped))) if clipped else "-",
-        f"{len(lost)} of {runs}" if lost else "-",
+        f"{lost} of {runs}" if lost else "-",
     ]
 
 
-def _middle(values: Sequence[float], write) -> str:
+def _lost(row: Row) -> int:
+    """Returns the number of runs with a non-finite loss."""
+    return sum(step is not None for step in row["lost_at_step"])
+
+
+def _median(values: Sequence[float], write) -> str:
     return write(float(np.median(values))) if values else "-"
 
 
@@ -60,13 +65,13 @@ def _range(values: Sequence[float]) -> str:
 
 
 def _best(rows: Sequence[Row]) -> Row | None:
-    """Returns the row of the best median accuracy among those that lost no run."""
-    whole = [row for row in rows if not any(at is not None for at in row["lost_at_step"])]
-    return max(whole, key=lambda row: np.median(row["test_accuracy"]), default=None)
+    """Returns the row with the best median accuracy of those that lost no run."""
+    complete = [row for row in rows if _lost(row) == 0]
+    return max(complete, key=lambda row: np.median(row["test_accuracy"]), default=None)
 
 
-def draw(rows: Sequence[Row], traces: Sequence[Sequence[Trace]], path: Path) -> None:
-    """Draws every rule's loss over time at its best learning rate, and how accurate all became."""
+def draw(rows: Sequence[Row], histories: Sequence[Sequence[History]], path: Path) -> None:
+    """Draws every rule's loss at its best learning rate, and the test accuracies."""
     rules = list(dict.fromkeys(row["rule"] for row in rows))
     several = len({row["learning_rate"] for row in rows}) > 1
     titles = (
@@ -76,37 +81,32 @@ def draw(rows: Sequence[Row], traces: Sequence[Sequence[Trace]], path: Path) -> 
     figure, (left, right) = figures.panels(titles, _headline(rows))
     looks = {rule: _look(i) for i, rule in enumerate(rules)}
     for rule in rules:
-        own = [i for i, row in enumerate(rows) if row["rule"] == rule]
-        chosen = _best([rows[i] for i in own]) or rows[own[0]]
-        which = next(i for i in own if rows[i] is chosen)
-        _losses(left, traces[which], rule, looks[rule])
+        of_rule = [row for row in rows if row["rule"] == rule]
+        best = _best(of_rule) or of_rule[0]
+        _losses(left, histories[rows.index(best)], rule, looks[rule])
         if several:
-            _sensitivity(right, [rows[i] for i in own], rule, looks[rule])
+            _sensitivity(right, of_rule, rule, looks[rule])
     if not several:
         _dots(right, rows, looks)
-    log = figures.spans_decades(np.concatenate([t.loss for v in traces for t in v]))
-    figures.label(left, "step", "loss (a cross: no run went on)", log=log, legend=None)
-    figure.legend(
-        *left.get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=3,
-        fontsize=figures.FONT,
-    )
+    losses = np.concatenate([history.loss for runs in histories for history in runs])
+    log = figures.spans_decades(losses)
+    figures.label(left, "step", "loss (cross: all runs lost)", log=log, legend=None)
+    figures.legend_below(figure, left, columns=3)
     figures.save(figure, path)
 
 
 def _headline(rows: Sequence[Row]) -> str:
-    lost = sum(at is not None for row in rows for at in row["lost_at_step"])
+    lost = sum(map(_lost, rows))
     runs = sum(len(row["seeds"]) for row in rows)
     best = _best(rows)
     if best is None:
         return f"{lost} of {runs} runs lost"
-    middle = percent(float(np.median(best["test_accuracy"])))
-    return f"Best median: {best['rule']}, {middle}" + f"; {lost} of {runs} runs lost" * bool(lost)
+    accuracy = percent(float(np.median(best["test_accuracy"])))
+    return f"Best median: {best['rule']}, {accuracy}" + f"; {lost} of {runs} runs lost" * bool(lost)
 
 
 def _look(i: int) -> dict[str, Any]:
-    """Returns how a rule is drawn: what lies below another one is seen around and through it."""
+    """Returns a rule's style; larger markers below smaller ones keep overlapping lines visible."""
     which = i % len(COLOURS)
     return {
         "colour": COLOURS[which],
@@ -116,26 +116,26 @@ def _look(i: int) -> dict[str, Any]:
     }
 
 
-def _losses(ax: Axes, traces: Sequence[Trace], rule: str, look: dict[str, Any]) -> None:
-    """Draws the median loss over the seeds and their range, and a cross where all are lost."""
-    steps = max(trace.ends[-1] for trace in traces)
+def _losses(ax: Axes, histories: Sequence[History], rule: str, look: dict[str, Any]) -> None:
+    """Draws the median and the range of the loss over the seeds, and a cross if all are lost."""
+    steps = max(history.steps_done[-1] for history in histories)
     edges = np.unique(np.linspace(0, steps, _POINTS + 1).astype(int))
-    losses = np.array([_by_part(trace, edges) for trace in traces])
+    losses = np.array([_by_part(history, edges) for history in histories])
     known = np.isfinite(losses).any(axis=0)
     at, losses = (edges[1:] + edges[:-1])[known] / 2, losses[:, known]
     every = max(1, len(at) // 8)
     figures.line(ax, at, np.nanmedian(losses, axis=0), rule, **look, markevery=every)
     low, high = np.nanmin(losses, axis=0), np.nanmax(losses, axis=0)
     ax.fill_between(at, low, high, color=look["colour"], alpha=0.15, linewidth=0)
-    if all(trace.first_nonfinite() is not None for trace in traces) and len(at):
+    if all(history.first_nonfinite() is not None for history in histories) and len(at):
         last = np.nanmedian(losses[:, -1])
         ax.plot(at[-1], last, "x", color=look["colour"], markersize=14, markeredgewidth=4)
 
 
-def _by_part(trace: Trace, edges: np.ndarray) -> np.ndarray:
-    """Returns the median of the finite losses between edges, NaN where there is none."""
-    finite = np.isfinite(trace.loss)
-    steps, loss = trace.steps[finite], trace.loss[finite]
+def _by_part(history: History, edges: np.ndarray) -> np.ndarray:
+    """Returns the median of the finite losses between edges, NaN if there is none."""
+    finite = np.isfinite(history.loss)
+    steps, loss = history.steps[finite], history.loss[finite]
     parts = [loss[(steps >= low) & (steps < high)] for low, high in itertools.pairwise(edges)]
     return np.array([np.median(part) if part.size else np.nan for part in parts])
 
@@ -159,7 +159,7 @@ def _all_runs(row: Row) -> list[float]:
 
 
 def _dots(ax: Axes, rows: Sequence[Row], looks: dict[str, dict[str, Any]]) -> None:
-    """Draws a dot for each run that finished, a bar at their median, the lost ones in words."""
+    """Draws a dot for each finished run, a bar at their median, and the number of lost runs."""
     for i, row in enumerate(reversed(rows)):
         look, accuracy = looks[row["rule"]], [100 * a for a in row["test_accuracy"]]
         ax.plot(accuracy, [i] * len(accuracy), look["marker"], color=look["colour"], markersize=9)

@@ -1,7 +1,6 @@
-"""Figures: how to draw one that can be read alone. What the demo's three show is in `stories`.
+"""Figures: panels, lines and labels in one style, and the figures of a run and of its weights.
 
-Colours are Okabe and Ito's, told apart with any colour vision, and each line has its own dash as
-well. Nothing here computes anything but where to put ink.
+Colours are Okabe and Ito's, which differ with any colour vision; lines differ in dashes too.
 """
 
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from jaxclip.train.recording.trace import Trace
+from jaxclip.train.recording.history import History
 from jaxclip.train.training.kernel_norms import Kernel
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
@@ -23,7 +22,7 @@ FONT = 13
 
 
 def panels(titles: Sequence[str], headline: str) -> tuple[Figure, Sequence[Axes]]:
-    """Returns a figure with a panel for each title side by side, and the finding above them."""
+    """Returns a figure with a headline, and a panel for each title side by side."""
     figure = Figure(figsize=(12, 5), layout="constrained")
     figure.suptitle(headline, fontsize=FONT + 3, fontweight="bold")
     axes = figure.subplots(1, len(titles), squeeze=False)[0]
@@ -36,7 +35,7 @@ def panels(titles: Sequence[str], headline: str) -> tuple[Figure, Sequence[Axes]
 
 
 def label(ax: Axes, x: str, y: str, *, log: bool = False, legend: Any = "best") -> None:
-    """Names the axes, and draws the legend at `legend`, unless that is None."""
+    """Labels the axes, and draws the legend at `legend` unless that is None."""
     ax.set_xlabel(x, fontsize=FONT)
     ax.set_ylabel(y, fontsize=FONT)
     if log:
@@ -51,9 +50,15 @@ def line(ax: Axes, x, y, text: str, colour: str, style: str = "-", **options) ->
 
 
 def note(ax: Axes, text: str, point, offset, **options) -> None:
-    """Writes beside a point, `offset` typographical points away from it."""
+    """Writes text at a point, `offset` typographical points away."""
     options = {"textcoords": "offset points", "fontsize": FONT} | options
     ax.annotate(text, point, xytext=offset, **options)
+
+
+def legend_below(figure: Figure, ax: Axes, columns: int) -> None:
+    """Draws the legend of `ax` below all panels."""
+    handles = ax.get_legend_handles_labels()
+    figure.legend(*handles, fontsize=FONT - 1, loc="outside lower center", ncols=columns)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -61,26 +66,19 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def run(trace: Trace, *, clips: bool, path: Path) -> None:
+def run(history: History, *, clips: bool, path: Path) -> None:
     """Draws a training run: loss, gradient norm before and after clipping, test accuracy."""
-    accuracy = 100 * trace.test_accuracy
-    headline = f"{trace.name}: test accuracy {accuracy[-1]:.1f} % after {len(accuracy)} epoch"
-    figure, axes = panels(
-        ("Training loss", "Gradient norm", "Test accuracy"),
-        headline + "s" * (len(accuracy) > 1),
-    )
-    steps = trace.steps
-    line(axes[0], steps, trace.loss, "loss", BLUE)
-    label(axes[0], "step", "loss", log=spans_decades(trace.loss), legend=None)
-    line(
-        axes[1],
-        steps,
-        trace.telemetry["grads/norm"],
-        "before clipping" if clips else "gradient",
-        ORANGE,
-    )
+    accuracy = 100 * history.test_accuracy
+    after = f"{len(accuracy)} epoch" + "s" * (len(accuracy) > 1)
+    headline = f"{history.name}: test accuracy {accuracy[-1]:.1f} % after {after}"
+    figure, axes = panels(("Training loss", "Gradient norm", "Test accuracy"), headline)
+    steps = history.steps
+    line(axes[0], steps, history.loss, "loss", BLUE)
+    label(axes[0], "step", "loss", log=spans_decades(history.loss), legend=None)
+    name = "before clipping" if clips else "gradient"
+    line(axes[1], steps, history.telemetry["grads/norm"], name, ORANGE)
     if clips:
-        line(axes[1], steps, trace.telemetry["clipped/norm"], "after clipping", BLUE)
+        line(axes[1], steps, history.telemetry["clipped/norm"], "after clipping", BLUE)
     label(axes[1], "step", "global norm", log=True, legend="best" if clips else None)
     epochs = np.arange(1, len(accuracy) + 1)
     line(axes[2], epochs, accuracy, "test", GREEN, "-", marker="o")
@@ -89,26 +87,25 @@ def run(trace: Trace, *, clips: bool, path: Path) -> None:
     save(figure, path)
 
 
-def weights(trace: Trace, kernels: Sequence[Kernel], path: Path) -> None:
-    """Draws the norms of every kernel's units: the largest one, the median, and their limit."""
-    seen = np.stack(
-        [
-            [trace.by_epoch(f"weights/{what}/{kernel.name}") for what in ("largest", "median")]
-            for kernel in kernels
-        ]
-    ).transpose(2, 0, 1)
+def weights(history: History, kernels: Sequence[Kernel], path: Path) -> None:
+    """Draws the largest and the median norm of every kernel's units, and their limits."""
+    statistics = ("largest", "median")
+    rows = [[history.by_epoch(f"weights/{s}/{k.name}") for s in statistics] for k in kernels]
+    norms = np.stack(rows).transpose(2, 0, 1)  # (epoch, kernel, statistic)
     limits = sorted({kernel.limit for kernel in kernels if kernel.limit is not None})
-    headline = f"{trace.name}: norm of a unit's weights" + (", dashed: the limit" if limits else "")
+    headline = f"{history.name}: norm of a unit's weights" + (
+        ", dashed: the limit" if limits else ""
+    )
     figure, axes = panels(("Largest unit", "Median unit"), headline)
-    log = spans_decades(np.array([*seen.ravel(), *limits]))
+    log = spans_decades(np.array([*norms.ravel(), *limits]))
     for column, ax in enumerate(axes):
         ax.sharey(axes[0])
         for i, kernel in enumerate(kernels):
-            again, i_colour = divmod(i, len(COLOURS))
+            turn, i_colour = divmod(i, len(COLOURS))
             look = {"marker": MARKERS[i_colour], "markersize": max(4, 11 - 3 * i)}
-            values = seen[:, i, column]
-            style = "-:"[again % 2]
-            epochs = np.arange(1, len(seen) + 1)
+            values = norms[:, i, column]
+            style = "-:"[turn % 2]
+            epochs = np.arange(1, len(norms) + 1)
             line(ax, epochs, values, kernel.label, COLOURS[i_colour], style, **look)
         for limit in limits:
             ax.axhline(limit, color=GREY, linestyle="--", linewidth=2, zorder=3)

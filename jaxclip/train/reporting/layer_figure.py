@@ -1,6 +1,6 @@
-"""The figure of a run's layers: gradients, steps against weights, and units that do nothing.
+"""The figure of a run's layers: gradient norms, update-to-weight ratios, and idle units.
 
-What is drawn was recorded by the monitors and by the evaluation after each epoch.
+The monitors record the norms at each step; the evaluation after each epoch records the idle units.
 """
 
 import textwrap
@@ -14,34 +14,29 @@ from matplotlib.colors import to_hex
 from matplotlib.ticker import MaxNLocator
 
 from jaxclip.diagnosis import Diagnosis
-from jaxclip.train.recording.trace import Trace
+from jaxclip.train.recording.history import History
 from jaxclip.train.reporting import figures
-from jaxclip.train.reporting.figures import COLOURS, FONT, GREY, MARKERS
+from jaxclip.train.reporting.figures import COLOURS, GREY, MARKERS
 
-_MANY = len(COLOURS)  # layers beyond which colours run from dark to light with depth
+_MANY = len(COLOURS)  # with more layers, colours run from dark to light with depth
 
 
-def draw(trace: Trace, found: Diagnosis, path: Path) -> None:
-    """Draws norms of gradients, update-to-weight ratios and idle units, a line for each layer."""
-    layers = [layer for layer in found.layers if layer.deep]
-    titles = ("Gradient norm", "Update norm / weight norm", "Units without slope")
-    headline = textwrap.fill(f"{trace.name}: {found.findings[0].partition('. ')[0]}", 90)
+def draw(history: History, diagnosis: Diagnosis, path: Path) -> None:
+    """Draws the three panels, a line for each layer."""
+    layers = [layer for layer in diagnosis.layers if layer.deep]
+    titles = ("Gradient norm", "Update norm / weight norm", "Units with zero slope")
+    headline = textwrap.fill(f"{history.name}: {diagnosis.findings[0].partition('. ')[0]}", 90)
     figure, axes = figures.panels(titles, headline)
     colours = _colours(len(layers))
     for layer, colour in zip(layers, colours, strict=True):
         for ax, values in ((axes[0], layer.gradient), (axes[1], layer.ratio)):
             if values is not None:
-                _spread(ax, trace.steps, values, layer.name, colour)
+                _spread(ax, history.steps, values, layer.name, colour)
     axes[1].axhline(1e-3, color=GREY, linestyle=":", linewidth=2)
     figures.label(axes[0], "step", "norm of the layer's gradient", log=True, legend=None)
     figures.label(axes[1], "step", "ratio (dotted: 0.001)", log=True, legend=None)
-    _idle(axes[2], trace, len(layers) - 1, colours)
-    figure.legend(
-        *axes[0].get_legend_handles_labels(),
-        fontsize=FONT - 1,
-        loc="outside lower center",
-        ncols=6,
-    )
+    _idle(axes[2], history, len(layers) - 1, colours)
+    figures.legend_below(figure, axes[0], columns=6)
     figures.save(figure, path)
 
 
@@ -53,24 +48,24 @@ def _colours(count: int) -> Sequence[str]:
 
 
 def _spread(ax: Axes, steps: np.ndarray, values: np.ndarray, name: str, colour: str) -> None:
-    """Draws a noisy series: faintly every value, boldly the median of each twentieth part."""
+    """Draws a noisy series: all values in faint, the medians of twenty parts in bold."""
     figures.line(ax, steps, values, "_", colour, alpha=0.25)
     parts = [p for p in np.array_split(np.arange(len(steps)), 20) if p.size]
     middles = [np.median(values[p]) for p in parts]
     figures.line(ax, [steps[p].mean() for p in parts], middles, name, colour)
 
 
-def _idle(ax: Axes, trace: Trace, hidden: int, colours: Sequence[str]) -> None:
-    """Draws the share of dead and of saturated units of each hidden layer after each epoch."""
-    epochs = np.arange(1, len(trace.epochs) + 1)
-    for what, style in (("dead", "-"), ("saturated", "--")):
+def _idle(ax: Axes, history: History, hidden: int, colours: Sequence[str]) -> None:
+    """Draws the shares of dead and saturated units of each hidden layer after each epoch."""
+    epochs = np.arange(1, len(history.epochs) + 1)
+    for kind, style in (("dead", "-"), ("saturated", "--")):
         for i in range(hidden):
-            shares = 100 * trace.by_epoch(f"units/{what}/layers/{i}")
+            shares = 100 * history.by_epoch(f"units/{kind}/layers/{i}")
             look = {"marker": MARKERS[i % len(MARKERS)], "markersize": 5}
             figures.line(ax, epochs, shares, "_", colours[i], style, **look)
-    ax.plot([], [], "-", color=GREY, label="at every image (dead)")
-    ax.plot([], [], "--", color=GREY, label="at an image (saturated)")
-    ax.set_ylim(-3, 128)  # room for the legend
+    ax.plot([], [], "-", color=GREY, label="for every image (dead)")
+    ax.plot([], [], "--", color=GREY, label="for an image (saturated)")
+    ax.set_ylim(-3, 128)  # space for the legend
     ax.set_yticks(range(0, 101, 20))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     figures.label(ax, "epoch", "share of the layer's units (%)", legend="upper right")

@@ -1,1 +1,1 @@
-"""Networks, optimizers and the training loop; nothing here prints or writes files."""
+"""Network, optimizer, loop, devices and processes; nothing here prints or writes files."""

@@ -1,7 +1,6 @@
-"""Runs that share a program: the same but for their seed and for numbers that can be traced.
+"""Trains runs that share one compiled program, in turn or all at once by `vmap`.
 
-They are compiled once, and trained one after the other or, by `vmap`, all at once. What is compared
-and how it is told is in `compare`.
+Runs share a program if they differ only in seed, learning rate and thresholds that can be traced.
 """
 
 import contextlib
@@ -16,16 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclip.train.config.presets import Config
-from jaxclip.train.data.sources import Data
+from jaxclip.train.data import Data
 from jaxclip.train.training import loop, nonfinite, optimizer
 from jaxclip.train.training.loop import Epoch, Run
 
 
 class Numbers(NamedTuple):
-    """What runs of one program may differ in besides their seed: float32 scalars.
+    """Numbers in which runs of one program may differ: float32 scalars.
 
     Attributes:
-      learning_rate: that of the first step.
+      learning_rate: the learning rate of the first step.
       thresholds: one for each clipping rule that takes a single number.
     """
 
@@ -34,15 +33,15 @@ class Numbers(NamedTuple):
 
 
 def groups(configs: Sequence[Config]) -> list[list[int]]:
-    """Sorts runs by program: positions in `configs`, in the order in which they appear."""
-    found: dict[Any, list[int]] = {}
+    """Groups runs by program: positions in `configs`, in order of appearance."""
+    result: dict[Any, list[int]] = {}
     for i, config in enumerate(configs):
-        found.setdefault(program(config), []).append(i)
-    return list(found.values())
+        result.setdefault(program(config), []).append(i)
+    return list(result.values())
 
 
 def program(config: Config) -> Any:
-    """Returns what two runs must have in common to share a program."""
+    """Returns a key that is equal for runs that share a program."""
     rules = tuple(
         (spec.rule.function, spec.arguments[1:] if spec.traceable else spec.text, spec.options)
         for spec in optimizer.clips(config)
@@ -56,11 +55,11 @@ def train(configs: Sequence[Config], data: Data, *, at_once: bool) -> Iterator[t
     Args:
       configs: the runs.
       data: the images, the same for all.
-      at_once: whether to train them together, by `vmap`. Runs that are spread over devices are
-        trained in turn, each by a program of its own.
+      at_once: train them together by `vmap`. Runs on several devices are always trained in turn,
+        each by its own program.
 
     Yields:
-      Which run, and an epoch of it. A run whose loss becomes non-finite ends with that epoch.
+      The run's position and its epoch. A run whose loss becomes non-finite ends with that epoch.
     """
     runs = [loop.prepare(config, data) for config in configs]
     if configs[0].parallel != "none":
@@ -71,21 +70,19 @@ def train(configs: Sequence[Config], data: Data, *, at_once: bool) -> Iterator[t
     if at_once and len(runs) > 1:
         yield from _at_once(runs, numbers, epoch, data)
         return
-    compiled = jax.jit(epoch, donate_argnums=1)
-    yield from _in_turn(
-        [
-            run._replace(epoch=partial(compiled, own), evaluate=runs[0].evaluate)
-            for run, own in zip(runs, numbers, strict=True)
-        ],
-        data,
-    )
+    compiled, evaluate = jax.jit(epoch, donate_argnums=1), runs[0].evaluate
+    shared = [
+        run._replace(epoch=partial(compiled, numbers_of_run), evaluate=evaluate)
+        for run, numbers_of_run in zip(runs, numbers, strict=True)
+    ]
+    yield from _in_turn(shared, data)
 
 
 def _in_turn(runs: Sequence[Run], data: Data) -> Iterator[tuple[int, Epoch]]:
-    for which, run in enumerate(runs):
+    for i, run in enumerate(runs):
         with contextlib.suppress(nonfinite.NonFiniteLossError):
-            for done in loop.train(run, data):
-                yield which, done
+            for epoch in loop.train(run, data):
+                yield i, epoch
 
 
 def _numbers(config: Config) -> Numbers:
@@ -111,31 +108,37 @@ def _shared_epoch(run: Run, data: Data) -> Callable[..., Any]:
 def _at_once(
     runs: Sequence[Run], numbers: Sequence[Numbers], epoch: Callable[..., Any], data: Data
 ) -> Iterator[tuple[int, Epoch]]:
-    config, alive = runs[0].config, dict.fromkeys(range(len(runs)))
-    state, own = _stacked([run.state for run in runs]), _stacked(numbers)
-    order = 0 if config.shuffle else None  # in the order of the file all runs see the same batches
-    axes = (0, 0, None, None, order, None)
-    many = jax.jit(jax.vmap(epoch, in_axes=axes), donate_argnums=1)
-    score = jax.jit(jax.vmap(runs[0].evaluate, in_axes=(0, 0, None, None)))
+    config, per_epoch = runs[0].config, runs[0].steps_per_epoch
+    train_all, evaluate_all = _vmapped(runs[0], epoch)
+    state, stacked_numbers = _stacked([run.state for run in runs]), _stacked(numbers)
     images = jax.device_put((data.train_images, data.train_labels))
     test = jax.device_put((data.test_images, data.test_labels))
+    alive = list(range(len(runs)))
     for number in range(config.epochs):
-        start, first = time.perf_counter(), number * runs[0].steps_per_epoch
+        start, first = time.perf_counter(), number * per_epoch
         batches = [loop.batch_indices(r.config, len(data.train_labels), number) for r in runs]
-        steps = np.arange(first, first + runs[0].steps_per_epoch, dtype=np.int32)
-        chosen = np.stack(batches) if config.shuffle else batches[0]
-        state, recorded = many(own, state, *images, chosen, steps)
-        recorded, scores = jax.device_get((recorded, score(state.params, state.stats, *test)))
+        batches = np.stack(batches) if config.shuffle else batches[0]
+        steps = np.arange(first, first + per_epoch, dtype=np.int32)
+        state, recorded = train_all(stacked_numbers, state, *images, batches, steps)
+        scored = evaluate_all(state.params, state.stats, *test)
+        recorded, scored = jax.device_get((recorded, scored))
         seconds = (time.perf_counter() - start) / len(runs)
-        for which in list(alive):
-            telemetry = {key: values[which] for key, values in recorded.items()}
-            one = {key: float(values[which]) for key, values in scores.items()}
+        for i in tuple(alive):
+            telemetry = {key: values[i] for key, values in recorded.items()}
+            scores = {key: float(values[i]) for key, values in scored.items()}
             failed = nonfinite.failure(first, telemetry)
             if failed:
-                alive.pop(which)
-            yield which, Epoch(number, first, telemetry, one, seconds, state, failed)
+                alive.remove(i)
+            yield i, Epoch(number, first, telemetry, scores, seconds, state, failed)
         if not alive:
             return
+
+
+def _vmapped(run: Run, epoch: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Returns the epoch and the evaluation of all runs; without shuffling they share batches."""
+    axes = (0, 0, None, None, 0 if run.config.shuffle else None, None)
+    train_all = jax.jit(jax.vmap(epoch, in_axes=axes), donate_argnums=1)
+    return train_all, jax.jit(jax.vmap(run.evaluate, in_axes=(0, 0, None, None)))
 
 
 def _stacked(trees: Sequence[Any]) -> Any:

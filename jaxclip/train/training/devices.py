@@ -1,15 +1,14 @@
-"""How a run is spread over devices: the ways of `--parallel`, and all that differs between them.
+"""Trains a run on several devices: the strategies of `--parallel`, and all that differs in them.
 
-Each trains the same run, an equal share of every batch on each device. They differ in what a device
-holds of the kernels, and in who says what is sent between devices:
+Every strategy trains the same run, with an equal share of each batch on each device. They differ in
+how kernels are stored, and in who inserts the communication:
 
-                   kernels whole on every device   kernels in parts
-    the compiler   jit                             fsdp
-    we             pmap                            shard_map
+                   kernels replicated   kernels sharded
+    the compiler   jit                  fsdp
+    this module    pmap                 shard_map
 
-Vectors, which are small, and the images, which are few, are whole on every device. Between two
-epochs a state is always arrays as the whole program sees them; where there are several processes
-(`processes`), each has its own part of them.
+Vectors and images are small and always replicated. Between two epochs a state holds global arrays;
+of several processes (`processes`), each holds its own shards of them.
 """
 
 from collections.abc import Callable, Collection
@@ -25,29 +24,29 @@ from jaxclip.train.errors import UserError
 
 Tree = Any
 AXIS = "devices"
-IN_PARTS = ("fsdp", "shard_map")
-BY_HAND = ("pmap", "shard_map")
+SHARDED = ("fsdp", "shard_map")
+MANUAL = ("pmap", "shard_map")
 
 
-class Spread(NamedTuple):
-    """One way of training over devices, for one network.
+class Strategy(NamedTuple):
+    """One way of training one network on several devices.
 
-    What is computed on a device calls `whole`, `mean`, `averaged` and `own_key`, which do nothing
-    where the compiler sees to it.
+    A device's step calls `gather`, `mean`, `average_gradients` and `device_key`, which do nothing
+    if the compiler inserts the communication.
 
     Attributes:
-      way: a value of `--parallel`.
+      name: a value of `--parallel`.
       mesh: all devices along `AXIS`, None for one device.
-      params: for each parameter which of its axes is in parts, None for one device.
+      params: the `PartitionSpec` of each parameter, None for one device.
     """
 
-    way: str = "none"
+    name: str = "none"
     mesh: Mesh | None = None
     params: Tree = None
 
-    def whole(self, params: Tree) -> Tree:
-        """Returns the parameters whole; the derivative sums each part's gradient over devices."""
-        if self.way != "shard_map":
+    def gather(self, params: Tree) -> Tree:
+        """Returns the whole parameters; the derivative sums each shard's gradient over devices."""
+        if self.name != "shard_map":
             return params
 
         def gathered(x: jax.Array, spec: P) -> jax.Array:
@@ -58,48 +57,48 @@ class Spread(NamedTuple):
         return jax.tree.map(gathered, params, self.params)
 
     def mean(self, scores: Tree) -> Tree:
-        """Returns the mean over the devices of what each has computed from its own examples."""
-        if self.way not in BY_HAND:
+        """Returns the mean over devices of scores that each computed from its examples."""
+        if self.name not in MANUAL:
             return scores
-        # One by one: JAX before 0.9 cannot transpose a psum of which only a part is differentiated.
+        # One psum a score: JAX before 0.9 cannot transpose a psum that is differentiated in part.
         return jax.tree.map(lambda score: jax.lax.pmean(score, AXIS), scores)
 
-    def averaged(self, grads: Tree) -> Tree:
-        """Returns the gradients of the mean loss, given what `jax.grad` of it gives on a device.
+    def average_gradients(self, grads: Tree) -> Tree:
+        """Returns the gradients of the mean loss, given the result of `jax.grad` on a device.
 
-        Under `pmap` that is the gradient of the device's own loss. In `shard_map` JAX knows that
-        the parameters are the same everywhere, or gathered, and has already summed.
+        Under `pmap` that result is the gradient of the device's loss. In `shard_map` JAX knows that
+        the parameters are replicated or gathered, and has already summed.
         """
-        return jax.lax.pmean(grads, AXIS) if self.way == "pmap" else grads
+        return jax.lax.pmean(grads, AXIS) if self.name == "pmap" else grads
 
-    def own_key(self, key: jax.Array) -> jax.Array:
+    def device_key(self, key: jax.Array) -> jax.Array:
         """Returns a random key for this device's examples."""
-        return jax.random.fold_in(key, jax.lax.axis_index(AXIS)) if self.way in BY_HAND else key
+        return jax.random.fold_in(key, jax.lax.axis_index(AXIS)) if self.name in MANUAL else key
 
-    def specs(self, begin: Callable[[Tree], Tree], params: Tree) -> Tree:
-        """Returns for each array of a state which of its axes is in parts.
+    def state_specs(self, init: Callable[[Tree], Tree], params: Tree) -> Tree:
+        """Returns the `PartitionSpec` of each array of a state.
 
-        It is the axis that is shorter in the state of a device's part of the parameters.
+        An axis is sharded if it is shorter in the state of one device's shards.
 
         Args:
-          begin: the state as a function of the parameters.
+          init: the state as a function of the parameters.
           params: the parameters.
         """
         mesh = self.mesh
 
-        def part(x: jax.Array, spec: P) -> jax.ShapeDtypeStruct:
+        def shard(x: jax.Array, spec: P) -> jax.ShapeDtypeStruct:
             shape = x.shape if mesh is None else NamedSharding(mesh, spec).shard_shape(x.shape)
             return jax.ShapeDtypeStruct(shape, x.dtype)
 
-        def spec(whole: jax.ShapeDtypeStruct, part: jax.ShapeDtypeStruct) -> P:
-            lengths = zip(whole.shape, part.shape, strict=True)
+        def spec(whole: jax.ShapeDtypeStruct, shard: jax.ShapeDtypeStruct) -> P:
+            lengths = zip(whole.shape, shard.shape, strict=True)
             return P(*(AXIS if n != m else None for n, m in lengths))
 
-        own = params if mesh is None else jax.tree.map(part, params, self.params)
-        return jax.tree.map(spec, jax.eval_shape(begin, params), jax.eval_shape(begin, own))
+        shards = params if mesh is None else jax.tree.map(shard, params, self.params)
+        return jax.tree.map(spec, jax.eval_shape(init, params), jax.eval_shape(init, shards))
 
     def place(self, tree: Tree, specs: Tree = None) -> Tree:
-        """Puts arrays that every process has whole onto the devices; without `specs`, onto each."""
+        """Puts arrays that every process has onto the devices; replicates them without `specs`."""
         mesh = self.mesh
         if mesh is None:
             return jax.device_put(tree)
@@ -111,8 +110,8 @@ class Spread(NamedTuple):
         specs = jax.tree.map(lambda _: P(), tree) if specs is None else specs
         return jax.tree.map(put, tree, specs)
 
-    def divide(self, tree: Tree) -> Tree:
-        """Puts arrays onto the devices, examples in equal shares, or whole where they are not."""
+    def shard_examples(self, tree: Tree) -> Tree:
+        """Puts arrays onto the devices, sharded by examples if their number allows equal shares."""
         mesh = self.mesh
         if mesh is None:
             return jax.device_put(tree)
@@ -120,28 +119,27 @@ class Spread(NamedTuple):
         return self.place(tree, specs)
 
     def jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Compiles a function of whole arrays; every process has all of what it returns."""
+        """Compiles a function of global arrays; every process gets its whole result."""
         if self.mesh is None:
             return jax.jit(function)
         return jax.jit(function, out_shardings=NamedSharding(self.mesh, P()))
 
-    def epoch(self, scan: Callable[..., Any], specs: Tree) -> Callable[..., Any]:
-        """Compiles an epoch, which is given its state's buffers, by `pmap` a copy.
+    def compile_epoch(self, scan: Callable[..., Any], specs: Tree) -> Callable[..., Any]:
+        """Compiles an epoch; all strategies but `pmap` donate the state's buffers.
 
         Args:
-          scan: `(state, images, labels, batches, numbers) -> (state, telemetry)`, as one device
-            runs it.
-          specs: which axes of the state are in parts.
+          scan: `(state, images, labels, batches, numbers) -> (state, telemetry)` on one device.
+          specs: the `PartitionSpec` of each array of the state.
         """
         mesh = self.mesh
         if mesh is None:
             return jax.jit(scan, donate_argnums=0)
-        if self.way == "pmap":
-            return _pmapped(scan, mesh)
+        if self.name == "pmap":
+            return _pmap_epoch(scan, mesh)
         batch = P(None, AXIS)
-        if self.way == "shard_map":
-            given = (specs, P(), P(), batch, P())
-            scan = jax.shard_map(scan, mesh=mesh, in_specs=given, out_specs=(specs, P()))
+        if self.name == "shard_map":
+            inputs = (specs, P(), P(), batch, P())
+            scan = jax.shard_map(scan, mesh=mesh, in_specs=inputs, out_specs=(specs, P()))
         state = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=_is_spec)
         out = (state, NamedSharding(mesh, P()))
         compiled = jax.jit(scan, donate_argnums=0, out_shardings=out)
@@ -153,25 +151,25 @@ class Spread(NamedTuple):
         return run
 
 
-def _pmapped(scan: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """Compiles an epoch for this process's devices of a mesh, all of which have the same state."""
+def _pmap_epoch(scan: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """Compiles an epoch for this process's devices of a mesh; the state is replicated."""
     axes = (None, None, None, 1, None)
     compiled = jax.pmap(scan, axis_name=AXIS, in_axes=axes, out_axes=(None, None))
     devices = jax.local_devices()
-    ours = [i for i, device in enumerate(mesh.devices.flat) if device in devices]
-    local = jax.make_mesh((len(ours),), (AXIS,), (AxisType.Auto,), devices=devices)
+    positions = [i for i, device in enumerate(mesh.devices.flat) if device in devices]
+    local = jax.make_mesh((len(positions),), (AXIS,), (AxisType.Auto,), devices=devices)
 
     def run(state: Tree, images: Any, labels: Any, batches: Any, numbers: Any) -> Any:
-        shares = batches.reshape(len(batches), mesh.size, -1)[:, ours]
-        own = jax.tree.map(lambda x: _copies_on(local, x), (state, images, labels))
-        after = compiled(*own, shares, numbers)
-        return jax.tree.map(lambda x: _copies_on(mesh, x), after)
+        shares = batches.reshape(len(batches), mesh.size, -1)[:, positions]
+        arrays = jax.tree.map(lambda x: _replicated(local, x), (state, images, labels))
+        result = compiled(*arrays, shares, numbers)
+        return jax.tree.map(lambda x: _replicated(mesh, x), result)
 
     return run
 
 
-def _copies_on(mesh: Mesh, x: jax.Array) -> jax.Array:
-    """Returns the same copies of an array as one that is whole on each device of a mesh."""
+def _replicated(mesh: Mesh, x: jax.Array) -> jax.Array:
+    """Returns the same copies of an array as one that is replicated on a mesh."""
     copies = [shard.data for shard in x.addressable_shards]
     sharding = NamedSharding(mesh, P())
     return jax.make_array_from_single_device_arrays(x.shape, sharding, copies)
@@ -181,39 +179,39 @@ def _is_spec(x: Any) -> bool:
     return isinstance(x, P)
 
 
-def axis(config: Config) -> str | None:
-    """Returns the axis over which a device has to ask the others, None if the compiler does."""
-    return AXIS if config.parallel in BY_HAND else None
+def manual_axis(config: Config) -> str | None:
+    """Returns the mesh axis of a strategy with manual communication, else None."""
+    return AXIS if config.parallel in MANUAL else None
 
 
-def spread(config: Config, params: Tree, bound: Collection[int] = ()) -> Spread:
-    """Spreads a run over all devices.
+def strategy(config: Config, params: Tree, unit_axes: Collection[int] = ()) -> Strategy:
+    """Returns the strategy of a run on all devices.
 
     Args:
-      config: the run; `parallel` says how.
+      config: the run.
       params: its parameters.
-      bound: axes of kernels along which they stay whole where that is possible: those that some
-        rule takes norms of units over. By hand only such a rule would have to be told.
+      unit_axes: axes of kernels that some rule reduces to norms of units. `shard_map` shards other
+        axes where it can: a rule would otherwise need the mesh axis to complete its norms.
 
     Raises:
-      UserError: if the devices cannot have equal shares of a batch, or more than one process is to
-        train alone.
+      UserError: if the devices cannot have equal shares of a batch, or one of several processes
+        was to train alone.
     """
     if config.parallel == "none":
         if jax.process_count() > 1:
-            raise UserError("--parallel=none: there are several processes, choose another way")
-        return Spread()
+            raise UserError("--parallel=none: there are several processes, choose another strategy")
+        return Strategy()
     count = jax.device_count()
     if config.batch_size % count:
         problem = f"must be a multiple of the {count} devices with --parallel={config.parallel}"
         raise UserError(f"--batch-size={config.batch_size}: {problem}")
     mesh = jax.make_mesh((count,), (AXIS,), (AxisType.Auto,))
-    kept = tuple(bound) if config.parallel == "shard_map" else ()
+    keep = tuple(unit_axes) if config.parallel == "shard_map" else ()
 
     def spec(x: jax.Array) -> P:
-        if x.ndim < 2 or config.parallel not in IN_PARTS:
+        if x.ndim < 2 or config.parallel not in SHARDED:
             return P()
-        free = [i for i, n in enumerate(x.shape) if n % count == 0 and i not in kept]
+        free = [i for i, n in enumerate(x.shape) if n % count == 0 and i not in keep]
         return P(*[None] * free[0], AXIS) if free else P()
 
-    return Spread(config.parallel, mesh, jax.tree.map(spec, params))
+    return Strategy(config.parallel, mesh, jax.tree.map(spec, params))

@@ -1,4 +1,4 @@
-"""What is measured on the test images after each epoch: scores, and units that do nothing."""
+"""Evaluates the test images after each epoch: scores, and shares of dead and saturated units."""
 
 from collections.abc import Callable
 
@@ -8,22 +8,22 @@ import jaxclip
 from jaxclip.train.config.presets import Config
 from jaxclip.train.training import losses, model
 
-_JUDGED = 1_000  # test images by which units are judged dead or saturated
+_IMAGES_FOR_UNITS = 1_000  # test images that decide whether a unit is dead or saturated
 
 
-def evaluation(config: Config, network: model.Network) -> Callable[..., dict[str, jax.Array]]:
-    """Returns what measures the test images: loss, accuracy, and each hidden layer's idle units."""
+def build(config: Config, network: model.Network) -> Callable[..., dict[str, jax.Array]]:
+    """Returns `evaluate(params, stats, images, labels) -> scores`."""
     activation = model.ACTIVATIONS[config.activation]
 
     def evaluate(params, stats, images, labels):
-        seen: list[jax.Array] = []
-        outputs, _ = network.apply(params, stats, images, train=False, seen=seen)
+        hidden: list[jax.Array] = []
+        outputs, _ = network.apply(params, stats, images, train=False, preactivations=hidden)
         scores = {
             "test_loss": losses.LOSSES[config.loss](outputs, labels),
             "test_accuracy": losses.accuracy(outputs, labels),
         }
-        for i, preactivation in enumerate(seen):
-            some = preactivation[:_JUDGED]
+        for i, preactivation in enumerate(hidden):
+            some = preactivation[:_IMAGES_FOR_UNITS]
             dead, saturated = jaxclip.diagnosis.unit_shares(some, activation)
             scores |= {f"units/dead/layers/{i}": dead, f"units/saturated/layers/{i}": saturated}
         return scores

@@ -1,7 +1,7 @@
-"""What is watched of the weights: the norms of every kernel's units, and what bounds them.
+"""Norms of the units of every kernel, and the limits that projections set on them.
 
-A unit is what the projection that binds the kernel says it is; where none does, one output's
-incoming weights, a column of the kernel. How norms are drawn is in `figures`.
+The projection that binds a kernel defines its units. Without one, a unit is a column of the kernel:
+the incoming weights of one output.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,13 @@ _UNITS: dict[tuple[int, ...], str] = {(0,): "columns", (1,): "rows"}
 
 
 class Kernel(NamedTuple):
-    """A kernel, the axes that a unit of it reduces, and the largest norm that a unit may have."""
+    """A kernel and its units.
+
+    Attributes:
+      layer: the number of its layer.
+      axis: the axes that a unit's norm reduces.
+      limit: the largest norm that a projection allows a unit.
+    """
 
     layer: int
     axis: tuple[int, ...] = (0,)
@@ -28,50 +34,51 @@ class Kernel(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Returns its name in the telemetry."""
+        """The kernel's name in the telemetry."""
         return f"layers/{self.layer}/kernel"
 
     @property
     def label(self) -> str:
-        """Returns its name in a figure, what its units are, and their limit: `W1, rows ≤ 1`."""
+        """The kernel's name in a figure, as `W1, rows ≤ 1`."""
         limit = "" if self.limit is None else f" ≤ {self.limit:g}"
         return f"W{self.layer + 1}, {_UNITS.get(self.axis, 'whole')}{limit}"
 
 
 def kernels(config: Config, params: Tree) -> tuple[Kernel, ...]:
-    """Returns every kernel of a run, from the input on; where several bind one, the last counts."""
-    found = {number: Kernel(number) for number in params["layers"]}
-    for bound in optimizer.projections(config, params):
-        if bound.limit is not None:
-            units = Kernel(0, bound.spec.units, bound.limit)
-            found |= {number: units._replace(layer=number) for number in bound.layers}
-    return tuple(found[number] for number in sorted(found))
+    """Returns every kernel from the input on; if several projections bind one, the last counts."""
+    result = {number: Kernel(number) for number in params["layers"]}
+    for projection in optimizer.projections(config, params):
+        if projection.limit is not None:
+            for number in projection.layers:
+                result[number] = Kernel(number, projection.spec.units, projection.limit)
+    return tuple(result[number] for number in sorted(result))
 
 
 def watch(
-    watched: Sequence[Kernel], jit: Callable[..., Any] = jax.jit
+    kernels: Sequence[Kernel], jit: Callable[..., Any] = jax.jit
 ) -> Callable[[State], np.ndarray]:
-    """Returns what looks at a state: a row (largest norm, median norm) for each kernel.
+    """Returns a function from a state to the largest and the median unit norm of each kernel.
 
-    `jit` compiles a function of what may be spread over devices.
+    Args:
+      kernels: a row of the result for each.
+      jit: compiles a function of arrays that may be sharded.
     """
 
-    def look(layers: Tree) -> list[jax.Array]:
-        return [norms.unit_norms(layers[k.layer]["kernel"], axis=k.axis) for k in watched]
+    @jit
+    def unit_norms(layers: Tree) -> list[jax.Array]:
+        return [norms.unit_norms(layers[k.layer]["kernel"], axis=k.axis) for k in kernels]
 
-    compiled = jit(look)
+    def largest_and_median(state: State) -> np.ndarray:
+        units = jax.device_get(unit_norms(state.params["layers"]))
+        return np.array([(np.max(u), np.median(u)) for u in units])
 
-    def seen(state: State) -> np.ndarray:
-        found = jax.device_get(compiled(state.params["layers"]))
-        return np.array([(np.max(units), np.median(units)) for units in found])
-
-    return seen
+    return largest_and_median
 
 
-def record(watched: Sequence[Kernel], seen: np.ndarray) -> dict[str, float]:
-    """Returns what was seen, for an epoch's line in `metrics.jsonl`."""
+def record(kernels: Sequence[Kernel], rows: np.ndarray) -> dict[str, float]:
+    """Returns the result of `watch` for the epoch's record in `metrics.jsonl`."""
     return {
-        f"weights/{what}/{kernel.name}": float(value)
-        for kernel, row in zip(watched, seen, strict=True)
-        for what, value in zip(("largest", "median"), row, strict=True)
+        f"weights/{statistic}/{kernel.name}": float(value)
+        for kernel, row in zip(kernels, rows, strict=True)
+        for statistic, value in zip(("largest", "median"), row, strict=True)
     }

@@ -1,8 +1,7 @@
-"""The loop: an epoch is one jitted scan over its steps, and its telemetry comes back in one piece.
+"""The training loop: an epoch is one jitted scan over its steps, which returns all telemetry.
 
-Nothing here prints or writes. `train` yields an `Epoch` after each, and whoever asked decides what
-to record; a non-finite loss is noticed here, between two epochs, and raised or reported (what is
-said of it is in `nonfinite`).
+Nothing here prints or writes files. `train` yields an `Epoch` after each scan; the caller decides
+what to record. Between two epochs it checks the losses: `nonfinite` describes a non-finite one.
 """
 
 import time
@@ -15,25 +14,25 @@ import optax
 
 import jaxclip
 from jaxclip.train.config.presets import Config
-from jaxclip.train.data.sources import Data
+from jaxclip.train.data import Data
 from jaxclip.train.errors import UserError
 from jaxclip.train.training import devices, evaluation, losses, model, optimizer
-from jaxclip.train.training.devices import Spread
+from jaxclip.train.training.devices import Strategy
 from jaxclip.train.training.nonfinite import NonFiniteLossError, failure
 from jaxclip.train.training.tensor_norms import Telemetry
 
 Tree = Any
-_ONE_DEVICE = Spread()
+_ONE_DEVICE = Strategy()
 
 
 class State(NamedTuple):
-    """What a step changes: all that a checkpoint has to hold of the arrays.
+    """The arrays that a step changes and a checkpoint holds.
 
     Attributes:
       params: the parameters.
-      stats: what the network remembers besides, as batch normalisation's averages.
-      opt_state: the state of the chain: of rules, guards and optimizer.
-      key: the random key that dropout draws from; uint32 key data.
+      stats: batch normalization's running averages.
+      opt_state: the state of the chain of rules, guards and optimizer.
+      key: the random key of dropout, as uint32 key data.
     """
 
     params: Tree
@@ -43,27 +42,27 @@ class State(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Where a run begins, and the two compiled functions that take it from there."""
+    """A run that is ready to train: its first state, and functions that train and evaluate."""
 
     config: Config
     state: State
     epoch: Callable[..., tuple[State, dict[str, jax.Array]]]
     evaluate: Callable[..., dict[str, jax.Array]]
     steps_per_epoch: int
-    spread: Spread = _ONE_DEVICE
+    strategy: Strategy = _ONE_DEVICE
 
 
 class Epoch(NamedTuple):
-    """What came of an epoch.
+    """The result of an epoch.
 
     Attributes:
-      number: which one, from 0.
+      number: the epoch's number, from 0.
       first_step: the number of its first step.
-      telemetry: one row a step.
+      telemetry: arrays with a row for each step.
       test: the scores on the test images: `test_loss`, `test_accuracy`, `units/...`.
-      seconds: how long it took.
-      state: what it ended with; it lives until the next epoch.
-      failure: what a non-finite loss ends the run with after this epoch, None where it goes on.
+      seconds: its duration.
+      state: the state at its end, valid until the next epoch begins.
+      failure: a description of the non-finite loss that ends the run after this epoch, or None.
     """
 
     number: int
@@ -81,53 +80,53 @@ class Epoch(NamedTuple):
 
     @property
     def test_accuracy(self) -> float:
-        """The share of the test images that are recognised."""
+        """The accuracy on the test images."""
         return self.test["test_accuracy"]
 
 
 def prepare(config: Config, data: Data) -> Run:
-    """Builds network, optimizer and the functions that train and evaluate; compiles nothing yet."""
-    steps_per_epoch = steps(config, data)
+    """Builds network, optimizer, and the functions that train and evaluate; compiles no epoch."""
+    per_epoch = steps_per_epoch(config, data)
     network = build_network(config, data)
-    rate = optimizer.schedule(config, config.epochs * steps_per_epoch)
+    rate = optimizer.schedule(config, config.epochs * per_epoch)
     chain = optimizer.build(config, network.params, rate)
-    units = optimizer.units(config, network.params)
-    spread = devices.spread(config, network.params, units)
-    begin = beginning(config, network, chain)
-    specs = spread.specs(begin, network.params)
+    unit_axes = optimizer.unit_axes(config, network.params)
+    strategy = devices.strategy(config, network.params, unit_axes)
+    init = first_state(config, network, chain)
+    specs = strategy.state_specs(init, network.params)
     return Run(
         config,
-        spread.place(jax.jit(begin)(network.params), specs),
-        spread.epoch(scan(config, network, chain, rate, spread), specs),
-        spread.jit(evaluation.evaluation(config, network)),
-        steps_per_epoch,
-        spread,
+        strategy.place(jax.jit(init)(network.params), specs),
+        strategy.compile_epoch(scan(config, network, chain, rate, strategy), specs),
+        strategy.jit(evaluation.build(config, network)),
+        per_epoch,
+        strategy,
     )
 
 
 def check(config: Config, data: Data) -> None:
-    """Raises `UserError` if this run cannot be made for this data; draws and compiles nothing."""
+    """Raises `UserError` if the run does not fit the data; draws and compiles nothing."""
     params = jax.eval_shape(lambda: build_network(config, data).params)
-    devices.spread(config, params)
-    optimizer.build(config, params, optimizer.schedule(config, config.epochs * steps(config, data)))
+    devices.strategy(config, params)
+    rate = optimizer.schedule(config, config.epochs * steps_per_epoch(config, data))
+    optimizer.build(config, params, rate)
 
 
-def steps(config: Config, data: Data) -> int:
-    """Returns how many steps an epoch has.
+def steps_per_epoch(config: Config, data: Data) -> int:
+    """Returns the number of steps in an epoch.
 
-    A scan's steps have one shape, so the examples that do not fill a last batch are left out: other
-    ones in each epoch if shuffled, and 96 of MNIST's 60,000 for a batch of 256 if not.
+    The steps of a scan have one shape, so an incomplete last batch is left out: other examples in
+    each epoch if shuffled, else always the last ones (96 of MNIST's 60,000 for a batch of 256).
     """
     count = len(data.train_labels)
     if config.batch_size > count:
-        raise UserError(
-            f"--batch-size={config.batch_size}: more than the {count:,} training images"
-        )
+        problem = f"more than the {count:,} training images"
+        raise UserError(f"--batch-size={config.batch_size}: {problem}")
     return count // config.batch_size
 
 
 def build_network(config: Config, data: Data) -> model.Network:
-    """Draws the network of a run: as many inputs as pixels, as many outputs as classes."""
+    """Draws a run's network: one input for each pixel, one output for each class."""
     sizes = (data.train_images.shape[1], *config.sizes, int(data.train_labels.max()) + 1)
     return model.build(
         sizes,
@@ -138,49 +137,49 @@ def build_network(config: Config, data: Data) -> model.Network:
         batch_norm=config.batch_norm,
         dropout=config.dropout,
         dtype=config.dtype,
-        axis=devices.axis(config),
+        axis=devices.manual_axis(config),
     )
 
 
-def beginning(
+def first_state(
     config: Config, network: model.Network, chain: optimizer.Transformation
 ) -> Callable[[Tree], State]:
     """Returns the state before the first step, as a function of the parameters.
 
-    To be jitted, so that no two leaves share a buffer: the state is donated.
+    Jit it: the state is donated, so no two of its leaves may share a buffer.
     """
 
-    def begin(params: Tree) -> State:
+    def init(params: Tree) -> State:
         key = jax.random.key_data(jax.random.key(config.seed))
         return State(params, network.stats, chain.init(params), key)
 
-    return begin
+    return init
 
 
 def train(run: Run, data: Data, first_epoch: int = 0) -> Iterator[Epoch]:
-    """Trains what was prepared for this data, and yields after every epoch. Good for once.
+    """Trains a run, and yields after every epoch. A run can be trained once.
 
     Args:
-      run: what `prepare` made, its state replaced by that of a checkpoint where one is resumed.
+      run: the result of `prepare`, its state replaced by a checkpoint's to resume.
       data: the images.
-      first_epoch: how many epochs that state has behind it.
+      first_epoch: the number of epochs that the state has been trained.
 
     Yields:
-      Every epoch, the one that fails included.
+      Every epoch, also one that fails.
 
     Raises:
       NonFiniteLossError: after an epoch with a non-finite loss that no guard skipped, unless the
         run allows it.
     """
     config, state = run.config, run.state
-    images = run.spread.place((data.train_images, data.train_labels))
-    test = run.spread.divide((data.test_images, data.test_labels))
+    images = run.strategy.place((data.train_images, data.train_labels))
+    test = run.strategy.shard_examples((data.test_images, data.test_labels))
     for number in range(first_epoch, config.epochs):
         start, first = time.perf_counter(), number * run.steps_per_epoch
         batches = batch_indices(config, len(data.train_labels), number)
-        numbers = np.arange(first, first + run.steps_per_epoch, dtype=np.int32)
-        state, recorded = run.epoch(state, *images, batches, numbers)
-        telemetry = {k: np.asarray(v) for k, v in jax.device_get(recorded).items()}
+        steps = np.arange(first, first + run.steps_per_epoch, dtype=np.int32)
+        state, telemetry = run.epoch(state, *images, batches, steps)
+        telemetry = {k: np.asarray(v) for k, v in jax.device_get(telemetry).items()}
         scores = {k: float(v) for k, v in run.evaluate(state.params, state.stats, *test).items()}
         seconds = time.perf_counter() - start
         failed = None if config.allow_nonfinite else failure(first, telemetry)
@@ -190,9 +189,9 @@ def train(run: Run, data: Data, first_epoch: int = 0) -> Iterator[Epoch]:
 
 
 def batch_indices(config: Config, count: int, epoch: int) -> np.ndarray:
-    """Returns which examples make up each of an epoch's batches, shape (steps, batch).
+    """Returns the indices of the examples in each batch of an epoch, shape (steps, batch).
 
-    The order follows from the seed and the epoch's number: a resumed run finds it again.
+    The order depends on the seed and the epoch's number only, so a resumed run has the same one.
     """
     order = np.arange(count, dtype=np.int32)
     if config.shuffle:
@@ -206,16 +205,16 @@ def scan(
     network: model.Network,
     chain: optimizer.Transformation,
     rate: optax.Schedule,
-    spread: Spread = _ONE_DEVICE,
+    strategy: Strategy = _ONE_DEVICE,
 ) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
-    """Returns the epoch: a scan whose step is gradient, chain, update."""
+    """Returns the epoch: a scan whose step computes the gradient, the update and new parameters."""
     loss_of = losses.LOSSES[config.loss]
 
     def objective(params, stats, key, images, labels):
-        whole = spread.whole(params)
+        whole = strategy.gather(params)
         outputs, stats = network.apply(whole, stats, images, train=True, key=key)
         scores = loss_of(outputs, labels), losses.accuracy(outputs, labels)
-        loss, accuracy = spread.mean(scores)
+        loss, accuracy = strategy.mean(scores)
         return loss, (accuracy, stats)
 
     gradient = jax.value_and_grad(objective, has_aux=True)
@@ -223,11 +222,11 @@ def scan(
     def epoch(state, images, labels, batches, numbers):
         def step(state, now):
             (batch, number), (params, stats, opt_state, key) = now, state
-            key, own = _split(key, spread) if config.dropout else (key, None)
-            # Which images these are is known to be right, and need not be looked at again.
+            key, step_key = _split(key, strategy) if config.dropout else (key, None)
+            # The indices are valid, so `at` need not check them.
             batch_data = (x.at[batch].get(mode="promise_in_bounds") for x in (images, labels))
-            (loss, (accuracy, stats)), grads = gradient(params, stats, own, *batch_data)
-            grads = spread.averaged(grads)
+            (loss, (accuracy, stats)), grads = gradient(params, stats, step_key, *batch_data)
+            grads = strategy.average_gradients(grads)
             updates, opt_state = chain.update(grads, opt_state, params, value=loss)
             params = optax.apply_updates(params, updates)
             scores = {"loss": loss, "accuracy": accuracy, "learning_rate": rate(number)}
@@ -238,6 +237,6 @@ def scan(
     return epoch
 
 
-def _split(key: jax.Array, spread: Spread) -> tuple[jax.Array, jax.Array]:
-    key, own = jax.random.split(jax.random.wrap_key_data(key))
-    return jax.random.key_data(key), spread.own_key(own)
+def _split(key: jax.Array, strategy: Strategy) -> tuple[jax.Array, jax.Array]:
+    key, step_key = jax.random.split(jax.random.wrap_key_data(key))
+    return jax.random.key_data(key), strategy.device_key(step_key)

@@ -1,7 +1,7 @@
-"""What is minimised: outputs and labels to one number, in float32.
+"""Loss functions: outputs and labels to one number, in float32.
 
-The two squared errors differ only by the number of classes. That rescales the gradient and nothing
-else, and so moves where a fixed clipping threshold bites.
+`mse` and `sse` differ by the number of classes, a factor. It scales the gradient too, so the same
+clipping threshold clips more under `sse`.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ def mse(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def sse(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns the same, summed over the classes, mean over the batch."""
+    """Returns the squared distance to the one-hot label, mean over the batch."""
     return jnp.mean(jnp.sum(_squares(outputs, labels), axis=-1))
 
 
@@ -33,7 +33,7 @@ def _squares(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns the fraction of examples whose largest output is the label's."""
+    """Returns the fraction of examples whose largest output is that of the label."""
     return jnp.mean((jnp.argmax(outputs, axis=-1) == labels).astype(jnp.float32))
 
 

@@ -1,7 +1,6 @@
 """The network: a multilayer perceptron in Flax NNX, and a functional view of it.
 
-What is trained by a scan is a plain tree of arrays, so the module is split once and put together
-again inside the step. Losses are in `losses`, optimizers in `optimizer`.
+A scan trains a plain tree of arrays, so the module is split once and merged again inside the step.
 """
 
 import itertools
@@ -25,10 +24,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 _initializers = jax.nn.initializers
-# Each takes the standard deviation; those that scale by fan-in or fan-out have no use for it.
+# Each takes the standard deviation; those that scale by fan-in or fan-out ignore it.
 INITIALIZERS: dict[str, Callable[[float], Callable[..., jax.Array]]] = {
-    # As TensorFlow's `truncated_normal`: cut at two standard deviations and not rescaled, so what
-    # is drawn has a standard deviation of 0.88 times the one asked for. JAX's follows the same.
+    # As TensorFlow's `truncated_normal`: cut at two standard deviations and not rescaled, so the
+    # draws have a standard deviation of 0.88 `std`. JAX's does the same.
     "truncated_normal": lambda std: _initializers.truncated_normal(std),
     "normal": lambda std: _initializers.normal(std),
     "he": lambda std: _initializers.variance_scaling(2.0, "fan_in", "truncated_normal"),
@@ -40,7 +39,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 class MLP(nnx.Module):
-    """Linear layers with an activation between them; the last one gives the outputs as they are."""
+    """Linear layers with an activation between them, and none after the last."""
 
     def __init__(
         self,
@@ -61,12 +60,12 @@ class MLP(nnx.Module):
           sizes: the width of every layer, inputs and outputs included.
           activation: a name in `ACTIVATIONS`.
           init: a name in `INITIALIZERS`.
-          init_std: the standard deviation, for the initialisations that take one.
-          batch_norm: whether to normalise each hidden layer before its activation.
-          dropout: the share of hidden activations that a training step leaves out.
+          init_std: the standard deviation, for initializers that take one.
+          batch_norm: whether to normalize each hidden layer before its activation.
+          dropout: the share of hidden activations that a training step sets to 0.
           dtype: the type of parameters, activations and gradients.
-          axis: the mesh axis over which a batch is spread, where the compiler does not see to it.
-          rngs: where the random numbers come from.
+          axis: the mesh axis that shards a batch, if communication is manual.
+          rngs: the source of random numbers.
         """
         kernel_init = INITIALIZERS[init](init_std)
         kind = jnp.dtype(dtype)
@@ -88,18 +87,18 @@ class MLP(nnx.Module):
         *,
         train: bool,
         key: jax.Array | None = None,
-        seen: list[jax.Array] | None = None,
+        preactivations: list[jax.Array] | None = None,
     ) -> jax.Array:
         """Computes the outputs.
 
         Args:
           x: a batch of inputs.
-          train: whether to normalise by the batch, remembering its statistics, and to drop out.
-          key: what dropout draws from; needed to train with it.
-          seen: a list to which each hidden layer's preactivations are appended.
+          train: whether to normalize by the batch, updating its statistics, and to drop out.
+          key: the random key of dropout; needed to train with it.
+          preactivations: a list to which each hidden layer's preactivations are appended.
 
         Returns:
-          The last layer's outputs, as they are.
+          The last layer's outputs.
         """
         *hidden, last = self.layers
         rngs = None if key is None else nnx.Rngs(dropout=key)
@@ -107,8 +106,8 @@ class MLP(nnx.Module):
             x = layer(x)
             if self.norms:
                 x = self.norms[i](x, use_running_average=not train)
-            if seen is not None:
-                seen.append(x)
+            if preactivations is not None:
+                preactivations.append(x)
             x = self.activation(x)
             if self.dropout is not None:
                 x = self.dropout(x, deterministic=not train, rngs=rngs)
@@ -116,7 +115,7 @@ class MLP(nnx.Module):
 
 
 class Network(NamedTuple):
-    """A module's functional view: its parameters, its statistics, and what to do with them."""
+    """A module's functional view: its parameters, its statistics, and a function of them."""
 
     params: Tree
     stats: Tree
@@ -138,8 +137,8 @@ def build(
     """Draws an `MLP` and splits it.
 
     Returns:
-      A `Network` whose `apply(params, stats, x, train=..., key=..., seen=...)` gives the outputs
-      and the new statistics. Both trees are plain:
+      A `Network` whose `apply(params, stats, x, train=..., key=..., preactivations=...)` returns
+      the outputs and the new statistics. Both trees are plain dicts:
       `{"layers": {0: {"bias": ..., "kernel": ...}, ...}}`
     """
     module = MLP(

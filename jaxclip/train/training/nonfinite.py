@@ -1,6 +1,6 @@
-"""A loss that is not finite: at which step, where a gradient was so first, and whether it matters.
+"""Detects non-finite losses: the step, and the first non-finite gradient before it.
 
-A guard that skipped the step has dealt with it. What ends a run is a loss that no guard skipped.
+A guard may skip a step with a non-finite loss; only a loss that no guard skipped ends a run.
 """
 
 import numpy as np
@@ -15,14 +15,14 @@ class NonFiniteLossError(RunError):
 
 
 def failure(first_step: int, telemetry: Telemetry) -> str | None:
-    """Says at which step the loss became non-finite, and where a gradient did so first.
+    """Describes the first non-finite loss and the first non-finite gradient.
 
     Args:
       first_step: the number of the telemetry's first row.
-      telemetry: one row a step.
+      telemetry: arrays with a row for each step.
 
     Returns:
-      None if every loss is finite, or its step was skipped by a guard.
+      None if every loss is finite or belongs to a step that a guard skipped.
     """
     bad = np.flatnonzero(~np.isfinite(telemetry["loss"]) & ~skipped(telemetry))
     if not bad.size:
@@ -39,6 +39,6 @@ def failure(first_step: int, telemetry: Telemetry) -> str | None:
 
 
 def skipped(telemetry: Telemetry) -> np.ndarray:
-    """Returns which steps a guard skipped, shape (steps,)."""
+    """Returns for each step whether a guard skipped it."""
     guards = [values for key, values in telemetry.items() if key.endswith("/skipped")]
     return np.any([np.zeros(len(telemetry["loss"]), bool), *guards], axis=0)

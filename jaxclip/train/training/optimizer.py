@@ -1,8 +1,7 @@
-"""The optax chain of a run: clipping rules, optimizer, projections, in guards, between monitors.
+"""The Optax chain of a run: clipping rules, optimizer and projections, in guards, with monitors.
 
 The monitors `weights`, `grads`, `clipped` and `updates` record the norm of every tensor: of the
-parameters, of the gradient before and after the rules, and of the step. What a rule does is the
-library's business; how it is written is in `specs`.
+parameters, of the gradient before and after clipping, and of the update. `rule_specs` reads rules.
 """
 
 import functools
@@ -23,7 +22,7 @@ Transformation = optax.GradientTransformationExtraArgs
 
 
 def _polynomial(c: Config, rate: Rate, steps: int) -> optax.Schedule:
-    """As Optax's, whose `1 - n / n`, compiled, is below 0 for some n: NaN, to a power of 0.9."""
+    """Optax's schedule, but never NaN: its compiled `1 - n / n` is below 0 for some n."""
     last = c.decay_steps or steps
 
     def at(step: Any) -> jax.Array:
@@ -62,18 +61,18 @@ OPTIMIZERS: dict[str, Callable[[Config, optax.Schedule], optax.GradientTransform
 def schedule(config: Config, steps: int, rate: Rate | None = None) -> optax.Schedule:
     """Returns the learning rate as a function of the step, for a run of `steps` steps.
 
-    `rate` stands in for the run's own: a traced one, where several runs share a program.
+    `rate` replaces the run's learning rate: a traced number if several runs share a program.
     """
     return SCHEDULES[config.schedule](config, config.learning_rate if rate is None else rate, steps)
 
 
 def clips(config: Config) -> list[rule_specs.Spec]:
-    """Reads every `--clip RULE=VALUE[,key=value]`."""
+    """Parses every `--clip RULE=VALUE[,key=value]`."""
     return [rule_specs.parse(text, "--clip", rule_specs.CLIPS) for text in config.clip]
 
 
 def check(config: Config) -> None:
-    """Raises `UserError` if a rule of `config` cannot be read: before any data is sought."""
+    """Raises `UserError` if a rule of `config` cannot be parsed; needs no data."""
     clips(config)
     for text in config.project:
         rule_specs.parse(text, "--project", rule_specs.PROJECTIONS, "layers")
@@ -86,24 +85,28 @@ def build(
 ) -> Transformation:
     """Returns the chain.
 
-    `thresholds` stand in for those of the rules that can take a traced one.
+    Guards wrap clipping rules, optimizer and projections, so a skipped step changes no state in
+    them. The first guard is the innermost.
 
-    The guards, the first one innermost, are around all that a bad step should leave alone: the
-    rules that learn, the optimizer and the projections.
+    Args:
+      config: the run.
+      params: its parameters.
+      rate: the learning rate as a function of the step.
+      thresholds: replace the thresholds of rules that accept a traced number.
 
     Raises:
-      UserError: if a rule cannot be read, or does not fit `params`.
+      UserError: if a rule cannot be parsed, or does not fit `params`.
     """
     rules = clips(config)
-    extra = functools.partial(_units_in_one_place, config)
+    extra = functools.partial(_no_axis_name, config)
     if thresholds is not None:
-        given = iter(thresholds)
-        rules = [s._replace(arguments=(next(given),)) if s.traceable else s for s in rules]
+        traced = iter(thresholds)
+        rules = [s._replace(arguments=(next(traced),)) if s.traceable else s for s in rules]
     step = optax.chain(
         *(spec.build(params, **extra(spec)) for spec in rules),
         jaxclip.monitor(name="clipped"),
         OPTIMIZERS[config.optimizer](config, rate),
-        *(bound.build(params, **extra(bound.spec)) for bound in projections(config, params)),
+        *(p.build(params, **extra(p.spec)) for p in projections(config, params)),
     )
     for text in config.guard:
         step = rule_specs.parse(text, "--guard", rule_specs.GUARDS).build(params, step)
@@ -115,39 +118,39 @@ def build(
     )
 
 
-def _units_in_one_place(config: Config, spec: rule_specs.Spec) -> dict[str, Any]:
-    """Says, where JAX cannot know, that no unit of a kernel is spread over devices."""
-    by_hand = config.parallel == "shard_map" and spec.takes("axis_name")
-    return {"axis_name": ()} if by_hand and spec.units else {}
+def _no_axis_name(config: Config, spec: rule_specs.Spec) -> dict[str, Any]:
+    """Tells a rule in `shard_map` that its units are not sharded, which JAX cannot know."""
+    needed = config.parallel == "shard_map" and spec.takes("axis_name") and spec.units
+    return {"axis_name": ()} if needed else {}
 
 
-def units(config: Config, params: Tree) -> frozenset[int]:
-    """Returns the axes of kernels over which some rule of a run takes norms of units."""
-    bounds = [bound.spec for bound in projections(config, params)]
-    return frozenset(axis for spec in (*clips(config), *bounds) for axis in spec.units)
+def unit_axes(config: Config, params: Tree) -> frozenset[int]:
+    """Returns the axes of kernels that some rule of a run reduces to norms of units."""
+    specs = [*clips(config), *(p.spec for p in projections(config, params))]
+    return frozenset(axis for spec in specs for axis in spec.units)
 
 
 class Projection(NamedTuple):
-    """A projection as the user wrote it, and the layers whose kernels it binds."""
+    """A projection as the user wrote it, and the layers whose kernels it projects."""
 
     spec: rule_specs.Spec
     layers: tuple[int, ...]
 
     @property
     def limit(self) -> float | None:
-        """Returns the largest norm a unit may have, None where units are not what is bound."""
+        """The largest norm that it allows a unit, None if it does not bound units."""
         limit = self.spec.rule.limit
         return self.spec.value(limit) if isinstance(limit, str) else limit
 
     def build(self, params: Tree, **extra: Any) -> Transformation:
         """Makes the transformation."""
-        wanted = [("layers", number, "kernel") for number in self.layers]
-        mask = jax.tree_util.tree_map_with_path(lambda path, _: _keys(path) in wanted, params)
+        kernels = [("layers", number, "kernel") for number in self.layers]
+        mask = jax.tree_util.tree_map_with_path(lambda path, _: _keys(path) in kernels, params)
         return self.spec.build(params, mask=mask, **extra)
 
 
 def projections(config: Config, params: Tree) -> list[Projection]:
-    """Reads every `PROJECTION=VALUE[,key=value]`, whose `layers=` says which kernels it binds."""
+    """Parses every `--project RULE=VALUE[,layers=LAYERS,key=value]`."""
     return [_projection(text, len(params["layers"])) for text in config.project]
 
 
@@ -158,8 +161,8 @@ def _projection(text: str, count: int) -> Projection:
     named = {"all": tuple(range(count)), "hidden": tuple(range(count - 1))}
     chosen = named.get(layers, layers if isinstance(layers, tuple) else (layers,))
     if not all(type(number) is int and 0 <= number < count for number in chosen):
-        what = f"all, hidden, or numbers from 0 to {count - 1} as in 0:1"
-        raise spec.error(f"layers={layers}: must be {what}")
+        allowed = f"all, hidden, or numbers from 0 to {count - 1} as in 0:1"
+        raise spec.error(f"layers={layers}: must be {allowed}")
     return Projection(spec._replace(options=options), chosen)
 
 

@@ -1,7 +1,7 @@
-"""Several processes, one run: how they find each other, who writes, and how one leaves.
+"""Several processes of one run: how they connect, which one writes, and how they exit.
 
-JAX's runtime does the rest. It notices within `HEARTBEAT_SECONDS` that a process has died, and ends
-the others with an error; the run goes on from its last checkpoint, on any number of devices.
+JAX's runtime detects within `HEARTBEAT_SECONDS` that a process has died, and ends the others with
+an error. The run can be resumed from its last checkpoint on any number of devices.
 """
 
 import contextlib
@@ -23,40 +23,32 @@ HEARTBEAT_SECONDS = 30
 LINGER_SECONDS = 2
 
 
-def join(coordinator: str | None, count: int | None, index: int | None, cluster: bool) -> None:
-    """Connects this process to the others of its run; does nothing if it is the only one.
+def connect(coordinator: str | None, count: int | None, index: int | None, cluster: bool) -> None:
+    """Connects this process to the other processes of its run; does nothing without arguments.
 
-    Before anything else is asked of JAX's devices.
+    Call it before anything else that uses JAX's devices.
 
     Args:
-      coordinator: address and port of the process with index 0.
-      count: how many processes there are.
-      index: which of them this is.
-      cluster: take all three from the environment of Slurm, Open MPI, Kubernetes or a TPU pod.
+      coordinator: address and port of process 0.
+      count: the number of processes.
+      index: the number of this process.
+      cluster: read all three from the environment of Slurm, Open MPI, Kubernetes or a TPU pod.
 
     Raises:
-      UserError: if they do not say who this process is, or the others cannot be reached.
+      UserError: if arguments are missing or wrong, or the other processes cannot be reached.
     """
     given = {"coordinator": coordinator, "process-count": count, "process-index": index}
     missing = [name for name, value in given.items() if value is None]
+    if cluster and len(missing) < len(given):
+        raise UserError("--cluster: takes coordinator, count and index from the environment")
     if cluster:
-        if len(missing) < len(given):
-            raise UserError("--cluster: takes coordinator, count and index from the environment")
-    elif len(missing) == len(given):
-        return
-    elif missing:
+        _initialize("--cluster: the environment does not say which process of a cluster this is")
+    elif missing and len(missing) < len(given):
         raise UserError(f"--{missing[0]}: needed with several processes, as are the other two")
-    else:
+    elif not missing:
         _check(str(coordinator), int(count or 0), int(index or 0))
-    where: dict[str, Any] = {} if cluster else {"coordinator_address": coordinator}
-    who: dict[str, Any] = {} if cluster else {"num_processes": count, "process_id": index}
-    try:
-        jax.distributed.initialize(**where, **who, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
-    except (RuntimeError, ValueError) as error:
-        if cluster:
-            problem = "the environment does not say which process of a cluster this is"
-            raise UserError(f"--cluster: {problem} ({first_line(error)})") from error
-        raise UserError(f"--coordinator={coordinator}: {first_line(error)}") from error
+        who = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
+        _initialize(f"--coordinator={coordinator}", **who)
 
 
 def _check(coordinator: str, count: int, index: int) -> None:
@@ -69,42 +61,50 @@ def _check(coordinator: str, count: int, index: int) -> None:
         raise UserError(f"--process-index={index}: must be at least 0 and below {count}")
 
 
-def leads() -> bool:
-    """Returns whether this is the process that writes and speaks."""
+def _initialize(problem: str, **who: Any) -> None:
+    try:
+        jax.distributed.initialize(**who, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    except (RuntimeError, ValueError) as error:
+        reason = f": {first_line(error)}" if who else f" ({first_line(error)})"
+        raise UserError(problem + reason) from error
+
+
+def is_leader() -> bool:
+    """Returns whether this is process 0, the one that prints and writes files."""
     return jax.process_index() == 0
 
 
-def wait() -> None:
-    """Waits until all processes are here: until there is a sum over the devices of all of them."""
+def wait_for_all() -> None:
+    """Blocks until every process has called this: a sum over the devices of all processes."""
     if jax.process_count() == 1:
         return
     mesh = jax.make_mesh((jax.device_count(),), ("all",), (AxisType.Auto,))
-    each = NamedSharding(mesh, P("all"))
+    sharding = NamedSharding(mesh, P("all"))
     ones = np.ones(jax.device_count(), np.int32)
-    mine = jax.make_array_from_callback(ones.shape, each, lambda index: ones[index])
-    jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))(mine).block_until_ready()
+    sharded = jax.make_array_from_callback(ones.shape, sharding, lambda index: ones[index])
+    jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))(sharded).block_until_ready()
 
 
 @contextlib.contextmanager
-def told_if_lost() -> Iterator[None]:
-    """Makes one line of what the runtime says where a process that is waited for has died."""
+def explain_lost_process() -> Iterator[None]:
+    """Turns the runtime's error about a dead process into a `RunError` of one line."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        message = f"another process was lost ({first_line(error)}); --resume goes on without it"
+        message = f"another process was lost ({first_line(error)}); --resume continues without it"
         raise RunError(message) from error
 
 
-def leave(code: int) -> int:
-    """Returns an exit code, or ends a process of several with it, if it is not 0.
+def exit_code(code: int) -> int:
+    """Returns `code`; one of several processes that failed exits at once instead.
 
-    An ordinary end would wait for the others, who wait for this one. The first process lingers: the
-    others are ended by the runtime when it is gone, and may have something to say.
+    An ordinary exit would wait for the other processes, which wait for this one. Process 0 waits a
+    moment first: the runtime ends the others once it is gone, and they may still have to print.
     """
     if code and jax.distributed.is_initialized():
-        time.sleep(LINGER_SECONDS if leads() else 0)
+        time.sleep(LINGER_SECONDS if is_leader() else 0)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -1,4 +1,4 @@
-"""The tensors of a run's telemetry: their norms as a table, their names in reading order."""
+"""The tensors in a run's telemetry: their norms as a table, and their names in reading order."""
 
 import numpy as np
 
@@ -6,15 +6,15 @@ Telemetry = dict[str, np.ndarray]
 
 
 def norms(telemetry: Telemetry, monitor: str, names: list[str]) -> np.ndarray:
-    """Returns what a monitor recorded: a row for each step, a column for each name."""
+    """Returns the norms that a monitor recorded: a row for each step, a column for each name."""
     return np.stack([telemetry[f"{monitor}/norm/{name}"] for name in names], axis=1)
 
 
 def names(telemetry: Telemetry) -> list[str]:
-    """Returns the tensors' names as a reader goes through the network: W1 b1 W2 b2 ..."""
+    """Returns the tensors' names from the network's input on, kernels before biases."""
     prefix = "grads/norm/"
-    found = [key.removeprefix(prefix) for key in telemetry if key.startswith(prefix)]
-    return sorted(found, key=_reading_order)
+    tensors = [key.removeprefix(prefix) for key in telemetry if key.startswith(prefix)]
+    return sorted(tensors, key=_reading_order)
 
 
 def _reading_order(name: str) -> tuple[bool, int, bool]:

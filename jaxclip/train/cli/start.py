@@ -1,0 +1,116 @@
+"""Starts each command with the options of the command line.
+
+Modules that load Flax, tensorflow-datasets or matplotlib are imported by the command that needs
+them, after its options have been checked.
+"""
+
+import argparse
+import dataclasses
+
+from jaxclip.train.cli import flags
+from jaxclip.train.config import config_file, presets
+from jaxclip.train.config.presets import Config
+from jaxclip.train.errors import UserError
+
+COMPARED = "explode"  # the preset that `compare` takes by default
+
+
+def demo(options: argparse.Namespace) -> None:
+    """Starts `jaxclip demo`."""
+    from jaxclip.train import data
+    from jaxclip.train.commands import demo
+    from jaxclip.train.reporting import terminal
+
+    size = demo.SMOKE if options.smoke else demo.FULL
+    images = data.load(options.dataset, options.data_dir)
+    demo.run(images, options.out, terminal.console(), size)
+
+
+def train(options: argparse.Namespace) -> None:
+    """Starts `jaxclip train`."""
+    config = _config_to_resume(options) or config_of(options)
+    from jaxclip.train.training import optimizer
+
+    optimizer.check(config)  # before the slower imports
+    from jaxclip.train import data
+    from jaxclip.train.commands import train
+    from jaxclip.train.recording import checkpoints
+    from jaxclip.train.reporting import terminal
+    from jaxclip.train.training import processes
+
+    index = options.process_index
+    processes.connect(options.coordinator, options.process_count, index, options.cluster)
+    out = options.out or f"runs/{config.preset}"
+    if options.resume:
+        config = checkpoints.check(out, config)
+    images = data.load(config.dataset, options.data_dir)
+    console = terminal.console(quiet=not processes.is_leader())
+    switches = {"resume": options.resume, "tensorboard": options.tensorboard}
+    with processes.explain_lost_process():
+        train.run(config, images, out, console, **switches)
+
+
+def _config_to_resume(options: argparse.Namespace) -> Config | None:
+    """Returns the run in the folder of `--resume --out FOLDER`, if nothing else names a run."""
+    if not (options.resume and options.out) or options.preset or options.config:
+        return None
+    from jaxclip.train.recording import checkpoints
+
+    saved = checkpoints.saved_config(options.out, "--resume")
+    return saved.override(flags.overrides(options))
+
+
+def config_of(options: argparse.Namespace) -> Config:
+    """Returns the run of the options: a preset, changed by a file, changed by flags."""
+    file = options.config
+    if file is None and options.preset is None:
+        raise UserError(f"PRESET: needed, choose from {', '.join(presets.PRESETS)}, or --config")
+    values = {} if file is None else config_file.read(file)
+    in_file = values.pop("preset", options.preset)
+    name = options.preset or in_file
+    if name is None:
+        raise UserError(f"--config={file}: names no preset, and none was given")
+    if name != in_file:
+        raise UserError(f"--config={file}: names the preset {in_file}, not {name}")
+    return dataclasses.replace(presets.get(name), **values).override(flags.overrides(options))
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Starts `jaxclip compare`."""
+    axes = flags.axes(options)
+    fixed = argparse.Namespace(**{k: None if k in axes else v for k, v in vars(options).items()})
+    fixed.preset = fixed.preset or (None if options.config else COMPARED)
+    base = config_of(fixed)
+    from jaxclip.train import data
+    from jaxclip.train.commands import compare
+    from jaxclip.train.reporting import terminal
+    from jaxclip.train.training import optimizer
+
+    if options.seeds is not None:
+        first = axes.get("seed", [base.seed])[0]
+        axes["seed"] = [first + i for i in range(options.seeds)]
+    variants = compare.variants(base, axes)
+    for variant in variants:
+        optimizer.check(variant.configs[0])
+    images = data.load(base.dataset, options.data_dir)
+    compare.run(variants, images, options.out, terminal.console(), at_once=options.at_once)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Starts `jaxclip evaluate`."""
+    from jaxclip.train import data
+    from jaxclip.train.commands import evaluate
+    from jaxclip.train.reporting import terminal
+
+    config = evaluate.config(options.folder)
+    images = data.load(config.dataset, options.data_dir)
+    evaluate.run(config, images, options.folder, terminal.console())
+
+
+def list_presets(options: argparse.Namespace) -> None:
+    """Starts `jaxclip presets`."""
+    del options
+    from jaxclip.train.commands import list_presets
+    from jaxclip.train.reporting import terminal
+
+    list_presets.run(terminal.console())
