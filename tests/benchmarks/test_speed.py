@@ -89,7 +89,7 @@ def _steps(dtype, optimizer, **instead):
         pytest.param("none", optax.clip_by_global_norm(1.0), marks=pytest.mark.slow),
     ],
 )
-def test_variants_that_differ_are_found(name, rule):
+def test_differing_variants_are_reported(name, rule):
     wrong = _steps("float32", "SGD", **{name: steps.chained(rule, "SGD")})
     with pytest.raises(AssertionError, match=r"from_optax.*from_unclipped"):
         checked.check(*wrong)
@@ -200,7 +200,7 @@ def test_goals_know_the_jobs():
     assert set(report.TABLES) == set(jobs.SECTIONS)
 
 
-def test_peers_that_are_missing_and_jobs_that_failed_are_said():
+def test_report_names_missing_peers_and_failed_jobs():
     times = {name: EVEN[name] for name in ("Optax", "jaxclip")}
     measured = {
         "alone": {"GPT-2, float32": {"times": times, "missing": ["PyTorch"]}},
@@ -213,7 +213,7 @@ def test_peers_that_are_missing_and_jobs_that_failed_are_said():
     assert "| 38 M, float32, AdamW | no memory |" in text
 
 
-def test_what_stands_outside_the_markers_is_kept(tmp_path):
+def test_text_outside_the_markers_is_kept(tmp_path):
     path = tmp_path / "speed.md"
     path.write_text("By hand.\n<!-- tables: begin -->\nout of date\n<!-- tables: end -->\nToo.\n")
     measured = {"steps": {job: {"times": EVEN} for job in goals.BIG}}
@@ -248,7 +248,7 @@ def test_errors_are_one_line(arguments, words, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("arguments", [["--smoke"], ["--only", "import"]])
-def test_a_part_is_not_written_over_the_whole(arguments, tmp_path, monkeypatch, capsys):
+def test_partial_run_does_not_overwrite_the_report(arguments, tmp_path, monkeypatch, capsys):
     failed = {"failed": "not today", "took": 0.0}
     monkeypatch.setattr(jobs, "run", lambda *job: failed)
     monkeypatch.chdir(tmp_path)
@@ -268,7 +268,7 @@ def test_environments(monkeypatch):
     assert jobs.environment(jobs.SECTIONS["collectives"], "")["XLA_FLAGS"].endswith("=8")
 
 
-def test_a_job_that_cannot_be_run_says_why():
+def test_failed_job_reports_its_reason():
     assert jobs.run("steps", "Moon, float32, SGD", True)["failed"] == "KeyError: 'Moon'"
 
 

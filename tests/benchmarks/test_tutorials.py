@@ -81,7 +81,7 @@ def test_epoch(tmp_path, capsys):
     assert "| `jaxclip train explode` |" in (tmp_path / "epoch.md").read_text()
 
 
-def test_a_gate_lets_epochs_by_as_they_are_asked_for():
+def test_gate_releases_epochs_on_request():
     here, there = Pipe()
     done = []
 
@@ -117,7 +117,7 @@ def test_published_figures_have_a_row():
         assert published.keys() <= found.keys()
 
 
-def test_seeds_that_meet_and_seeds_that_do_not():
+def test_overlapping_and_separate_seeds():
     assert report.Row("", None, [1.0, 2.0, 3.0], [3.0, 4.0, 5.0]).overlap
     assert not report.Row("", None, [1.0, 2.0, 3.0], [3.1, 4.0, 5.0]).overlap
     assert report.Row("", None, [15.0], [15.0000001]).overlap
@@ -186,7 +186,7 @@ def test_errors_are_one_line(benchmark, arguments, words, tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("benchmark", [tutorials, epoch])
-def test_without_tensorflow_it_says_so(benchmark, monkeypatch, capsys):
+def test_error_without_tensorflow(benchmark, monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert benchmark.main(["--smoke"]) == 2
     assert "TensorFlow is missing: pip install" in capsys.readouterr().err

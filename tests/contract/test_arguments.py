@@ -41,19 +41,19 @@ def test_whole_numbers_beyond_int32(big):
     np.testing.assert_allclose(out, G / np.float32(int(big)), rtol=1e-6)
 
 
-def test_a_warm_up_that_never_ends():
+def test_warmup_steps_beyond_int32():
     for tx in (jaxclip.zclip(warmup_steps=10**12), jaxclip.adagc(warmup_steps=10**12)):
         np.testing.assert_allclose(once(tx, G)[0], G / 5, rtol=1e-6)
 
 
-def test_bounds_that_are_unsigned():
+def test_clip_with_unsigned_threshold():
     u = jnp.array([-9.0, 3.0, 9.0])
     for five in (np.uint8(5), jnp.uint8(5)):
         np.testing.assert_array_equal(once(jaxclip.clip(five), u)[0], [-5.0, 3.0, 5.0])
 
 
 @pytest.mark.parametrize("traced", [False, True])
-def test_integers_between_bounds_that_are_none_of_theirs(traced):
+def test_integer_clip_with_unrepresentable_bounds(traced):
     def clip(x, lo, hi):
         f = functional.clip_by_value
         return jax.jit(f)(x, lo, hi) if traced else f(x, lo, hi)
@@ -74,13 +74,13 @@ def test_integers_between_bounds_that_are_none_of_theirs(traced):
         np.testing.assert_array_equal(got, want, err_msg=f"{x} in [{lo}, {hi}]")
 
 
-def test_integers_with_one_bound():
+def test_integer_clip_with_one_bound():
     x = jnp.array([-3, 0, 9])
     np.testing.assert_array_equal(functional.clip_by_value(x, None, 3.9), [-3, 0, 3])
     np.testing.assert_array_equal(functional.clip_by_value(x, -0.5, None), [0, 0, 9])
 
 
-def test_what_has_no_order_passes_through():
+def test_clip_by_value_passes_bools_keys_and_float0():
     tree = {"flag": jnp.array([True]), "none": np.zeros(2, jax.dtypes.float0),
             "key": jax.random.key(0), "yes": True, "x": jnp.array([1.0])}  # fmt: skip
     out = functional.clip_by_value(tree, 2, 5)
@@ -94,7 +94,7 @@ def test_what_has_no_order_passes_through():
 # ---- no limit, and less than none
 
 
-def test_an_infinite_factor_is_no_limit():
+def test_infinite_factor_clips_nothing():
     steps = [1.0, 1.0, 1.0, 50.0, 1.0]
     rules = [
         jaxclip.clip_by_history(sigma=jnp.inf, window=4, min_history=2),
@@ -113,18 +113,18 @@ def test_an_infinite_factor_is_no_limit():
 
 
 @pytest.mark.parametrize("name", ["eps", "floor"])
-def test_what_is_added_to_a_norm_is_finite(name):
+def test_infinite_eps_and_floor_are_refused(name):
     with pytest.raises(ValueError, match=f"{name}=inf must be finite"):
         jaxclip.clip_by(1.0, scope="global", **{name: float("inf")})
 
 
-def test_a_traced_negative_threshold_is_recorded_as_the_0_it_counts_as():
+def test_traced_negative_threshold_is_recorded_as_0():
     tx = jaxclip.clip_by_global_norm(lambda count: count.astype(jnp.float32) - 1)
     _, state = jax.jit(lambda u: once(tx, u))(G)
     assert float(state.threshold) == 0.0
 
 
-def test_a_traced_negative_threshold_of_a_function_counts_as_0():
+def test_functional_with_traced_negative_threshold():
     for run in (functional.clip_by_norm, lambda x, c: functional.clip_by_global_norm(x, c)[0]):
         np.testing.assert_array_equal(jax.jit(run)(G, -1.0), [0.0, 0.0])
 
@@ -132,7 +132,7 @@ def test_a_traced_negative_threshold_of_a_function_counts_as_0():
 # ---- schedules, masks and parameters
 
 
-def test_a_schedule_that_jax_takes_for_a_tree():
+def test_schedule_that_is_a_pytree():
     half = jax.tree_util.Partial(lambda scale, count: scale * jnp.ones(()), 0.5)
     rules = [
         jaxclip.clip_by_global_norm(half),
@@ -146,7 +146,7 @@ def test_a_schedule_that_jax_takes_for_a_tree():
 
 
 @pytest.mark.parametrize("kind", [bool, np.bool_, np.array, jnp.array])
-def test_masks_of_other_bools(kind):
+def test_masks_of_numpy_and_jax_bools(kind):
     mask = {"a": kind(True), "b": kind(False)}
     rule = jaxclip.clip_by_global_norm(1.0, norm_mask=mask, scale_mask=mask)
     out, state = once(rule, {"a": G, "b": G})
@@ -155,7 +155,7 @@ def test_masks_of_other_bools(kind):
     registry.assert_same_bits(out["b"], G)
 
 
-def test_a_mask_that_is_a_module():
+def test_mask_that_is_a_callable_module():
     """It can be called, and is none the less a tree of bools."""
     model = eqx.filter(eqx.nn.Linear(2, 2, key=jax.random.key(0)), eqx.is_inexact_array)
     model = jax.tree.map(jnp.ones_like, model)
@@ -174,14 +174,14 @@ def test_a_mask_that_is_a_module():
     np.testing.assert_allclose(out.weight, u.weight / 2)
 
 
-def test_parameters_of_another_shape():
+def test_params_of_another_shape():
     """(2, 1) would broadcast to the units of (2, 3)."""
     p, u = {"w": jnp.ones((2, 1))}, {"w": jnp.ones((2, 3))}
     with pytest.raises(ValueError, match=r"\(2, 1\) against \(2, 3\) at \['w'\]"):
         once(jaxclip.adaptive_grad_clip(0.1), u, p)
 
 
-def test_parameters_of_another_structure():
+def test_params_of_another_structure():
     p, u = {"w": jnp.ones(2), "v": jnp.ones(2)}, {"w": jnp.ones(2), "u": jnp.ones(2)}
     where = r"params alone have \['v'\] and updates alone have \['u'\]"
     with pytest.raises(ValueError, match=where):
@@ -200,7 +200,7 @@ WITHOUT_STATE = {
 
 @pytest.mark.parametrize("value", [SCHEDULE, {"w": 1.0}], ids=["schedule", "tree"])
 @pytest.mark.parametrize("name", WITHOUT_STATE)
-def test_functions_take_no_schedules_and_no_trees(name, value):
+def test_functional_refuses_schedules_and_trees(name, value):
     for function in WITHOUT_STATE[name]:
         with pytest.raises(TypeError, match=rf"{name}=.* must be a number or an array: schedules"):
             function(jnp.ones((2, 2)), value)

@@ -8,6 +8,9 @@ import pytest
 import jaxclip
 from tests.support import modes, registry
 from tests.support import oracles as o
+from tests.support.contexts import once
+
+G = jnp.array([3.0, 4.0])
 
 SHAPES = ["hard", "tanh", "rational"]
 SIZES = np.array([1e-30, 1e-12, 1e-3, 0.5, 0.999, 1.0, 1.001, 2.0, 30.0, 1e10, 1e30])
@@ -59,7 +62,7 @@ def test_new_norms(dtype):
         np.testing.assert_allclose(state.scale, (new / n).min(), rtol=1e-5, atol=1e-37)
 
 
-def test_below_the_threshold_and_monotone():
+def test_new_norms_are_below_the_threshold_and_monotone():
     sizes = np.logspace(-6, 6, len(PAIRS))
     c = np.full((len(PAIRS), 1), 0.7, np.float32)
     u = _rows_of(sizes, "float32")
@@ -141,7 +144,7 @@ def test_derivative_by_differences():
         np.testing.assert_allclose(slopes[shape], want, rtol=1e-7, atol=1e-9, err_msg=shape)
 
 
-def test_with_a_threshold_that_learns():
+def test_tanh_with_a_learned_threshold():
     tx = jaxclip.clip_by(jaxclip.thresholds.quantile(1.0), scope="leaf", shape="tanh")
     u = jnp.array([3.0, 4.0])
     out, state = jax.jit(tx.update)(u, tx.init(u))
@@ -151,6 +154,31 @@ def test_with_a_threshold_that_learns():
 
 
 @pytest.mark.parametrize("bad", ["soft", None, 3, True], ids=repr)
-def test_unknown_shape(bad):
+def test_unknown_bound(bad):
     with pytest.raises(ValueError, match=f"shape={bad!r}"):
         jaxclip.clip_by(1.0, scope="leaf", shape=bad)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["global", "unit"])
+@pytest.mark.parametrize("shape", ["tanh", "rational"])
+@pytest.mark.parametrize("c", [3e38, 1e38, 1.0, 1e-30])
+def test_smooth_bounds_at_extreme_thresholds(c, shape, scope):
+    u = jnp.asarray(np.minimum(np.array([[0.5], [2.0]]) * c, 3.3e38), jnp.float32)
+    wide, limit = np.asarray(u, np.float64), float(np.float32(c))
+    norm = np.linalg.norm(wide, axis=1 if scope == "unit" else None, keepdims=True)
+    new = limit * np.tanh(norm / limit) if shape == "tanh" else norm * limit / (norm + limit)
+
+    def step(u, c):
+        axis = 1 if scope == "unit" else None
+        return once(jaxclip.clip_by(c, scope=scope, axis=axis, shape=shape), u)[0]
+
+    for out in (jax.jit(lambda u: step(u, c))(u), jax.jit(step)(u, jnp.float32(c))):
+        np.testing.assert_allclose(np.asarray(out, np.float64), wide * (new / norm), rtol=5e-7)
+
+
+@pytest.mark.parametrize("shape", ["tanh", "rational"])
+def test_smooth_bounds_with_subnormal_threshold(shape):
+    rule = jaxclip.clip_by(1e-39, scope="global", shape=shape)
+    for u in (jnp.zeros(2), G):
+        np.testing.assert_allclose(jax.jit(lambda u: once(rule, u)[0])(u), 0 * u, atol=1e-38)

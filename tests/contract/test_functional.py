@@ -17,7 +17,7 @@ def test_value_clip_of_a_matrix():
     np.testing.assert_array_equal(functional.clip_by_value(x, 2, 5), [[2, 2, 2, 4], [3, 4, 5, 5]])
 
 
-def test_value_clip_of_a_range_of_integers():
+def test_value_clip_of_integers():
     out = functional.clip_by_value(jnp.arange(10), 2, 8)
     assert out.dtype == jnp.arange(10).dtype
     np.testing.assert_array_equal(out, [2, 2, 2, 3, 4, 5, 6, 7, 8, 8])
@@ -48,7 +48,7 @@ def test_global_norm_clip_of_six_tensors():
 @pytest.mark.parametrize(
     ("factor", "slope"), [(0.99, 0.025517964452291125), (1.01, 37.78343433288728)]
 )
-def test_a_year_of_one_percent(factor, slope):
+def test_derivative_through_365_multiplications(factor, slope):
     """The derivative through 365 multiplications vanishes or explodes; then it is clipped to 15."""
     with modes.x64():
 
@@ -216,3 +216,10 @@ def test_max_norm(axis):
     once = functional.max_norm(w, 1.5, axis)
     np.testing.assert_allclose(once, want, rtol=1e-6)
     registry.assert_same_bits(functional.max_norm(once, 1.5, axis), once)
+
+
+def test_returned_norm_of_extreme_values():
+    for size in (1e30, 1e-30):
+        u = jnp.array([3 * size, 4 * size], jnp.float32)
+        _, norm = functional.clip_by_global_norm(u, 1.0)
+        np.testing.assert_allclose(np.float64(norm) / size, 5.0, rtol=1e-6)

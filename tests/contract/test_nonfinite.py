@@ -22,6 +22,8 @@ from tests.support.contexts import case, once
 from tests.support.guards import GUARDS
 from tests.support.registry import NORM_RULES
 
+NAN = float("nan")
+
 POLICIES = ("propagate", "nan", "zero", "drop")
 BAD = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
 LEAVES = ("a", "b", "c")
@@ -178,7 +180,7 @@ def test_rules(rule, context):
 @pytest.mark.slow
 @by_context
 @pytest.mark.parametrize("name", learned.RULES)
-def test_rules_that_learn(name, context):
+def test_learned_rules(name, context):
     """A bad update leaves no trace in what is learned, but where the rest of it counts."""
     txs = {p: learned.RULES[name](nonfinite=p, scope="global") for p in POLICIES}
     good = [u for u, kind in zip(STEPS, KINDS, strict=True) if kind is None]
@@ -225,7 +227,7 @@ def test_guards(guard, context):
 
 
 @by_context_slowly
-def test_which_leaf_it_was(context):
+def test_monitor_names_the_nonfinite_leaf(context):
     """A monitor before a rule that hides the bad update, and around a guard."""
     cleaning = jaxclip.clip_by_global_norm(LIMIT, nonfinite="zero")
     txs = {
@@ -241,7 +243,7 @@ def test_which_leaf_it_was(context):
 
 
 @pytest.mark.slow
-def test_nan_that_is_looked_for():
+def test_debug_nans():
     """`jax_debug_nans`, eagerly: none is made on the way to what is finite."""
     tree = {"a": jnp.ones((3, 2)), "b": jnp.zeros(2), "c": jnp.zeros((0, 2))}
     rules = [
@@ -257,7 +259,7 @@ def test_nan_that_is_looked_for():
                 _, state = tx.update(tree, state, tree)
 
 
-def test_drop_on_an_explicit_mesh_without_jit():
+def test_drop_on_explicit_mesh_without_jit():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
         x = jax.device_put(jnp.arange(8.0).at[2].set(jnp.nan), NamedSharding(mesh, P("x")))
@@ -265,3 +267,29 @@ def test_drop_on_an_explicit_mesh_without_jit():
         want = np.array([0, 1, 0, 3, 4, 5, 6, 7.0])
         np.testing.assert_allclose(out, want / np.linalg.norm(want), rtol=1e-6)
     assert int(state.nonfinite_count) == 1
+
+
+def test_drop_inside_a_guard_that_lets_nan_through():
+    """The guard's norm is NaN; the rule clips by the norm of the finite elements."""
+    u = jnp.array([3.0, 4.0, NAN])
+    rule = jaxclip.clip_by_global_norm(1.0, nonfinite="drop")
+    tx = jaxclip.skip_nonfinite(rule, max_consecutive=1)
+    state, update = tx.init(u), jax.jit(tx.update)
+    _, state = update(u, state)
+    out, _ = update(u, state)
+    np.testing.assert_allclose(out, [0.6, 0.8, 0.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["nan", "zero"])
+def test_nan_and_zero_count_nothing_as_clipped(policy):
+    u = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([NAN])}
+    _, state = once(jaxclip.clip_by_norm(1.0, nonfinite=policy), u)
+    assert (float(state.fraction), int(state.clipped_count)) == (0.0, 0)
+
+
+@pytest.mark.parametrize(("policy", "check"), [("nan", np.isnan), ("zero", np.logical_not)])
+def test_nan_and_zero_with_scale_mask(policy, check):
+    u = {"a": jnp.array([1.0, NAN]), "b": jnp.array([2.0])}
+    mask = {"a": True, "b": False}
+    out, _ = once(jaxclip.clip_by_global_norm(1.0, nonfinite=policy, scale_mask=mask), u)
+    assert all(check(x).all() for x in out.values())

@@ -125,14 +125,14 @@ def _dtypes():
 
 @hypothesis.settings(max_examples=20)
 @hypothesis.given(st.data())
-def test_what_the_engine_guarantees(data):
+def test_clip_by_guarantees(data):
     _check_guarantees(data)
 
 
 @pytest.mark.slow
 @hypothesis.settings(max_examples=100)
 @hypothesis.given(st.data())
-def test_what_the_engine_guarantees_again(data):
+def test_clip_by_guarantees_with_more_examples(data):
     _check_guarantees(data)
 
 
@@ -166,7 +166,7 @@ def _check_guarantees(data):
 @pytest.mark.slow
 @hypothesis.settings(max_examples=40)
 @hypothesis.given(st.data())
-def test_twice_is_once(data):
+def test_idempotence(data):
     """But for the rounding of the first time, by which the norm may still be above the threshold.
 
     What one leaf's dtype rounds, the others are scaled by where they share the norm.
@@ -210,7 +210,7 @@ def test_scale_equivariance(data):
 @pytest.mark.slow
 @hypothesis.settings(max_examples=40)
 @hypothesis.given(st.data())
-def test_how_a_tree_is_split_does_not_matter(data):
+def test_result_does_not_depend_on_the_split(data):
     """The same elements as one vector, and cut into random pieces."""
     dtype, ord = data.draw(st.sampled_from(NARROW)), data.draw(ORDERS)
     seed, size = data.draw(st.integers(0, 2**20)), data.draw(st.integers(1, 40))

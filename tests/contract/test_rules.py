@@ -9,6 +9,9 @@ from tests.support import contexts, learned, meshes, modes, registry
 from tests.support.registry import EDGE_RULES, NAMED, RULES, SHARDABLE, TREES
 
 CONTEXT_TREE = {"dense": {"bias": (3,), "kernel": (8, 3)}, "gain": ()}
+PLAIN = ("clip_by_global_norm",)
+by_edge_rule = registry.by_rule(EDGE_RULES, PLAIN)
+by_named_rule = registry.by_rule(NAMED, PLAIN)
 NARROW = ["float16", "bfloat16", "float32", "complex64"]
 
 
@@ -33,13 +36,13 @@ def _check_cases(rule, cases, **keywords):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", EDGE_RULES, ids=str)
+@by_edge_rule
 def test_trees(rule):
     build = registry.build
     _check_cases(rule, {k: (rule.c, build(t), build(t, seed=1)) for k, t in TREES.items()})
 
 
-@pytest.mark.parametrize("rule", EDGE_RULES, ids=str)
+@by_edge_rule
 def test_dtypes(rule):
     """Each dtype, and a tree of several in which each leaf keeps its own."""
     tree = TREES["nested"]
@@ -53,6 +56,7 @@ def test_dtypes(rule):
     _check_cases(rule, cases | {"mixed": (rule.c, *mixed)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [r for r in RULES if r not in EDGE_RULES], ids=str)
 def test_other_variants(rule):
     """They differ from those above in one number or one axis: fewer trees and dtypes will do."""
@@ -61,7 +65,7 @@ def test_other_variants(rule):
     _check_cases(rule, {d: (rule.c, build(t, d), build(t, d, seed=1)) for d, t in trees.items()})
 
 
-@pytest.mark.parametrize("rule", EDGE_RULES, ids=str)
+@by_edge_rule
 def test_float64(rule):
     tree = TREES["nested"]
     with modes.x64():
@@ -72,12 +76,13 @@ def test_float64(rule):
         _check_cases(rule, cases)
 
 
-@pytest.mark.parametrize("rule", NAMED, ids=str)
+@by_named_rule
 @pytest.mark.parametrize("context", contexts.PLAIN, ids=lambda f: f.__name__)
 def test_context(context, rule):
     _check(context, rule)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [r for r in RULES if not r.named], ids=str)
 @pytest.mark.parametrize("context", contexts.QUICK, ids=lambda f: f.__name__)
 def test_engine_context(context, rule):
@@ -85,7 +90,7 @@ def test_engine_context(context, rule):
 
 
 @pytest.mark.relaxed
-@pytest.mark.parametrize("rule", NAMED, ids=str)
+@by_named_rule
 @pytest.mark.parametrize("context", contexts.MODELS, ids=lambda f: f.__name__)
 def test_model(context, rule):
     u = registry.build(CONTEXT_TREE, scale=4)
@@ -98,13 +103,13 @@ def test_model(context, rule):
             np.testing.assert_allclose(a, b, atol=2e-6)
 
 
-@pytest.mark.parametrize("rule", NAMED, ids=str)
+@by_named_rule
 @pytest.mark.parametrize("mesh", meshes.MESHES)
 def test_mesh(mesh, rule):
     _check(meshes.MESHES[mesh], rule)
 
 
-@pytest.mark.parametrize("rule", [r for r in SHARDABLE if r.named or r.params], ids=str)
+@registry.by_rule([r for r in SHARDABLE if r.named or r.params], PLAIN)
 @pytest.mark.parametrize("context", meshes.SHARDED, ids=lambda f: f.__name__)
 def test_sharded(context, rule):
     _check(context, rule)

@@ -16,8 +16,8 @@ import jaxclip
 from tests.support import modes, registry
 from tests.support.registry import EDGE_RULES, NAMED
 
-by_rule = pytest.mark.parametrize("rule", EDGE_RULES, ids=str)
-by_named_rule = pytest.mark.parametrize("rule", NAMED, ids=str)
+by_rule = registry.by_rule(EDGE_RULES)
+by_named_rule = registry.by_rule(NAMED)
 FIELDS = {
     "norm": "float32", "threshold": "float32", "scale": "float32", "fraction": "float32",
     "count": "int32", "clipped_count": "int32", "nonfinite_count": "int32",
@@ -125,18 +125,6 @@ def test_records(rule):
         assert counts(state) == (3, 1, 1)
 
 
-def test_value_rules_record_only_when_asked():
-    u = jnp.array([-3.0, 0.5])
-    for make in (jaxclip.clip, lambda c, **k: jaxclip.clip_by_value(-c, c, **k)):
-        tx = make(1.0)
-        _, state = tx.update(u, tx.init(u))
-        assert not any(k.endswith("/norm") for k in jaxclip.metrics(state))
-        tx = make(1.0, record=True)
-        _, state = tx.update(u, tx.init(u))
-        assert float(state.norm) == 3.0
-        assert float(state.fraction) == 0.5
-
-
 # ---- carriers
 
 
@@ -201,7 +189,7 @@ def test_flax_serialization(rule):
 
 
 @pytest.mark.slow
-def test_optax_stateless_callers():
+def test_update_without_a_state():
     """Code written for Optax's stateless rules may pass no state at all."""
     for rule in NAMED:
         u = _tree()
@@ -240,7 +228,7 @@ def _slow_but(*plain):
 
 @pytest.mark.relaxed
 @pytest.mark.parametrize("tx", list(_slow_but("monitor", "adagc", "scale_by_stable_adam")))
-def test_optax_finds_what_belongs_to_a_parameter(tx):
+def test_tree_map_params_finds_moments(tx):
     """`tree_map_params`, by which optimizer states are sharded: moments like their parameters."""
     params = {"w": jnp.ones((8, 4)), "b": {"c": jnp.ones(4), "none": None}}
     specs = {"w": P("data"), "b": {"c": P(None), "none": None}}
@@ -270,7 +258,7 @@ def test_optax_finds_what_belongs_to_a_parameter(tx):
     jaxclip.metrics(after)
 
 
-def test_init_of_shapes_alone():
+def test_init_from_shapes():
     """As an optimizer of Optax: what is to be restored is not there yet."""
     params = {"a": jnp.ones(2), "b": jnp.ones((2, 3), jnp.bfloat16)}
     shapes = jax.eval_shape(lambda: params)

@@ -64,7 +64,7 @@ def sigmoid():
 # ---- the findings, on networks
 
 
-def test_a_deep_sigmoid_network_vanishes(sigmoid):
+def test_deep_sigmoid_network_vanishes(sigmoid):
     found = jaxclip.diagnose(sigmoid)
     assert found.finding == "vanishing"
     assert [row.name for row in found.layers] == [f"Dense_{i}" for i in range(DEPTH)]
@@ -83,7 +83,7 @@ def test_a_deep_sigmoid_network_vanishes(sigmoid):
     assert np.isnan(found.growth)
 
 
-def test_saturated_weights_of_standard_deviation_one_explode():
+def test_saturated_tanh_network_explodes():
     found = jaxclip.diagnose(gradients(jnp.tanh, 1.0, depth=16))
     assert found.finding == "exploding"
     assert found.factor > 1.5
@@ -92,7 +92,7 @@ def test_saturated_weights_of_standard_deviation_one_explode():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("act", [jax.nn.relu, lambda z: z], ids=["relu", "linear"])
-def test_weights_hide_what_biases_show(act):
+def test_relu_and_linear_networks_show_only_in_biases(act):
     """Activations grow as the error does, so that the product is level over depth."""
     found = jaxclip.diagnose(gradients(act, 1.0))
     assert found.finding == "exploding"
@@ -104,7 +104,7 @@ def test_weights_hide_what_biases_show(act):
     assert small.bias_factor < 1 / 2
 
 
-def test_biases_that_vanish_beside_level_weights():
+def test_vanishing_biases_with_level_weights():
     grads = {
         f"Dense_{i}": {"kernel": jnp.ones((2, 2)), "bias": jnp.full(1, 0.1 ** (4 - i))}
         for i in range(4)
@@ -122,7 +122,7 @@ def test_biases_that_vanish_beside_level_weights():
      (jnp.tanh, WIDTH**-0.5, False)],
     ids=["he", "residual", "xavier"],
 )  # fmt: skip
-def test_networks_with_nothing_to_find(act, std, residual):
+def test_healthy_networks(act, std, residual):
     found = jaxclip.diagnose(gradients(act, std, residual))
     assert found.finding == "none"
     assert str(found).startswith("none: nothing was found. From the output to the input")
@@ -156,7 +156,7 @@ def test_limits_over_depth(norms, finding):
     assert jaxclip.diagnose(ladder(*norms)).finding == finding
 
 
-def test_zeros_are_left_out_of_the_factor_and_told():
+def test_zero_gradients_are_reported_but_not_in_the_factor():
     found = jaxclip.diagnose(ladder(0.0, 0.0, 1e-10, 1e-5, 1.0))
     np.testing.assert_allclose(found.factor, 1e-5, rtol=1e-5)
     assert "from 1 to 1e-10 over 5 layers, and is exactly 0 in the first 2 layers" in str(
@@ -169,7 +169,7 @@ def test_zeros_are_left_out_of_the_factor_and_told():
 
 @pytest.mark.parametrize("layer", [0, 4, DEPTH - 1])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_nan_is_located_and_does_not_spoil_the_trend(sigmoid, layer, bad):
+def test_nan_is_located_and_left_out_of_the_factor(sigmoid, layer, bad):
     """Back from the layer at which it began, all are hit."""
     hit = {f"Dense_{i}" for i in range(layer + 1)}
     grads = {
@@ -249,3 +249,19 @@ def test_exported():
     assert jaxclip.diagnose is jaxclip.diagnosis.diagnose
     for name, other in itertools.pairwise(jaxclip.diagnosis.__all__):
         assert name < other
+
+
+def test_factor_with_a_zero_gradient_layer():
+    """Twice as far apart in depth, twice the logarithm."""
+    found = jaxclip.diagnose(ladder(1.0, 0.0, 100.0, 1000.0))
+    np.testing.assert_allclose(found.factor, 0.1, rtol=1e-6)
+
+
+def test_exploding_biases_with_level_weights():
+    grads = {
+        f"Dense_{i}": {"kernel": jnp.ones((2, 2)), "bias": jnp.full(1, 0.1 ** (1 + i))}
+        for i in range(4)
+    }
+    found = jaxclip.diagnose(grads)
+    assert found.finding == "exploding"
+    assert "norm of the biases grows by a factor of 10 a layer" in found.findings[0]

@@ -37,7 +37,7 @@ def test_order_by_name_and_by_prefix():
     assert [row.name for row in back.layers][1:4] == ["blocks/2", "blocks/0", "blocks/1"]
 
 
-def test_what_counts_as_a_layer_of_depth():
+def test_normalizations_are_not_layers_of_depth():
     """Normalizations do not, nor do ranks or names of biases make a weight."""
     kernels, attention = jnp.ones((3, 3)), jnp.ones((2, 3))
     grads = {f"l{i}": {"kernel": 10.0**i * kernels, "bias": attention} for i in range(4)}

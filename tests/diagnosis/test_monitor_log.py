@@ -45,7 +45,7 @@ def _same(one, other):
 
 
 @pytest.mark.slow
-def test_one_step_is_as_the_gradients(network):
+def test_one_step_equals_the_gradients(network):
     grads, params = network
     updates, state = TX.update(grads, TX.init(params), params)
     got = diagnosis.of_metrics(jaxclip.metrics(state), "grads", "weights", "updates")
@@ -56,7 +56,7 @@ def test_one_step_is_as_the_gradients(network):
 
 
 @pytest.mark.slow
-def test_a_scan_a_sequence_and_chunks_are_one(network):
+def test_scan_list_and_chunks_agree(network):
     scales = np.array([1.0, 3.0, 2.0, 5.0, 0.5])
     log = _logged(*network, scales)
     steps = [{k: v[i] for k, v in log.items()} for i in range(5)]
@@ -77,7 +77,7 @@ def _table(rows):
     return {f"grads/norm/Dense_{i}/kernel": np.asarray(row) for i, row in enumerate(rows)}
 
 
-def test_the_earliest_step_and_the_layer_nearest_the_output():
+def test_first_nonfinite_step_and_layer():
     rows = 10.0 ** np.arange(4)[:, None] * np.ones((4, 9))
     rows[:2, 6] = np.nan
     rows[:, 7:] = np.inf
@@ -95,7 +95,7 @@ def test_the_earliest_step_and_the_layer_nearest_the_output():
     assert np.isnan(found.factor)
 
 
-def test_steps_with_a_layer_not_finite_count_for_no_layer():
+def test_nonfinite_steps_are_left_out_for_all_layers():
     """Else layers would be compared in different steps."""
     rows = np.ones((3, 5)) * 10.0 ** np.array([0, 0, 0, 6, 6])
     rows[0, 3:] = np.nan
@@ -169,7 +169,7 @@ def test_errors(network):
         jax.jit(lambda m: diagnosis.of_metrics(m).factor)(log)
 
 
-def test_an_explosion_that_ends_in_nan():
+def test_explosion_that_ends_in_nan():
     """Over depth, over time and non-finite at once: the worst first."""
     growing = 10.0 ** np.arange(0, 40, 4)
     rows = np.array([100.0, 10.0, 1.0, 0.1])[:, None] * np.append(growing, np.nan)

@@ -13,6 +13,7 @@ from flax.training import train_state
 
 import jaxclip
 from tests.support import modes, oracles, registry
+from tests.support.contexts import once
 
 U = {"w": jnp.array([[3.0], [4.0]]), "b": jnp.array([12.0])}
 KEYS = {
@@ -128,7 +129,7 @@ def test_names():
     }  # fmt: skip
 
 
-def test_nothing_to_find():
+def test_metrics_of_states_without_rules():
     assert jaxclip.metrics(optax.sgd(0.1).init(U)) == {}
     assert jaxclip.metrics(()) == {}
 
@@ -189,7 +190,7 @@ def test_monitor_state_is_a_fixed_point(dtype):
             assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
 
 
-def test_monitor_shows_which_leaf_is_not_finite():
+def test_monitor_of_a_nonfinite_leaf():
     u = {"good": jnp.ones(2), "bad": jnp.array([1.0, jnp.nan])}
     found = jaxclip.metrics(_after(jaxclip.monitor(), u))
     assert np.isnan(found["monitor/norm/bad"])
@@ -218,7 +219,7 @@ def test_monitor_of_params():
 
 
 @pytest.mark.slow
-def test_monitor_of_params_leaves_them_where_they_are():
+def test_monitor_of_params_copies_nothing():
     """In a loop XLA overwrites parameters in place, and copies none of them to be read."""
 
     def copies(monitor):
@@ -253,7 +254,7 @@ def test_monitor_of_params_leaves_them_where_they_are():
     assert copies(reads_when_it_likes()) > 0  # the check can fail
 
 
-def test_monitor_of_params_counts_what_is_not_finite():
+def test_monitor_of_params_counts_nonfinite():
     tx = jaxclip.monitor(of="params")
     params = U | {"b": jnp.array([jnp.inf])}
     _, state = tx.update(U, tx.init(params), params)
@@ -279,20 +280,36 @@ def test_monitor_errors_of_params():
 def test_monitor_errors():
     with pytest.raises(ValueError, match=r"ord=0\.5"):
         jaxclip.monitor(ord=0.5)
+    with pytest.raises(TypeError, match="ord='rms' must be a number"):
+        jaxclip.monitor(ord="rms")
     with pytest.raises((TypeError, ValueError), match="name="):
         jaxclip.monitor(name=3)
 
 
 @pytest.mark.relaxed
-def test_metrics_of_an_optimizer_within_an_optimizer():
+def test_metrics_of_nested_optimizers():
     rule = jaxclip.clip_by_global_norm
     tx = optax.contrib.sam(optax.chain(rule(1.0), optax.sgd(0.1)), optax.chain(rule(2.0)))
     found = jaxclip.metrics(tx.init(jnp.ones(2)))
     assert {"clip_by_global_norm/norm", "clip_by_global_norm_2/norm"} <= set(found)
 
 
-def test_names_that_look_like_a_second_one():
+def test_rule_names_that_end_in_a_number():
     names = ["layer", "layer_2", "layer", "layer"]
     tx = optax.chain(*(jaxclip.clip_by(1.0, scope="global", name=n) for n in names))
     found = {key.split("/")[0] for key in jaxclip.metrics(tx.init(jnp.ones(2)))}
     assert found == {"layer", "layer_2", "layer_3", "layer_4"}
+
+
+def test_monitor_with_colliding_leaf_names():
+    u = {"a/b": jnp.array([3.0, 4.0]), "a": {"b": jnp.array([1.0])}}
+    found = jaxclip.metrics(once(jaxclip.monitor(), u)[1])
+    sizes = [float(v) for k, v in found.items() if k.startswith("monitor/norm/")]
+    assert sorted(sizes) == [1.0, 5.0]
+
+
+def test_monitor_of_params_with_partial_updates():
+    tx = jaxclip.monitor(of="params")
+    out, state = tx.update({"w": U["w"]}, tx.init(U), U)
+    registry.assert_same_bits(out, {"w": U["w"]})
+    np.testing.assert_allclose(state.norm, 13.0)

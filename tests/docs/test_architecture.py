@@ -27,7 +27,7 @@ def imported(path):
             yield from parts[:1] if parts else [alias.name for alias in node.names]
 
 
-def test_every_file_is_in_a_room_and_imports_from_its_own_or_below():
+def test_imports_go_down():
     level = {name.strip("/"): i for i, room in enumerate(rooms()) for name in room}
     files = [p for p in PACKAGE.rglob("*.py") if "train" not in p.parts and p.stem != "__main__"]
     for path in files:

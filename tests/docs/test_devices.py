@@ -50,7 +50,7 @@ def test_every_block_is_checked():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", _cases())
-def test_a_way(way):
+def test_code_block_trains_as_numpy(way):
     names = run(PREAMBLE, WAYS[way])
     params = names["params"]
     if "Columns" in way:

@@ -112,7 +112,7 @@ def test_calls(path):
             raise AssertionError(f"{span}: {error}") from error
 
 
-def test_most_calls_are_looked_at():
+def test_most_calls_are_checked():
     found = [callee(node) for path in PAGES for _, node in calls(prose(path))]
     assert len([function for function in found if function is not None]) > 80
 
@@ -134,7 +134,7 @@ FIRST = "find_spec"  # the first cell installs what is not there
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_notebooks_are_as_they_were_run(path):
+def test_notebooks_are_executed(path):
     """Top to bottom, without an error, small, with what they printed and drew in them."""
     notebook = json.loads(path.read_text())
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
@@ -148,5 +148,5 @@ def test_notebooks_are_as_they_were_run(path):
     assert path.stat().st_size < 300_000
 
 
-def test_all_notebooks_are_there():
+def test_number_of_notebooks():
     assert len(NOTEBOOKS) == 5

@@ -98,14 +98,14 @@ def _imports(node):
 
 
 @pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_file_is_one_idea(path):
+def test_files_have_docstrings_and_at_most_300_lines(path):
     text = path.read_text()
     assert ast.get_docstring(ast.parse(text)), "no docstring"
     assert len(text.splitlines()) <= 400
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
-def test_all_is_what_is_public(module):
+def test_all_lists_the_public_names(module):
     assert len(set(module.__all__)) == len(module.__all__)
     for name in module.__all__:
         assert hasattr(module, name), name
@@ -150,7 +150,7 @@ def test_surface():
     assert re.fullmatch(r"\d+\.\d+\.\d+", jaxclip.__version__)
 
 
-def test_oldest_versions_are_tested():
+def test_oldest_versions_match_pyproject():
     """What .ci/run installs as the oldest is what pyproject.toml says it is."""
     project = pathlib.Path(__file__).parents[2]
     pinned, declared = project / ".ci" / "oldest.txt", project / "pyproject.toml"
@@ -189,7 +189,7 @@ def test_documentation(function):
     "name",
     [n for n in jaxclip.__all__ if n.startswith(("clip_", "project_", "adapt", "skip", "zclip"))],
 )
-def test_rules_say_what_they_raise(name):
+def test_rules_document_their_errors(name):
     doc = inspect.getdoc(getattr(jaxclip, name))
     assert "\nRaises:\n" in doc
     assert "ValueError" in doc

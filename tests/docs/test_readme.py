@@ -19,7 +19,7 @@ def blocks():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not README.exists(), reason="the README is not beside the tests")
-def test_the_python_blocks_run_in_order(capsys):
+def test_python_blocks_run_in_order(capsys):
     names = {}
     with modes.relaxed():  # as in a user's session
         for block in blocks():
@@ -33,7 +33,7 @@ def test_the_python_blocks_run_in_order(capsys):
 
 
 @pytest.mark.skipif(not README.exists(), reason="the README is not beside the tests")
-def test_every_public_name_stands_in_the_readme():
+def test_readme_names_every_public_function():
     import jaxclip
 
     text = README.read_text()

@@ -42,7 +42,7 @@ def test_arguments_are_passed_on(guard):
 
 
 @pytest.mark.relaxed
-def test_an_inner_rule_takes_the_loss_as_it_comes():
+def test_inner_rule_receives_the_loss():
     """Optax's own user of `value=`: the guard must hand it over."""
     tx = jaxclip.skip_nonfinite(optax.contrib.reduce_on_plateau(factor=0.5, patience=1))
     values = [jnp.float32(v) for v in (1.0, 1.0, NAN, 1.0, 1.0)]

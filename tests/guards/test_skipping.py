@@ -17,7 +17,7 @@ by_guard = pytest.mark.parametrize("guard", GUARDS)
 
 @pytest.mark.relaxed  # Adam of Optax promotes
 @by_guard
-def test_a_skipped_step_leaves_no_trace(guard):
+def test_skipped_step_leaves_state_unchanged(guard):
     """To the bit: the same state and the same updates as if the bad steps had not been."""
     tx = GUARDS[guard](optax.adam(1e-2))
     update = jax.jit(tx.update)
@@ -40,7 +40,7 @@ def test_a_skipped_step_leaves_no_trace(guard):
 
 
 @by_guard
-def test_a_loss_that_is_not_finite(guard):
+def test_nonfinite_loss(guard):
     tx = GUARDS[guard](optax.trace(0.9))
     values = [jnp.float32(v) for v in (2.0, NAN, 1.0, INF, -INF, 3.0)]
     outs, states = guards.loop(tx, [1.0] * 6, value=values)
@@ -120,7 +120,7 @@ def test_skip_spikes_against_its_reference():
         assert 20 < sum(want) < 400
 
 
-def test_spikes_downwards_are_none():
+def test_small_norms_are_no_spikes():
     factors = [1.0, 1.1, 0.9, 1.0, 1e-6, 0.0, 1.0]
     _, states = guards.loop(GUARDS["skip_spikes"](optax.identity(), sigma=3.0), factors)
     assert not any(bool(s.skipped) for s in states)
@@ -134,7 +134,7 @@ def test_a_norm_that_is_known():
     np.testing.assert_allclose([s.norm for s in states], norms)
 
 
-def test_norms_whose_squares_overflow_are_finite():
+def test_norms_whose_squares_overflow():
     u = {"w": jnp.array([3e30, -3e38]), "b": jnp.array([1e-30])}
     outs, states = guards.loop(jaxclip.skip_nonfinite(optax.identity()), [1.0], u)
     registry.assert_same_bits(outs[0], u)
@@ -146,7 +146,7 @@ def test_norms_whose_squares_overflow_are_finite():
 
 
 @by_guard
-def test_leaves_that_are_no_floats(guard):
+def test_non_float_leaves(guard):
     """Integers and None pass while the step is good, and are zero and None where it is not."""
     u = {"b": jnp.asarray([1.0, 2.0], jnp.bfloat16), "step": jnp.array([7]), "none": None,
          "z": jnp.array([1 + 2j]), "flag": jnp.array([True]),
@@ -166,9 +166,18 @@ def test_leaves_that_are_no_floats(guard):
     assert not bool(empty.skipped)
 
 
-def test_zeros_have_the_dtype_of_the_inner_update():
+def test_skipped_update_has_the_inner_dtype():
     widen = optax.stateless(lambda u, p: jax.tree.map(lambda x: x.astype(jnp.float32), u))
     u = {"b": jnp.asarray([1.0, 2.0], jnp.bfloat16)}
     outs, _ = guards.loop(jaxclip.skip_nonfinite(widen), [1.0, NAN], u)
     assert [x["b"].dtype for x in outs] == [jnp.float32, jnp.float32]
     assert guards.is_zero(outs[1])
+
+
+def test_loss_of_integer_and_wrong_shape():
+    """A whole number is one; several numbers are none."""
+    tx = jaxclip.skip_nonfinite(optax.identity())
+    _, state = tx.update(U, tx.init(U), value=jnp.asarray(3, jnp.int32))
+    assert not bool(state.skipped)
+    with pytest.raises(ValueError, match=r"value=.* must be a scalar, the loss"):
+        tx.update(U, tx.init(U), value=jnp.ones(2))

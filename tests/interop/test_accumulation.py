@@ -1,4 +1,4 @@
-"""Row 8 of what the peers get wrong: gradient accumulation and one bad micro-step.
+"""Gradient accumulation with one bad micro-step.
 
 `optax.MultiSteps` keeps a running mean and resets it by a product with 0, so that one NaN stays in
 it for ever. A guard around it leaves the micro-step out, whole; a rule before it cleans it.
@@ -33,7 +33,7 @@ def _rule(tx):
     return optax.GradientTransformationExtraArgs(tx.init, tx.update)
 
 
-def test_row_08_plain_optax_never_recovers():
+def test_multi_steps_without_guard_stays_nan():
     """Why the tests below are here."""
     outs, states = guards.loop(_many(optax.trace(0.9)), [1.0, NAN, *[1.0] * 8], U)
     assert np.isnan(_values(outs)[3::2]).all()
@@ -56,7 +56,7 @@ def _as_if_it_had_not_been(tx, factors, good):
 
 
 @pytest.mark.parametrize("form", ["object", pytest.param("other", marks=pytest.mark.slow)])
-def test_row_08_a_guard_leaves_the_micro_step_out(form):
+def test_guard_around_multi_steps_with_nan(form):
     """First, in the middle and last of a mean."""
     many = _many(optax.adam(0.1), 3)
     tx = jaxclip.skip_nonfinite(many if form == "object" else many.gradient_transformation())
@@ -65,7 +65,7 @@ def test_row_08_a_guard_leaves_the_micro_step_out(form):
     assert _as_if_it_had_not_been(tx, factors, good) == [2, 7, 13]
 
 
-def test_row_08_a_guard_leaves_a_spike_out():
+def test_guard_around_multi_steps_with_spike():
     """A huge finite micro-step would be most of the mean."""
     tx = jaxclip.skip_spikes(_many(optax.adam(0.1), 2), window=8, min_history=2)
     factors = [1.0, 1.1, 0.9, 1e30, 1.05, NAN, 0.95, 1.0]
@@ -73,7 +73,7 @@ def test_row_08_a_guard_leaves_a_spike_out():
     assert _as_if_it_had_not_been(tx, factors, good) == [1, 4, 7]
 
 
-def test_row_08_inside_a_scan():
+def test_guard_around_multi_steps_in_scan():
     """Four micro-steps a mean, one of them NaN: the mean is that of the four good ones."""
     tx = jaxclip.skip_nonfinite(_many(jaxclip.clip_by_global_norm(100.0), 4))
     factors = jnp.array([1.0, NAN, 2.0, 3.0, 6.0, 1.0, 1.0, 1.0, 1.0, 0.0])
@@ -94,7 +94,7 @@ def test_row_08_inside_a_scan():
     assert int(state.inner_state.mini_step) == 1
 
 
-def test_a_rule_before_and_inside():
+def test_rule_before_and_inside_multi_steps():
     """Before: each micro-gradient is clipped, then averaged. Inside: the mean is clipped."""
     before = optax.chain(jaxclip.clip_by_global_norm(10.0), _rule(_many(optax.identity())))
     inside = _many(jaxclip.clip_by_global_norm(10.0))
@@ -105,7 +105,7 @@ def test_a_rule_before_and_inside():
     np.testing.assert_allclose(_values(outs), [0, 0.8 * 10, 0, 0.8 * 7.5], rtol=1e-6)
 
 
-def test_learned_rules_before_and_inside():
+def test_learned_rules_before_and_inside_multi_steps():
     """Before, they learn from every micro-gradient; inside, from every mean."""
     history = jaxclip.clip_by_history(sigma=0.0, window=4, min_history=2)
     factors = [1.0, 1.0, 1.0, 3.0, 1.0, 9.0]  # means 1, 2, 5
@@ -120,7 +120,7 @@ def test_learned_rules_before_and_inside():
 
 
 @pytest.mark.parametrize("policy", ["zero", "drop"])
-def test_row_08_a_rule_that_cleans_recovers_as_well(policy):
+def test_zero_and_drop_before_multi_steps(policy):
     """`zero` leaves the other micro-step's half; `drop` also what was finite of the bad one."""
     rule = jaxclip.clip_by_global_norm(100.0, nonfinite=policy)
     tx = optax.chain(rule, _rule(_many(optax.identity())))

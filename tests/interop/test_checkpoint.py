@@ -25,7 +25,7 @@ VERSIONS = sorted(path.name.removesuffix("-cut.msgpack") for path in OLDER.glob(
 
 
 @pytest.mark.slow
-def test_orbax_restores_every_bit_and_the_run_goes_on(tmp_path):
+def test_orbax_round_trip_is_bit_exact(tmp_path):
     rules = [make() for make in learned.RULES.values()]
     chain = optax.chain(*rules, jaxclip.scale_by_stable_adam(), optax.scale(-0.1))
     tx = jaxclip.skip_spikes(jaxclip.skip_nonfinite(chain), window=6, min_history=2)
@@ -60,7 +60,7 @@ def _wait(process):
 
 
 @pytest.mark.slow
-def test_a_new_process_goes_on_to_the_same_bits(tmp_path):
+def test_resume_in_a_new_process_is_bit_exact(tmp_path):
     """Everything that remembers, guards around, spikes and NaN before and after the cut."""
     whole, first = _process("whole", tmp_path), _process("first", tmp_path)
     _wait(first)
@@ -76,7 +76,7 @@ def test_a_new_process_goes_on_to_the_same_bits(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_state_of_an_older_version(version):
+def test_state_of_an_older_version(version):
     """It is read, and the run goes on to what it came to then."""
     like = disk.params(), disk.transformation().init(disk.params())
     cut, want = (
@@ -90,7 +90,7 @@ def test_a_state_of_an_older_version(version):
         np.testing.assert_allclose(leaf, then, rtol=1e-4, atol=1e-6, err_msg=key)
 
 
-def test_there_are_older_states():
+def test_stored_states_include_0_1_0():
     assert "0.1.0" in VERSIONS
 
 
@@ -113,7 +113,7 @@ U = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
         ),
     ],
 )
-def test_a_window_of_another_length(make, where):
+def test_state_with_another_window_is_refused(make, where):
     """A ring of 6 would work as one of 6, or of no certain length, in a rule that says 8."""
     state = make(6).init(U)
     with pytest.raises(ValueError, match=rf"state of \w+ has shape \(6,\) at state\.{where}, .*8"):
@@ -121,7 +121,7 @@ def test_a_window_of_another_length(make, where):
     make(8).update(U, make(8).init(U))
 
 
-def test_a_state_for_other_parameters():
+def test_state_for_other_params_is_refused():
     tx = jaxclip.adagc()
     state = tx.init(U | {"c": jnp.ones(3)})
     with pytest.raises(ValueError, match=r"adagc has shape \(\) at state\.memory\[2\].mean, where"):
@@ -130,7 +130,7 @@ def test_a_state_for_other_parameters():
         tx.update(U, tx.init({"a": U["a"]}))
 
 
-def test_a_record_that_is_not_there():
+def test_state_without_record_is_refused():
     with pytest.raises(ValueError, match=r"clip has nothing at state\.norm"):
         jaxclip.clip(1.0, record=True).update(U, jaxclip.clip(1.0).init(U))
 
@@ -146,7 +146,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_state_of_another_rule(name):
+def test_state_of_another_rule_is_refused(name):
     """It would go on to tell the other rule's name."""
     others = [jaxclip.clip_by_global_norm(1.0).init(U), optax.adam(0.1).init(U), 3]
     for state in others:
@@ -154,7 +154,7 @@ def test_a_state_of_another_rule(name):
             OTHERS[name].update(U, state, U)
 
 
-def test_a_pickled_state_with_other_fields():
+def test_pickled_state_with_other_fields_is_refused():
     """As an older version might have written it."""
     rebuild, (base, rule, fields) = jaxclip.clip_by_norm(1.0).init(U).__reduce__()
 

@@ -9,6 +9,8 @@ import pytest
 import jaxclip
 from tests.support import registry
 
+U = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
+
 
 def _tree(**kwargs):
     return registry.build(registry.TREES["nested"], **kwargs)
@@ -82,3 +84,31 @@ def test_threshold_objects():
     whole = jaxclip.clip_by(jaxclip.thresholds.relative_to_params(0.1), scope="global")
     out, _ = whole.update(u, whole.init(p), p)
     np.testing.assert_allclose(out["w"], np.array([3.0, 4.0]) / 25.01**0.5, rtol=1e-6)
+
+
+TRACED = {
+    "window": (lambda v: jaxclip.autoclip(window=v), 3),
+    "ord": (lambda v: jaxclip.clip_by_norm(1.0, ord=v), 2.0),
+    "axis": (lambda v: jaxclip.clip_by_norm(1.0, axis=v), 0),
+}
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_traced_static_arguments_are_refused(name):
+    make, value = TRACED[name]
+    with pytest.raises(TypeError, match=rf"{name} is traced, but .*optax\.inject_hyperparams"):
+        jax.eval_shape(lambda v: make(v).init(U), value)
+
+
+@pytest.mark.relaxed  # Optax promotes
+def test_stable_adam_with_traced_b2():
+    tx = optax.inject_hyperparams(jaxclip.scale_by_stable_adam)(b2=0.75)
+    plain = jaxclip.scale_by_stable_adam(b2=0.75)
+    update, other_update = jax.jit(tx.update), jax.jit(plain.update)
+    state, other = tx.init(U), plain.init(U)
+    for factor in (1.0, 3.0, 2.0):
+        u = jax.tree.map(lambda x, f=factor: np.float32(f) * x, U)
+        got, state = update(u, state)
+        want, other = other_update(u, other)
+        for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-6)

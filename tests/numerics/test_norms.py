@@ -85,7 +85,7 @@ def test_float64_keeps_its_range(ord):
             np.testing.assert_allclose(out / k, o.norm(x, ord).item(), rtol=1e-15)
 
 
-def test_other_leaves_count_nothing():
+def test_non_float_leaves_count_nothing():
     w = jnp.array([3.0, 4.0])
     tree = {"w": w, "i": jnp.array([7]), "b": jnp.array([True]), "n": None, "e": jnp.zeros((0, 2)),
             "f": np.zeros(2, jax.dtypes.float0)}  # fmt: skip
@@ -224,7 +224,7 @@ def test_bad_order_type(ord):
         norms.global_norm(jnp.ones(2), ord)
 
 
-def test_how_the_tree_is_split_does_not_matter():
+def test_norm_does_not_depend_on_the_split():
     x = registry.build((12, 4))
     whole = float(norms.global_norm(x))
     for parts in ([x], list(x), {"a": x[:5], "b": {"c": x[5:]}}, list(x.ravel())):
@@ -234,7 +234,7 @@ def test_how_the_tree_is_split_does_not_matter():
 @pytest.mark.slow
 @by_ord
 @pytest.mark.parametrize("size", [1e25, 1e-25])
-def test_many_small_leaves_whose_squares_leave_the_range(ord, size):
+def test_many_leaves_whose_squares_leave_the_range(ord, size):
     """They are measured again in stacks of a type; a large one among them alone."""
     draw = np.random.default_rng(0)
     shapes = [(3,), (2, 3), (3,), (), (2, 3), (5000,), (1, 0)] * 4
@@ -246,7 +246,7 @@ def test_many_small_leaves_whose_squares_leave_the_range(ord, size):
 
 
 @pytest.mark.parametrize("ord", [3, 2.5, 1.1, 7.3, 10, 100])
-def test_other_orders_at_any_magnitude(ord):
+def test_other_orders_at_extreme_values(ord):
     """Within two units of the last place: neither a power nor a root may round its exponent."""
     draw = np.random.default_rng(0)
     measure = jax.jit(lambda x: norms.global_norm(x, ord))
@@ -256,6 +256,19 @@ def test_other_orders_at_any_magnitude(ord):
         np.testing.assert_allclose(float(measure(jnp.asarray(x))), want, rtol=2.4e-7)
 
 
-def test_an_exact_cube_root_is_exact():
+def test_exact_cube_roots():
     for power in (-40, -9, 0, 1, 2, 13, 30):
         assert float(norms.global_norm(jnp.full(8, 2.0**power), 3)) == 2 * 2.0**power
+
+
+def test_high_orders_of_tiny_float16():
+    """The sixth power of its smallest numbers is none of float32, that of its largest is."""
+    x = jnp.array([6e-8, 1.2e-7, -6e-8], jnp.float16)
+    for ord in (6, 7):
+        want = o.norm(x, ord).item()
+        np.testing.assert_allclose(norms.global_norm(x, ord), want, rtol=6e-7)
+
+
+def test_derivative_of_inf_norm_with_equal_largest_elements():
+    slope = jax.grad(lambda x: norms.global_norm(x, float("inf")))(jnp.array([2.0, -2.0, 1.0, 2.0]))
+    np.testing.assert_allclose(slope, np.array([1, -1, 0, 1]) / 3, rtol=1e-6)

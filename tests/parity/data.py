@@ -5,7 +5,10 @@ import pytest
 
 from tests.support import modes
 
-DTYPES = ["float16", "bfloat16", "float32", "float64"]
+DTYPES = [
+    pytest.param(d, marks=[] if d == "bfloat16" else pytest.mark.slow)
+    for d in ("float16", "bfloat16", "float32", "float64")
+]
 by_dtype = pytest.mark.parametrize("dtype", DTYPES)
 by_seed = pytest.mark.parametrize("seed", range(2))
 

@@ -41,7 +41,7 @@ CONSTRAINTS = {
 
 @pytest.mark.parametrize(("shape", "axis"), AXES)
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@data.by_dtype
 @data.by_seed
 def test_constraints(dtype, seed, constraint, shape, axis):
     keywords, rule, function, arguments = CONSTRAINTS[constraint]

@@ -78,6 +78,7 @@ def test_clip_grad_value(dtype, seed):
     ("shape", "dim", "axis"),
     [((6, 4), 1, 0), ((6, 4), 0, 1), ((2, 3, 4, 5), 3, None), ((5, 4, 2, 3), 0, (1, 2, 3))],
 )
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @data.by_seed
 def test_renorm(dtype, seed, shape, dim, axis):

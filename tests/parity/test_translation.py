@@ -93,6 +93,7 @@ def whatever(code, want, **names):
 pytestmark = [
     pytest.mark.skipif(not README.exists(), reason="the README is not beside the tests"),
     pytest.mark.relaxed,
+    pytest.mark.slow,
 ]
 
 

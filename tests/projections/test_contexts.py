@@ -18,6 +18,20 @@ from tests.support.weights import BY_NAME, PROJECTIONS
 
 CONTEXT_TREE = {"dense": {"bias": (3,), "kernel": (8, 3)}, "gain": ()}
 MAX = BY_NAME["max_norm"]
+SLOW_CONTEXTS = (contexts.eager, contexts.grad, contexts.apply_if_finite, contexts.chain,
+                 contexts.named_chain, contexts.equinox_model)  # fmt: skip
+by_projection = pytest.mark.parametrize(
+    "projection",
+    [pytest.param(q, id=q.name, marks=[] if q is MAX else pytest.mark.slow) for q in PROJECTIONS],
+)
+
+
+def _cases(which):
+    for context in which:
+        for q in PROJECTIONS:
+            slow = q is not MAX or context in SLOW_CONTEXTS
+            marks = [pytest.mark.slow] if slow else []
+            yield pytest.param(context, q, id=f"{context.__name__}-{q.name}", marks=marks)
 
 
 def check(context, projection):
@@ -34,15 +48,13 @@ def check(context, projection):
     assert seen
 
 
-@pytest.mark.parametrize("projection", PROJECTIONS, ids=str)
-@pytest.mark.parametrize("context", contexts.PLAIN, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(("context", "projection"), list(_cases(contexts.PLAIN)))
 def test_context(context, projection):
     check(context, projection)
 
 
 @pytest.mark.relaxed
-@pytest.mark.parametrize("projection", PROJECTIONS, ids=str)
-@pytest.mark.parametrize("context", contexts.MODELS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(("context", "projection"), list(_cases(contexts.MODELS)))
 def test_model(context, projection):
     """An `nnx.Optimizer`, a Linen `TrainState`, an Equinox model."""
 
@@ -60,7 +72,7 @@ def test_model(context, projection):
 # ---- several devices
 
 
-@pytest.mark.parametrize("projection", PROJECTIONS, ids=str)
+@by_projection
 @pytest.mark.parametrize("mesh", meshes.MESHES)
 def test_mesh(mesh, projection):
     """The kernel's rows are sharded: every unit is spread over the devices."""
@@ -70,7 +82,7 @@ def test_mesh(mesh, projection):
 @pytest.mark.slow
 @pytest.mark.parametrize("projection", PROJECTIONS, ids=str)
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
-def test_units_on_devices_of_their_own(axis_type, projection):
+def test_units_whole_on_their_device(axis_type, projection):
     mesh = jax.make_mesh((4,), ("x",), axis_types=(axis_type,), devices=jax.devices()[:4])
     specs = {"kernel": P(None, "x"), "conv": P(None, None, None, "x"), "bias": P("x")}
     shapes = {"kernel": (6, 8), "conv": (2, 2, 3, 4), "bias": (4,)}
@@ -127,7 +139,7 @@ def test_shard_map(spec, axis, axis_name, check):
     assert 0 < float(np.mean(sizes > 1.9)) < 1
 
 
-def test_elements_in_shard_map_need_no_word():
+def test_elements_in_shard_map_without_axis_name():
     p, u = registry.build((8, 4), scale=2), registry.build((8, 4), seed=1)
 
     def run(u, p):
@@ -143,7 +155,7 @@ def test_elements_in_shard_map_need_no_word():
     np.testing.assert_allclose(share, ((moved < -1.5) | (moved > 0.75)).mean(), rtol=1e-6)
 
 
-def test_what_shard_map_cannot_know():
+def test_shard_map_errors():
     p = {
         "kernel": registry.build((8, 4)),
         "head": registry.build((4, 4)),
@@ -222,7 +234,7 @@ def test_one_trace():
     assert float(state.threshold) == 3.0
 
 
-def test_a_replaced_optax_transformation_may_have_left_its_state():
+def test_state_of_a_replaced_optax_transformation():
     p = registry.build((6, 4), scale=3)
     for state in (None, optax.EmptyState()):
         updates, _ = jaxclip.project_max_norm(1.0).update(p * 0, state, p)

@@ -35,7 +35,7 @@ def test_odd_updates_and_bounds():
 
 
 @pytest.mark.slow
-def test_weights_that_are_not_finite_stay_as_they_are():
+def test_nonfinite_weights_stay_unchanged():
     """And so does their unit; the other units are projected."""
     bad = [jnp.nan, jnp.inf, -jnp.inf]
     p = {str(x): jnp.array([[x, 3.0], [9.0, 4.0]]) for x in bad}
@@ -55,7 +55,7 @@ def test_weights_that_are_not_finite_stay_as_they_are():
 
 
 @pytest.mark.slow
-def test_an_infinite_step_is_not_followed():
+def test_infinite_step():
     p = {"k": jnp.array([[1.0, 3.0], [2.0, 4.0]])}
     u = {"k": jnp.array([[jnp.inf, 1.0], [0.0, 1.0]])}
     out = apply(jaxclip.project_box(-2.0, 2.0), u, p)["k"]

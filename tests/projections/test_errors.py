@@ -69,7 +69,7 @@ def test_bounds_of_shapes_that_do_not_fit():
         apply(jaxclip.project_box(jnp.zeros(3), jnp.ones(4)), w, w)
 
 
-def test_no_norm_is_as_large_as_inf():
+def test_infinite_min_norm_is_refused():
     w = {"k": jnp.ones((2, 2))}
     inf = float("inf")
     for make in (
@@ -124,7 +124,7 @@ def test_bad_trees(projection):
         projection.make(1.0, mask={"w": "w"}).update(p, tx.init(p), p)
 
 
-def test_leaves_that_cannot_be_bounded():
+def test_complex_leaves_and_vectors_are_refused():
     complex_leaf = {"w": jnp.ones((3, 2), jnp.complex64)}
     for tx in (jaxclip.project_box(-1.0, 1.0), jaxclip.project_non_negative()):
         with pytest.raises(ValueError, match=r"\['w'\], of dtype complex64, cannot be bounded"):

@@ -151,7 +151,7 @@ def test_16_bit_parameters_get_a_float32_update(dtype):
 
 
 @pytest.mark.slow
-def test_a_bound_that_16_bits_cannot_write():
+def test_bound_that_16_bits_cannot_represent():
     """What is stored next to it counts as inside."""
     p = jnp.full((2, 3), 0.3, jnp.bfloat16)
     tx = jaxclip.project_box(-0.3, 0.3, record=True)
@@ -163,7 +163,7 @@ def test_a_bound_that_16_bits_cannot_write():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", SLOW[1]])
-def test_weights_stay_within_an_epsilon_whatever_is_added(dtype):
+def test_16_bit_weights_stay_within_one_eps(dtype):
     """Single weights, whose rounding nothing evens out, pushed at the limit by small steps."""
     steps, limits = 40, np.linspace(0.5, 4, 23)
     tx = jaxclip.project_max_norm(list(limits))

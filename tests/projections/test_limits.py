@@ -51,7 +51,7 @@ def test_limits():
 
 
 @pytest.mark.slow
-def test_a_traced_negative_limit_counts_as_zero():
+def test_traced_negative_limit_counts_as_zero():
     """A sign would flip otherwise."""
     p = {"k": jnp.array([[3.0, 0.0], [4.0, 0.0]])}
 
@@ -72,7 +72,7 @@ def test_a_traced_negative_limit_counts_as_zero():
 
 
 @pytest.mark.parametrize("high", [None, float("inf")])
-def test_a_traced_infinite_least_norm_cannot_be_reached(high):
+def test_traced_infinite_min_norm_changes_nothing(high):
     """Weights that have it to reach stay as they are; from a schedule too."""
     p = {"k": jnp.array([[3.0, 0.0], [4.0, 1e-3]])}
 
@@ -90,7 +90,7 @@ def test_a_traced_infinite_least_norm_cannot_be_reached(high):
         registry.assert_same_bits(out, p)
 
 
-def test_a_rate_of_nothing():
+def test_rate_of_zero():
     """Leaves every bit; a traced negative counts as 0, or units would go the other way."""
     p = {"k": registry.build((6, 4), scale=3)}
 

@@ -13,7 +13,10 @@ from jaxclip import functional
 from tests.support import oracles as o
 from tests.support import registry, weights
 
-pytestmark = pytest.mark.relaxed  # optax.apply_updates adds float32 to bfloat16
+pytestmark = [
+    pytest.mark.relaxed,  # optax.apply_updates adds float32 to bfloat16
+    pytest.mark.slow,
+]
 
 STEPS = 500
 # One layer for each set: how it is bound, the set as a function, what is bound by what.
@@ -110,8 +113,7 @@ def trained(request):
     return dtype, *jax.device_get(seen)
 
 
-@pytest.mark.slow
-def test_the_sets_hold_after_every_step(trained):
+def test_weights_are_in_their_sets_after_every_step(trained):
     """To one epsilon of the dtype, to two in float32, where the arithmetic rounds as well."""
     dtype, after, _, _ = trained
     near = registry.eps(dtype) * (2 if dtype == "float32" else 1)
@@ -125,7 +127,7 @@ def test_the_sets_hold_after_every_step(trained):
                 assert np.min(found) >= low - abs(low) * slack
 
 
-def test_every_set_was_at_work(trained):
+def test_every_projection_was_active(trained):
     dtype, after, values, recorded = trained
     assert values[-50:].mean() < 0.9 * values[:10].mean()
     for make, *_ in LAYERS.values():
@@ -138,7 +140,6 @@ def test_every_set_was_at_work(trained):
     assert {b.dtype for b in biases} == {np.dtype(dtype)}
 
 
-@pytest.mark.slow
 def test_weights_inside_come_back_bit_for_bit(trained):
     """What a step has brought inside, a projection of its own changes no more: 500 times.
 
@@ -157,9 +158,8 @@ def test_weights_inside_come_back_bit_for_bit(trained):
             assert (out[step] == kernels[name][step])[inside].all(), (name, step)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-def test_a_network_inside_trains_as_without_projection(dtype):
+def test_training_inside_the_sets_equals_training_without(dtype):
     """Bit for bit, all biases and kernels. XLA fuses each program in its own way, so that the
     gradient step, the projection and the addition are each compiled by themselves."""
     descend = optax.sgd(0.2, 0.9)

@@ -82,7 +82,7 @@ def poisoned(params, norms, inside):
 
 
 @pytest.mark.slow
-def test_flax_units_are_what_feeds_one_output(zoo):
+def test_flax_units_feed_one_output_each(zoo):
     graph, params = zoo
     norms = kernels(jaxclip.norms.unit_norms(params, axis=flax_units))
 

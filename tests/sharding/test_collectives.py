@@ -84,7 +84,7 @@ def test_one_all_reduce(name, leaves):
         assert _in_shard_map(RULES[name](), tree, _specs(tree), mesh) == ONE
 
 
-def test_leaves_sharded_over_different_axes_share_one():
+def test_one_all_reduce_for_leaves_sharded_over_different_axes():
     tree = {key: jnp.ones((8, 4)) for key in TWO_AXES}
     mesh, tx = _mesh((4, 2), ("data", "model")), jaxclip.clip_by_global_norm(1.0)
 
@@ -96,7 +96,7 @@ def test_leaves_sharded_over_different_axes_share_one():
 
 
 @pytest.mark.slow
-def test_the_norm_of_three_sums():
+def test_global_norm_over_six_devices():
     """Devices that are no power of two, and a part that is the same on some of them."""
     mesh = jax.make_mesh((3, 2), ("data", "model"), (AxisType.Auto,) * 2, devices=jax.devices()[:6])
     tree = {key: jnp.arange(24.0).reshape(6, 4) * (1 + i) for i, key in enumerate(TWO_AXES)}
@@ -115,7 +115,7 @@ def test_the_norm_of_three_sums():
             assert jnp.allclose(slope[key], x, rtol=1e-5, atol=1e-7)
 
 
-def test_the_count_sees_what_runs():
+def test_count_includes_loops_but_not_branches():
     """A collective in a branch is not counted, one in a loop is."""
     mesh = _mesh((8,), ("data",))
 

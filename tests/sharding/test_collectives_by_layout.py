@@ -57,7 +57,7 @@ def _of_20_leaves(tx):
     return _programs(tx, tree, specs, mesh())
 
 
-def test_what_one_all_reduce_sends():
+def test_one_all_reduce_sends_one_number_per_leaf():
     """10 float32 numbers under jit, one in shard_map; a second one, of one, waits in a branch."""
     for text, numbers in zip(_of_20_leaves(_global()), (10, 1), strict=True):
         assert collectives.of_text(text) == {"all-reduce": 1}

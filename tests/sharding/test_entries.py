@@ -13,6 +13,8 @@ from jax.sharding import PartitionSpec as P
 import jaxclip
 from jaxclip import functional, norms
 from tests.support import learned, registry
+from tests.support import oracles as o
+from tests.support.contexts import once
 
 MESH_AXES = ("data", "model")
 SPECS = {"a": P("data"), "b": P(None, "model"), "c": P("data", "model"), "d": P()}
@@ -72,7 +74,7 @@ ENTRIES = {
 
 
 @pytest.mark.relaxed
-def test_a_replicated_leaf_declared_sharded():
+def test_replicated_leaf_declared_sharded():
     """Sharded over one axis, and declared sharded over the other, or over both."""
     tree = {"fine": jnp.ones((8, 4)), "k": jnp.ones((8, 4))}
     specs = {"fine": P("data", "model"), "k": P(None, "model")}
@@ -134,7 +136,7 @@ def test_functions_of_units_in_shard_map(check):
             np.testing.assert_allclose(got, UNIT_FUNCTIONS[name](w, axis=axis), rtol=1e-6)
 
 
-def test_functions_of_leaves_where_the_axis_must_be_named():
+def test_functions_of_leaves_with_axis_name():
     w = registry.build((8, 4))
 
     def run(w, **k):
@@ -159,7 +161,7 @@ def test_functions_of_leaves_where_the_axis_must_be_named():
 
 
 @pytest.mark.relaxed
-def test_more_elements_than_an_int32_counts():
+def test_leaf_with_2_to_the_40_elements():
     tree = {"w": jax.ShapeDtypeStruct((2**20, 2**20), jnp.float32)}
     for entry, run in ENTRIES.items():
         try:
@@ -169,3 +171,12 @@ def test_more_elements_than_an_int32_counts():
             raise
     element = functools.partial(jaxclip.clip_by_value, -1.0, 1.0, record=True)
     jax.eval_shape(_updated(element), tree)
+
+
+def test_unit_scope_with_sharded_vector():
+    """Nothing has to be named for it: it is spread over the devices, whatever its axes."""
+    mesh = jax.make_mesh((4,), ("x",), (AxisType.Auto,), devices=jax.devices()[:4])
+    u = jnp.arange(1.0, 9.0)
+    tx = jaxclip.clip_by(1.0, scope="unit")
+    run = jax.shard_map(lambda u: once(tx, u)[0], mesh=mesh, in_specs=P("x"), out_specs=P("x"))
+    np.testing.assert_allclose(o.norm(jax.jit(run)(u)), [1.0], rtol=1e-6)

@@ -144,7 +144,7 @@ def _clip(gradients, limit=LIMIT, **keywords):
     return updates, state.norm
 
 
-def test_the_mean_of_clipped_gradients_is_not_the_clipped_mean():
+def test_mean_of_clipped_gradients_is_not_the_clipped_mean():
     gradients = jnp.array([3.0, -1.0])
 
     def run(g):
@@ -155,7 +155,7 @@ def test_the_mean_of_clipped_gradients_is_not_the_clipped_mean():
     np.testing.assert_array_equal(mean, [1, 1])
 
 
-def test_n_times_too_large_is_hidden_where_it_is_clipped(given):
+def test_clipping_hides_gradients_n_times_too_large(given):
     """And shows in the norm; below the threshold it shows in the step."""
     right, _ = _right_and_own(given)
     right = jax.tree.map(jnp.float32, right)
@@ -170,7 +170,7 @@ def test_n_times_too_large_is_hidden_where_it_is_clipped(given):
     close(once, right)
 
 
-def test_an_axis_named_for_replicated_gradients(given):
+def test_axis_name_for_replicated_gradients(given):
     """The norm is the root of n too large; checked shard_map refuses."""
 
     def run(axis_name):
@@ -184,7 +184,7 @@ def test_an_axis_named_for_replicated_gradients(given):
         _each_device("checked", named, given)
 
 
-def test_no_axis_named_for_sharded_leaves(given):
+def test_no_axis_name_for_sharded_leaves(given):
     """Unchecked, every device clips by its own norm, and the direction changes."""
     whole, _ = _right_and_own(given)
     gradient = np.float32(whole["w"])
@@ -200,7 +200,7 @@ def test_no_axis_named_for_sharded_leaves(given):
     assert factors.max() / factors.min() > 1.1
 
 
-def test_a_guard_that_is_given_its_own_loss():
+def test_guard_with_the_loss_of_one_device():
     """Unchecked, one device alone skips; checked, the guard averages, and all do."""
     tx = jaxclip.skip_nonfinite(optax.identity())
 

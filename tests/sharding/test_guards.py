@@ -1,7 +1,4 @@
-"""Row 11 of what the peers get wrong: a NaN on one shard skips the step on every device.
-
-And what learned thresholds remember is the same everywhere.
-"""
+"""Guards on several devices: a NaN on one shard skips the step on every device."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +32,7 @@ def _good():
 
 
 @by_guard
-def test_row_11_one_bad_shard(guard):
+def test_nan_on_one_shard(guard):
     """With replication checking: that the counts leave as replicated is proof that all agree."""
     tx = GUARDS[guard](optax.trace(0.5))
 
@@ -61,7 +58,7 @@ def test_row_11_one_bad_shard(guard):
 
 
 @by_guard
-def test_row_11_where_the_axis_must_be_named(guard):
+def test_nan_on_one_shard_with_axis_name(guard):
     """shard_map without replication checking, and pmap."""
     tx = GUARDS[guard](optax.trace(0.5), axis_name="x")
 
@@ -80,8 +77,8 @@ def test_row_11_where_the_axis_must_be_named(guard):
     assert guards.is_zero(out)
 
 
-def test_row_11_optax():
-    """What the row is about: each device of `apply_if_finite` decides for itself."""
+def test_apply_if_finite_decides_per_device():
+    """The reason for the guard: without it each device decides for itself."""
     tx = optax.apply_if_finite(optax.identity(), 3)
 
     def step(kernel):
@@ -94,7 +91,7 @@ def test_row_11_optax():
 
 
 @pytest.mark.slow
-def test_a_loss_that_differs_between_devices():
+def test_loss_that_differs_between_devices():
     """Averaged first: one device's NaN is everyone's, and one device's spike a part of the mean."""
     spikes = jaxclip.skip_spikes(optax.identity(), sigma=3.0, window=8, min_history=4)
     rules = {"skip_nonfinite": jaxclip.skip_nonfinite(optax.identity()), "skip_spikes": spikes}

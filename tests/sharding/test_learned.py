@@ -70,7 +70,7 @@ def test_sharded_and_replicated_leaves():
 
 
 @pytest.mark.slow
-def test_where_the_axis_must_be_named():
+def test_axis_name():
     """Without checking, and in pmap: every device's memory, side by side."""
     kernel = {"kernel": _stacked()["kernel"]}
     one = jax.jit(_run(["global"]))(kernel)

@@ -24,7 +24,7 @@ RECORDING = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bad", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_records_where_the_axis_must_be_named(bad):
+def test_records_with_axis_name(bad):
     """Every device's record is that of all, in shard_map without checking, pmap and vmap."""
     u, p = registry.build((8, 4)), registry.build((8, 4), seed=1) / 4
     u = u.at[5, 1].set(jnp.nan if bad else 9.0)
@@ -59,7 +59,7 @@ def test_records_where_the_axis_must_be_named(bad):
 @pytest.mark.parametrize(
     "kind", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.slow)], ids=str
 )
-def test_a_nan_on_one_device_is_seen_on_all(kind):
+def test_nan_on_one_device_is_seen_on_all(kind):
     """XLA's own maximum of a sharded array loses it on CPUs."""
     names = {"inf": float("inf"), "3": 3, "1": 1, "2": 2}
 

@@ -171,7 +171,7 @@ def _pruned(kept, specs, is_tree):
 
 
 @pytest.mark.parametrize("name", _rules(WHOLE | ELEMENTS))
-def test_where_the_axes_must_be_named(name):
+def test_axis_name(name):
     """shard_map without checking, over both axes; pmap and vmap over one: all states agree."""
     p, u = _trees("c")
     named = functools.partial(_steps, ALL[name](axis_name=AXES))

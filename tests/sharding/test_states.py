@@ -22,7 +22,7 @@ def _mesh(kind=AxisType.Auto):
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", ["unit", "element"])
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-def test_the_state_of_units_is_a_type_fixed_point(kind, scope):
+def test_state_of_units_is_a_type_fixed_point(kind, scope):
     """In a scan, and donated: sharded as the norms are. The numbers are those of one device."""
     keys = SPECS if scope == "unit" else "c"
     u = {key: registry.build((8, 4), seed=i) for i, key in enumerate(keys)}
@@ -50,7 +50,7 @@ def test_the_state_of_units_is_a_type_fixed_point(kind, scope):
 
 
 @pytest.mark.slow
-def test_the_state_of_units_varies_in_shard_map():
+def test_state_of_units_varies_in_shard_map():
     """Each device has units of its own; a scan wants to be told so from the first state on."""
     u, tx = registry.build((8, 4)), learned.together(scope="unit", axis=1, axis_name=())
     whole = learned.together(scope="unit", axis=1)

@@ -1,7 +1,7 @@
 """A run with everything that remembers, to be cut in two by a state on disk.
 
-`python -m tests.support.disk PART FOLDER` with PART `whole`, `first` or `rest` runs all steps, those
-up to the checkpoint, or those after it, and writes the final state to FOLDER/PART.npz.
+`python -m tests.support.disk PART FOLDER` with PART `whole`, `first` or `rest` runs all steps,
+those up to the checkpoint, or those after it, and writes the final state to FOLDER/PART.npz.
 
 With PART `keep` it writes what a later version must be able to read, to be committed with a new
 version: FOLDER/VERSION-cut.msgpack, the state at the cut, and FOLDER/VERSION-end.msgpack.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxclip
 from tests.support import oracles as o
@@ -94,6 +95,18 @@ NORM_RULES = [r for r in RULES if r.kind != "value" and (r.named or r.name in _E
 EDGE_RULES = [r for r in RULES if r.named or r.name in _EDGES]
 NAMED = [r for r in RULES if r.named]
 SHARDABLE = [r for r in RULES if r.kind in ("global", "leaf")]  # one norm may span the shards
+
+# In every run: a rule of single elements, one of a whole tree, one of units, with parameters.
+# The others differ from one of these in the norm, the scope or the bounds alone.
+PLAIN = ("clip", "clip_by_global_norm", "adaptive_grad_clip")
+
+
+def by_rule(rules, plain=PLAIN):
+    """A test of each rule, slow but for a few: an update takes half a second to compile."""
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize(
+        "rule", [pytest.param(r, id=r.name, marks=[] if r.name in plain else slow) for r in rules]
+    )
 
 
 def rule(name):

@@ -9,12 +9,10 @@ import pytest
 import jaxclip
 from tests.support import contexts, modes, registry
 from tests.support import oracles as o
-from tests.support.contexts import case, together
+from tests.support.contexts import case, once, together
 from tests.support.registry import EDGE_RULES, RULES
 
-by_rule = pytest.mark.parametrize(
-    "rule", [r for r in EDGE_RULES if r.name != "clip_by_value"], ids=str
-)
+by_rule = registry.by_rule([r for r in EDGE_RULES if r.name != "clip_by_value"])
 LEAF_RULES = [r for r in RULES if r.kind == "leaf"]
 
 
@@ -131,7 +129,7 @@ UPDATES = {
 }
 
 
-@pytest.mark.parametrize("rule", [r for r in LEAF_RULES if not r.params], ids=str)
+@registry.by_rule([r for r in LEAF_RULES if not r.params])
 def test_prefix_tree(rule):
     limits = {"dense": 0.5, "gain": jnp.float32(1.5)}
     out = contexts.step(rule, limits)(UPDATES, None)
@@ -167,14 +165,14 @@ def _once(tx, u):
     return tx.update(u, tx.init(u))
 
 
-def test_a_tree_that_is_no_prefix():
+def test_tree_that_is_no_prefix():
     for bad in ({"dense": 1.0}, {"dense": 1.0, "gain": 1.0, "more": 1.0}, [1.0, 2.0]):
         tx = jaxclip.clip_by_norm(bad)
         with pytest.raises(ValueError, match="max_norm"):
             _once(tx, UPDATES)
 
 
-def test_a_tree_where_there_is_one_norm():
+def test_tree_of_thresholds_for_one_norm():
     with pytest.raises((ValueError, TypeError), match="max_norm="):
         jaxclip.clip_by_global_norm({"dense": 1.0, "gain": 2.0})
 
@@ -218,14 +216,22 @@ def test_thresholds_may_not_enlarge(bad):
             _once(jaxclip.clip_by_value(-limit, limit), u)
 
 
-def test_an_array_is_no_threshold_of_a_leaf():
+def test_array_for_a_leaf_is_refused():
     u = {"kernel": jnp.ones((2, 3))}
     with pytest.raises(ValueError, match="max_norm"):
         _once(jaxclip.clip_by_norm(jnp.ones(3)), u)
 
 
-def test_schedule_of_a_wrong_shape():
+def test_schedule_of_wrong_shape():
     u = {"kernel": jnp.ones((2, 3))}
     tx = jaxclip.clip_by_global_norm(lambda count: jnp.ones(2))
     with pytest.raises(ValueError, match="max_norm"):
         _once(tx, u)
+
+
+def test_relative_threshold_with_params_beyond_float32_max():
+    p, u = jnp.full((4,), 3e38), jnp.array([3e36, 4e36, 0.0, 0.0])
+    rule = jaxclip.clip_by(jaxclip.thresholds.relative_to_params(0.001), scope="leaf")
+    out, state = jax.jit(lambda u, p: once(rule, u, p))(u, p)
+    np.testing.assert_allclose(state.threshold, 6e35, rtol=1e-6)
+    np.testing.assert_allclose(out, np.asarray(u, np.float64) * (6e35 / 5e36), rtol=1e-6)

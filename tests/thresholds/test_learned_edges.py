@@ -9,6 +9,7 @@ import pytest
 import jaxclip
 from jaxclip import thresholds
 from tests.support import contexts, learned, modes, registry
+from tests.support.contexts import once, one_by_one
 from tests.support.learned import RULES
 
 NAN = float("nan")
@@ -19,7 +20,7 @@ def _row(stacked, i):
 
 
 @pytest.mark.slow
-def test_no_leaf_is_frozen():
+def test_leaves_recover_from_a_zero_warmup():
     """Gradients that were 0, or next to 0, for the whole warm-up and then are 1: after some time
     their updates are of the size of the gradients again.
     """
@@ -134,7 +135,7 @@ def test_policies():
 
 
 @pytest.mark.parametrize("ord", [2, 1, "rms"])
-def test_the_warm_up_of_adagc_beside_a_leaf_that_is_not_finite(ord):
+def test_adagc_warmup_with_a_nonfinite_leaf(ord):
     """The norm of the tree is then that of the other leaves."""
     u = {"a": jnp.array([30.0, 40.0]), "b": jnp.array([1.0, NAN]), "c": jnp.array([120.0])}
     tx = jaxclip.adagc(warmup_norm=1.0, ord=ord)
@@ -148,7 +149,7 @@ def test_the_warm_up_of_adagc_beside_a_leaf_that_is_not_finite(ord):
     assert int(state.nonfinite_count) == 1
 
 
-def test_a_traced_warm_up_of_nothing():
+def test_traced_warmup_steps_of_0():
     """It lasts for one norm nevertheless, or that would be held at an average of none: at zero."""
     rule = optax.inject_hyperparams(jaxclip.zclip)(warmup_steps=0, max_norm=None)
     u = jnp.array([3.0])
@@ -158,7 +159,7 @@ def test_a_traced_warm_up_of_nothing():
 
 @pytest.mark.slow
 @pytest.mark.relaxed  # the averages' alpha is in the state of Optax, strongly typed
-def test_a_traced_restart_after_nothing():
+def test_traced_restart_after_of_0():
     """After one spike at the earliest, or every norm would begin a warm-up."""
     u = jnp.array([3.0])
     settings = {"warmup_steps": 2, "max_norm": None}
@@ -185,7 +186,7 @@ def test_a_norm_that_is_known():
     assert float(state.norm) == 8.0
 
 
-def test_float64_updates_and_a_state_of_float32():
+def test_float64_updates_with_float32_state():
     """What is within a threshold that is kept in float32 comes back bit for bit."""
     rng = np.random.default_rng(0)
     with modes.x64():
@@ -198,3 +199,55 @@ def test_float64_updates_and_a_state_of_float32():
                 out, state = update(u, state)
                 registry.assert_same_bits(out, u)
             assert int(state.clipped_count) == 0
+
+
+def _last(tx, factors, unit):
+    """The update after some of these sizes."""
+    state = tx.init(unit)
+    for factor in factors:
+        out, state = tx.update(factor * unit, state)
+    return out
+
+
+def test_zclip_eps_in_the_quotient():
+    out = _last(jaxclip.zclip(max_norm=1e-6), [1e-5], jnp.array([0.6, 0.8]))
+    np.testing.assert_allclose(out, np.array([0.6, 0.8]) * 1e-5 / 11, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e25, 1e-25])
+def test_history_of_extreme_norms(size):
+    """No square leaves the range of float32."""
+    rule = jaxclip.clip_by_history(window=4, min_history=2)
+    out = _last(rule, [1.0, 3.0, 100.0], jnp.array([size], jnp.float32))
+    np.testing.assert_allclose(np.float64(out) / size, [5.0], rtol=1e-5)
+
+
+def test_derivative_treats_memory_as_constant():
+    """So that a longer update, clipped to the same norm, is no other one."""
+    rule, u = jaxclip.autoclip(50.0, window=4), jnp.array([3.0, 4.0])
+    _, state = once(rule, u / 5)
+    out, change = jax.jvp(lambda u: rule.update(u, state)[0], (u,), (u,))
+    np.testing.assert_allclose(out, [1.8, 2.4], rtol=1e-6)  # the median of 1 and 5
+    np.testing.assert_allclose(change, [0.0, 0.0], atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("large", [2e38, 3e38])
+def test_window_with_a_norm_near_float32_max(large):
+    """Its reciprocal is no normal number: mean and deviation were 0, and everything was clipped."""
+    tx = jaxclip.clip_by_history(window=4, min_history=2)
+    outs, _ = one_by_one(tx, [1.0, 1.0, large, 1.0, 1.0, 1.0, 1.0, 1.0])
+    assert outs[:2] + outs[3:] == [1.0] * 7
+    guard = jaxclip.skip_spikes(optax.identity(), window=4, min_history=2)
+    _, state = one_by_one(guard, [1.0, 1.0, large, 1.0, 1.0, 1.0, 1.0])
+    assert int(state.skipped_count) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("large", [8e37, 2e38, 3.4e38])
+def test_adagc_warmup_with_a_norm_near_float32_max(large):
+    outs, _ = one_by_one(jaxclip.adagc(warmup_steps=3), [0.5, large, 0.5, 0.5, 0.5])
+    np.testing.assert_allclose(outs, [0.5, 1.0, 0.5, 0.5, 0.5], rtol=1e-6)
+    u = [jnp.array([3e38]), jnp.array([3e38])]
+    out, _ = once(jaxclip.adagc(), u)
+    assert 0.5 < float(out[0][0]) <= 1.0  # the norm of both is beyond float32
