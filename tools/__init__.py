@@ -1,0 +1,1 @@
+"""Tools for developers of jaxclip; the distributions do not contain them."""

@@ -1,0 +1,23 @@
+"""The table of mutants, by module and function; one file for each package of jaxclip.
+
+A row is `(fault, old, new, tests)`: see `tools.mutants.mutant.Mutant`.
+"""
+
+from tools.mutants.mutant import Mutant
+from tools.mutants.table import (
+    core,
+    diagnosis,
+    numerics,
+    projections,
+    surface,
+    thresholds,
+    transforms,
+)
+
+MUTANTS = [
+    Mutant(module, function, *row)
+    for part in (numerics, core, thresholds, transforms, projections, diagnosis, surface)
+    for module, functions in part.CHANGES.items()
+    for function, rows in functions.items()
+    for row in rows
+]
