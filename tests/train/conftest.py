@@ -1,4 +1,4 @@
-"""Small data for the training program's tests: none reaches the network or a user's cache."""
+"""Small data for the training program's tests, without network and without the user's cache."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ WITHOUT_TENSORFLOW = """
             if name.split(".")[0] == "tensorflow":
                 return importlib.machinery.ModuleSpec(name, self)
         def create_module(self, spec):
-            raise ImportError("tensorflow was asked for")
+            raise ImportError("tensorflow was imported")
         def exec_module(self, module):
             raise AssertionError
 
@@ -49,7 +49,7 @@ WITHOUT_TENSORFLOW = """
 
 
 def read_without_tensorflow(folder, cache):
-    """Reads a folder in a process that cannot import TensorFlow, and has no warnings to spare."""
+    """Reads a folder in a process that cannot import TensorFlow and treats warnings as errors."""
     code = textwrap.dedent(WITHOUT_TENSORFLOW)
     command = [sys.executable, "-W", "error", "-c", code, str(folder)]
     environment = os.environ | {"JAXCLIP_CACHE": str(cache)}
@@ -58,7 +58,7 @@ def read_without_tensorflow(folder, cache):
 
 @pytest.fixture(scope="session")
 def first_read(mnist_folder, session_cache):
-    """The process that read the originals first, and so prepared them."""
+    """The result of the first process that read the original files, and so prepared them."""
     return read_without_tensorflow(mnist_folder, session_cache)
 
 
@@ -113,7 +113,7 @@ def made_up_image(i):
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
-    """A folder prepared by tensorflow-datasets; what is prepared lies in mnist/3.0.1 below it."""
+    """A folder prepared by tensorflow-datasets, with the data set in mnist/3.0.1."""
     folder = tmp_path_factory.mktemp("prepared")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(tfds_mnist.BUILDERS, "mnist", _FewExamples)

@@ -1,4 +1,4 @@
-"""Small runs of the program in a folder, and what they leave there; for several files of tests."""
+"""Small runs of the program, and readers of their output folders."""
 
 import json
 
@@ -11,7 +11,7 @@ from jaxclip.train.recording import checkpoints
 from jaxclip.train.training import loop
 
 SMALL = ["--dataset", "digits", "--sizes", "8", "--batch-size", "512"]
-# All that has a memory: moments, averages, a learned threshold, a guard, random numbers, an order.
+# All kinds of state: moments, averages, a learned threshold, a guard, random numbers, an order.
 REMEMBERING = [
     *("train", "value-clip", "--dataset", "digits", "--sizes", "8,8", "--batch-size", "256"),
     *("--optimizer", "adam", "--clip", "autoclip=50,window=8", "--batch-norm"),
@@ -22,7 +22,7 @@ REMEMBERING = [
 
 
 def strictly(line):
-    """Parses JSON as the standard has it: without NaN and Infinity."""
+    """Parses strict JSON, without NaN and Infinity."""
 
     def refuse(word):
         raise AssertionError(f"{word} is not JSON")
@@ -53,19 +53,19 @@ def last_state(folder):
 
 
 def assert_same_end(one, other):
-    """Bit for bit the same state, records (however often some were written) and figures."""
+    """Asserts equal states, records and scores, bit for bit; a step may have several records."""
     (first, at), (second, also) = last_state(one), last_state(other)
     assert at == also
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert value.tobytes() == second[name].tobytes(), name
-    assert told(one) == told(other)
+    assert last_records(one) == last_records(other)
     same = ("test_accuracy", "test_loss", "train_loss", "epochs", "findings", "status")
     assert {k: summary(one)[k] for k in same} == {k: summary(other)[k] for k in same}
 
 
-def told(folder):
-    """What the records of steps and epochs say, each once, without the time it took."""
+def last_records(folder):
+    """The last record of each step and epoch, without durations."""
     last = {}
     for line in records(folder):
         if line["kind"] in ("step", "epoch"):
@@ -75,6 +75,6 @@ def told(folder):
 
 
 def records_that_parse(folder):
-    """The records of a run that may have been killed while it wrote the last one."""
+    """The complete records of a run that may have been killed while writing."""
     whole, _, _ = (folder / "metrics.jsonl").read_text().rpartition("\n")
     return [strictly(line) for line in whole.splitlines()]

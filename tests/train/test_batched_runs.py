@@ -1,4 +1,4 @@
-"""Runs that share a program are the runs they would be alone; which do, and when at once."""
+"""Runs that share a program equal the same runs trained alone; which runs share one."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from jaxclip.train.training import batched_runs, loop, optimizer
 BASE = presets.get("explode").override(
     {"sizes": (6,), "batch_size": 16, "epochs": 2, "shuffle": True, "loss": "cross_entropy"}
 )
-# Rates and thresholds that a run of another one would tell, each in one program with the others.
+# Rates and thresholds far enough apart that a run with another one's numbers would differ.
 DIFFERENT = (
     {"learning_rate": 0.5, "clip": ("global_norm=0.05",)},
     {"learning_rate": 0.5, "clip": ("global_norm=0.4",)},
@@ -79,7 +79,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("changes", "common"), CASES)
-def test_each_run_is_the_one_it_would_be_alone(changes, common, few_digits):
+def test_each_run_equals_the_run_trained_alone(changes, common, few_digits):
     configs = [config(**common | own) for own in changes]
     assert batched_runs.groups(configs) == [list(range(len(configs)))]
     wanted = [alone(c, few_digits) for c in configs]
@@ -94,8 +94,8 @@ def test_each_run_is_the_one_it_would_be_alone(changes, common, few_digits):
 
 
 @pytest.mark.parametrize("steps", [5, 7, 1000, 22_000])
-def test_a_polynomial_schedule_ends_and_stays(steps):
-    """In a compiled program `1 - n / n` can be a little below 0, and has no power of 0.9."""
+def test_polynomial_schedule_is_constant_after_its_end(steps):
+    """A compiled `1 - n / n` can be slightly below 0, whose power of 0.9 is NaN."""
     own = {"schedule": "polynomial", "end_learning_rate": 0.01, "power": 0.9, "decay_steps": steps}
     rate = optimizer.schedule(config(**own, learning_rate=0.5), 1)
     at = np.array([0, 1, steps - 1, steps, steps + 1, 10 * steps], np.int32)
@@ -130,7 +130,7 @@ def test_which_runs_share_a_program():
 
 @pytest.mark.slow
 def test_one_program_for_a_group(few_digits, monkeypatch):
-    """In turn, the epoch is traced once for all runs; at once as well."""
+    """The epoch is traced once for all runs."""
     traced, scan = [], loop.scan
 
     def counted(*arguments):
@@ -147,8 +147,8 @@ def test_one_program_for_a_group(few_digits, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("at_once", [False, True])
-def test_a_lost_run_does_not_disturb_the_others(at_once, few_digits):
-    """The middle one of three ends with its first epoch, named as it is when alone."""
+def test_a_lost_run_does_not_affect_the_others(at_once, few_digits):
+    """The second of three runs ends with its first epoch, and its failure names the step."""
     rates = (0.1, 1e30, 0.2)
     configs = [config(clip=("global_norm=0.1",), learning_rate=rate) for rate in rates]
     first, lost, last = shared(configs, few_digits, at_once=at_once)
@@ -163,22 +163,22 @@ def test_a_lost_run_does_not_disturb_the_others(at_once, few_digits):
 
 
 @pytest.mark.slow
-def test_when_all_are_lost_nothing_more_is_trained(few_digits, monkeypatch):
+def test_training_stops_when_all_runs_are_lost(few_digits, monkeypatch):
     asked, original = [], loop.batch_indices
 
-    def told(config, count, epoch):
+    def counted(config, count, epoch):
         asked.append(epoch)
         return original(config, count, epoch)
 
-    monkeypatch.setattr(loop, "batch_indices", told)
+    monkeypatch.setattr(loop, "batch_indices", counted)
     configs = [config(learning_rate=rate, epochs=5) for rate in (1e30, 1e31)]
     assert [len(run) for run in shared(configs, few_digits, at_once=True)] == [1, 1]
     assert asked == [0, 0]
 
 
 @pytest.mark.slow
-def test_a_step_that_a_guard_skipped_is_no_loss_of_the_run(few_digits, tmp_path):
-    """A NaN in the second batch of the first epoch, and of the second."""
+def test_a_skipped_step_does_not_lose_the_run(few_digits, tmp_path):
+    """The second batch of each epoch holds a NaN."""
     from rich.console import Console
 
     images = few_digits.train_images.copy()
@@ -186,9 +186,9 @@ def test_a_step_that_a_guard_skipped_is_no_loss_of_the_run(few_digits, tmp_path)
     own = {"shuffle": False, "guard": ("skip_nonfinite",)}
     variants = compare.variants(config(**own), {"guard": [("skip_nonfinite",), ()]})
     data = few_digits._replace(train_images=images)
-    told = compare.run(variants, data, str(tmp_path), Console(), at_once=False)
-    assert [row["lost_at_step"] for row in told["rows"]] == [[None], [1]]
-    assert [len(row["test_accuracy"]) for row in told["rows"]] == [1, 0]
+    content = compare.run(variants, data, str(tmp_path), Console(), at_once=False)
+    assert [row["lost_at_step"] for row in content["rows"]] == [[None], [1]]
+    assert [len(row["test_accuracy"]) for row in content["rows"]] == [1, 0]
 
 
 def test_at_once_is_faster_for_small_networks_on_a_cpu(few_digits, monkeypatch):

@@ -1,4 +1,4 @@
-"""The command line: what it writes, and one clear line for every mistake."""
+"""The command line: the files it writes, and errors in one line."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ from tests.train.runs import records, strictly, summary
 SMALL = ["--dataset", "digits", "--sizes", "8", "--batch-size", "512", "--epochs", "2"]
 
 
-MISTAKES = [
+ERRORS = [
     ([], "COMMAND"),
     (["trian"], "'trian'"),
     (["train"], "PRESET"),
@@ -78,8 +78,8 @@ MISTAKES = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
-def test_mistakes_are_one_line(arguments, message, capsys, tmp_path):
+@pytest.mark.parametrize(("arguments", "message"), ERRORS)
+def test_errors_are_one_line(arguments, message, capsys, tmp_path):
     assert cli.main(arguments) == 2
     said = capsys.readouterr().err
     assert said.startswith("jaxclip: error: ")
@@ -89,7 +89,7 @@ def test_mistakes_are_one_line(arguments, message, capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_mistake_from_the_shell():
+def test_error_in_a_shell():
     command = [sys.executable, "-m", "jaxclip", "train", "explode", "--clip", "global_norm=-1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -100,7 +100,7 @@ def test_mistake_from_the_shell():
 
 
 @pytest.mark.slow
-def test_missing_extra_says_what_to_install():
+def test_missing_extra_names_the_package_to_install():
     code = (
         "import sys; sys.modules['flax'] = None; from jaxclip.train import cli; cli.main(['demo'])"
     )
@@ -111,7 +111,7 @@ def test_missing_extra_says_what_to_install():
 
 
 @pytest.mark.slow
-def test_train_writes_everything_and_appends(tmp_path, capsys):
+def test_train_writes_all_files_and_appends_to_metrics(tmp_path, capsys):
     out = tmp_path / "out"
     command = ["train", "explode", *SMALL, "--out", str(out)]
     command += ["--project", "max_norm=0.2,axis=1,layers=hidden"]
@@ -148,7 +148,7 @@ def test_train_writes_everything_and_appends(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_default_folder_and_report_of_losses(capsys, tmp_path):
+def test_default_folder_and_printed_losses(capsys, tmp_path):
     assert cli.main(["train", "forward", *SMALL, "--epochs", "1", "--log-every", "1"]) == 0
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("epoch 0: "))
     losses = [float(x) for x in line.removeprefix("epoch 0: ").split(" | ")[0].split()]
@@ -157,7 +157,7 @@ def test_default_folder_and_report_of_losses(capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_non_finite_loss_ends_the_run_with_code_one(tmp_path, capsys):
+def test_non_finite_loss_exits_with_code_1(tmp_path, capsys):
     command = ["train", "explode", *SMALL, "--clip", "none", "--learning-rate", "1e30"]
     assert cli.main([*command, "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
@@ -171,7 +171,7 @@ def test_non_finite_loss_ends_the_run_with_code_one(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_interrupt_keeps_what_was_written(tmp_path, monkeypatch, capsys):
+def test_interrupt_keeps_written_files(tmp_path, monkeypatch, capsys):
     original = loop.batch_indices
 
     def interrupted(config, count, epoch):
@@ -187,7 +187,7 @@ def test_interrupt_keeps_what_was_written(tmp_path, monkeypatch, capsys):
     assert summary(tmp_path)["epochs"] == 1
 
 
-def test_presets_shows_every_hyper_parameter(capsys, monkeypatch):
+def test_presets_prints_every_hyper_parameter(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")
     assert cli.main(["presets"]) == 0
     said = capsys.readouterr().out
@@ -197,7 +197,7 @@ def test_presets_shows_every_hyper_parameter(capsys, monkeypatch):
         assert value in said
 
 
-def test_presets_are_the_tutorials():
+def test_presets_have_the_tutorials_settings():
     rows = {
         "explode": ((512, 256), "relu", "truncated_normal", "mse", "sgd", 0.1, 256, 30, False),
         "forward": ((256, 128), "relu", "truncated_normal", "mse", "sgd", 1e-3, 128, 10, False),
@@ -212,7 +212,7 @@ def test_presets_are_the_tutorials():
     assert presets.get("explode").init_std == presets.get("forward").init_std == 0.1
 
 
-def test_every_flag_reaches_its_field():
+def test_every_flag_sets_its_field():
     given = {
         "sizes": (3, 2),
         "dataset": "digits",
@@ -274,7 +274,7 @@ def test_strict_json(value, text):
     assert json.dumps(strict_json.plain(value), allow_nan=False) == text
 
 
-def test_float32_survives_the_record():
+def test_float32_round_trips():
     values = np.random.default_rng(0).normal(size=1000).astype(np.float32)
     read = json.loads(json.dumps(strict_json.plain(values)))
     np.testing.assert_array_equal(np.asarray(read, np.float32), values)

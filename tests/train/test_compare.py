@@ -1,4 +1,4 @@
-"""`jaxclip compare`: which runs are made of a command line, what is written, what is refused."""
+"""`jaxclip compare`: the runs of a command line, the files written, and errors."""
 
 import dataclasses
 import shutil
@@ -15,8 +15,8 @@ from jaxclip.train.training import loop
 from tests.train import runs
 
 
-def asked_for(*arguments, monkeypatch):
-    """The variants of a command line; nothing is trained."""
+def variants_of(*arguments, monkeypatch):
+    """The variants of a command line, without training."""
     seen = []
     with monkeypatch.context() as patch:
         patch.setattr(compare, "run", lambda variants, *rest, **more: seen.extend(variants))
@@ -36,14 +36,14 @@ CHAINS = [
 
 @pytest.mark.parametrize(("text", "rules"), CHAINS)
 def test_chains(text, rules, monkeypatch):
-    (variant,) = asked_for("--clip", text, monkeypatch=monkeypatch)
+    (variant,) = variants_of("--clip", text, monkeypatch=monkeypatch)
     assert variant.configs[0].clip == rules
     assert flags.axes(parser.build().parse_args(["compare", "--guard", text]))["guard"] == [rules]
 
 
-def test_all_combinations_in_the_order_of_the_fields(monkeypatch):
-    """Learning rates come before rules among the fields; the command line says it otherwise."""
-    found = asked_for(
+def test_all_combinations_in_the_order_of_fields(monkeypatch):
+    """The order is that of the fields, learning rates before rules, not that of the flags."""
+    found = variants_of(
         *("forward", "--clip", "none", "--clip", "value=1+norm=2", "--seeds", "2", "--seed", "5"),
         *("--learning-rate", "0.1", "--learning-rate", "1e-2", "--learning-rate", "0.1"),
         *("--batch-norm", "--no-batch-norm", "--batch-norm", "--sizes", "8,4", "--epochs", "3"),
@@ -82,8 +82,8 @@ def test_all_combinations_in_the_order_of_the_fields(monkeypatch):
         (["--shuffle", "--no-shuffle"], ["shuffle", "no shuffle"], [0]),
     ],
 )
-def test_words_and_seeds(arguments, words, seeds, monkeypatch):
-    found = asked_for(*arguments, monkeypatch=monkeypatch)
+def test_names_and_seeds_of_variants(arguments, words, seeds, monkeypatch):
+    found = variants_of(*arguments, monkeypatch=monkeypatch)
     assert [v.rule for v in found] == words
     assert all([c.seed for c in v.configs] == seeds for v in found)
     assert all(c.preset == "explode" for v in found for c in v.configs)
@@ -98,7 +98,7 @@ COMMAND = [
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
-    """Four variants of two seeds in one program: at the second rate all runs are lost."""
+    """Four variants of two seeds in one program; all runs with the second rate are lost."""
     out = tmp_path_factory.mktemp("compare")
     runs.train(*COMMAND, "--out", str(out))
     return out
@@ -110,10 +110,10 @@ def content(folder):
 
 @pytest.mark.slow
 def test_a_row_for_each_variant(first):
-    told = content(first)
-    assert set(told) == {"preset", "data", "device", "rows", "seconds"}
-    assert (told["preset"], told["data"]) == ("explode", "digits (8x8)")
-    rows = told["rows"]
+    written = content(first)
+    assert set(written) == {"preset", "data", "device", "rows", "seconds"}
+    assert (written["preset"], written["data"]) == ("explode", "digits (8x8)")
+    rows = written["rows"]
     assert [(r["rule"], r["learning_rate"]) for r in rows] == [
         *(("global_norm=1", 0.1), ("global_norm=0.01", 0.1)),
         *(("global_norm=1", 1e30), ("global_norm=0.01", 1e30)),
@@ -129,7 +129,7 @@ def test_a_row_for_each_variant(first):
 
 
 @pytest.mark.slow
-def test_rows_are_sums_of_the_records(first):
+def test_rows_hold_the_scores_of_the_records(first):
     records = runs.records(first)
     assert records[0]["kind"] == "run"
     labels = ("rule", "first_learning_rate", "seed")
@@ -149,8 +149,8 @@ def test_rows_are_sums_of_the_records(first):
 
 
 @pytest.mark.slow
-def test_lost_runs_are_results(first):
-    """One step of 1e30 takes the weights away: the loss before the next one is infinite."""
+def test_lost_runs_are_reported(first):
+    """A step of 1e30 overflows the weights, so the loss of the next step is infinite."""
     for row in content(first)["rows"]:
         lost = row["learning_rate"] == 1e30
         assert row["lost_at_step"] == ([1, 1] if lost else [None, None])
@@ -158,7 +158,7 @@ def test_lost_runs_are_results(first):
 
 
 @pytest.mark.slow
-def test_a_row_is_the_run_that_train_makes(first, digits):
+def test_a_row_equals_the_run_by_train(first, digits):
     row = content(first)["rows"][1]
     saved = {k: tuple(v) if isinstance(v, list) else v for k, v in row["config"].items()}
     config = presets.Config(**saved)
@@ -190,7 +190,7 @@ def test_a_second_comparison_sets_the_first_aside(first, tmp_path, capsys, monke
         np.testing.assert_allclose(at_once["test_loss"], in_turn["test_loss"], rtol=1e-5)
 
 
-MISTAKES = [
+ERRORS = [
     (["--seeds", "0"], "--seeds=0: must be at least 1"),
     (["--seeds", "-2"], "--seeds=-2: must be at least 1"),
     (["--seeds", "x"], "--seeds: invalid int value: 'x'"),
@@ -214,8 +214,8 @@ MISTAKES = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
-def test_mistakes_are_one_line(arguments, message, tmp_path, capsys):
+@pytest.mark.parametrize(("arguments", "message"), ERRORS)
+def test_errors_are_one_line(arguments, message, tmp_path, capsys):
     assert cli.main(["compare", "explode", "--dataset", "digits", *arguments]) == 2
     said = capsys.readouterr()
     assert said.err.startswith("jaxclip: error: ")

@@ -1,4 +1,4 @@
-"""Runs read from a file: what is kept reads back, flags come last, and one line for every error."""
+"""Runs from a config file: round trips, precedence of flags, and errors in one line."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from jaxclip.train.config import config_file, presets
 from jaxclip.train.errors import UserError
 from jaxclip.train.recording import strict_json
 
-# No field as in any preset, numbers with more digits than a float32 has, a path with every type.
+# No field has a preset's value; numbers have more digits than float32; all types occur.
 ODD = presets.get("max-norm").override(
     {
         "sizes": (7, 5, 3),
@@ -35,21 +35,21 @@ def file_of(folder, content):
     return path
 
 
-def asked_for(*arguments):
+def config_of(*arguments):
     return start.config_of(parser.build().parse_args(["train", *map(str, arguments)]))
 
 
 @pytest.mark.parametrize("config", [*presets.PRESETS.values(), ODD], ids=lambda c: c.preset)
-def test_what_is_kept_reads_back(config, tmp_path):
+def test_config_round_trips(config, tmp_path):
     path = tmp_path / config_file.NAME
     strict_json.write(path, dataclasses.asdict(config), exact=True)
     assert config_file.config(path) == config
-    assert asked_for("--config", path) == config
+    assert config_of("--config", path) == config
 
 
 @pytest.mark.slow
-def test_what_a_run_keeps_reads_back(tmp_path, few_digits, capsys):
-    """Written by `run` itself, and the same run by the same flags can be resumed."""
+def test_config_written_by_a_run_round_trips(tmp_path, few_digits, capsys):
+    """The same flags can resume the run."""
     from rich.console import Console
 
     from jaxclip.train.commands import train
@@ -65,34 +65,34 @@ def test_what_a_run_keeps_reads_back(tmp_path, few_digits, capsys):
     assert not (tmp_path / "tensorboard").exists()
 
 
-def test_preset_then_file_then_flags(tmp_path):
+def test_flags_override_the_file_which_overrides_the_preset(tmp_path):
     part = file_of(tmp_path, {"learning_rate": 1, "epochs": 7, "clip": [], "sizes": []})
     preset = presets.get("explode")
-    config = asked_for("explode", "--config", part, "--epochs", 3, "--seed", 5)
+    config = config_of("explode", "--config", part, "--epochs", 3, "--seed", 5)
     assert config == dataclasses.replace(
         preset, learning_rate=1.0, epochs=3, seed=5, clip=(), sizes=()
     )
-    assert asked_for("explode", "--config", part, "--clip", "value=2").clip == ("value=2",)
+    assert config_of("explode", "--config", part, "--clip", "value=2").clip == ("value=2",)
     named = file_of(tmp_path, {"preset": "forward", "shuffle": True})
     for given in (["forward"], []):
-        config = asked_for(*given, "--config", named)
+        config = config_of(*given, "--config", named)
         assert config == dataclasses.replace(presets.get("forward"), shuffle=True)
 
 
-def test_flags_take_back_what_the_file_says(tmp_path):
+def test_flags_override_the_file(tmp_path):
     part = file_of(tmp_path, {"preset": "explode", "clip": ["value=1"], "batch_norm": True})
-    config = asked_for("--config", part, "--clip", "none", "--no-batch-norm")
+    config = config_of("--config", part, "--clip", "none", "--no-batch-norm")
     assert config == presets.get("explode").override({"clip": ()})
 
 
-def test_null_overrides_a_preset_s_number(tmp_path):
+def test_null_overrides_a_number_of_the_preset(tmp_path):
     part = file_of(tmp_path, {"preset": "max-norm", "decay_steps": None})
     assert presets.get("max-norm").decay_steps == 22_000
-    assert asked_for("--config", part).decay_steps is None
-    assert asked_for("--config", part, "--decay-steps", 9).decay_steps == 9
+    assert config_of("--config", part).decay_steps is None
+    assert config_of("--config", part, "--decay-steps", 9).decay_steps == 9
 
 
-def test_compare_begins_from_a_file(tmp_path, monkeypatch):
+def test_compare_reads_a_config_file(tmp_path, monkeypatch):
     from jaxclip.train import data
     from jaxclip.train.commands import compare
 
@@ -138,7 +138,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("content", "message"), WRONG)
 @pytest.mark.parametrize("command", ["train", "compare"])
-def test_errors_are_one_line_that_names_the_file(content, message, command, tmp_path, capsys):
+def test_errors_are_one_line_and_name_the_file(content, message, command, tmp_path, capsys):
     path = file_of(tmp_path, "") if isinstance(content, bytes) else file_of(tmp_path, content)
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -150,7 +150,7 @@ def test_errors_are_one_line_that_names_the_file(content, message, command, tmp_
     assert not list((tmp_path / "work").iterdir())
 
 
-NOT_MEANT = [
+INVALID = [
     ({}, [], "names no preset, and none was given"),
     ({"epochs": 1}, [], "names no preset, and none was given"),
     ({"preset": "forward"}, ["explode"], "names the preset forward, not explode"),
@@ -165,9 +165,9 @@ NOT_MEANT = [
 ]
 
 
-@pytest.mark.parametrize(("content", "given", "message"), NOT_MEANT)
+@pytest.mark.parametrize(("content", "given", "message"), INVALID)
 @pytest.mark.parametrize("command", ["train", "compare"])
-def test_runs_that_cannot_be_meant(content, given, message, command, tmp_path, capsys):
+def test_invalid_settings(content, given, message, command, tmp_path, capsys):
     path = file_of(tmp_path, content)
     assert cli.main([command, *given, "--config", str(path), "--dataset", "digits"]) == 2
     said = capsys.readouterr().err

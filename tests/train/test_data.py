@@ -1,4 +1,4 @@
-"""Where the images come from: each branch, its order, and what it says; no TensorFlow, no hang."""
+"""Sources of images: each branch, their order and messages; no TensorFlow, no hang."""
 
 import gzip
 import hashlib
@@ -19,7 +19,7 @@ from jaxclip.train.data import sources, tfds_mnist
 from jaxclip.train.errors import UserError
 from tests.train.conftest import made_up_image, read_without_tensorflow
 
-# Before the fixture that keeps the tests off the network takes its place.
+# The original, before a fixture replaces it to keep the tests off the network.
 connection_trouble = sources.connection_trouble
 
 
@@ -40,11 +40,11 @@ def put_originals(folder, content=b"not what LeCun wrote"):
     return folder
 
 
-# The order of places -----------------------------------------------------------------------------
+# The order of sources ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("below", ["", "mnist", "mnist/3.0.1"])
-def test_prepared_folder_at_any_of_its_levels(prepared, below):
+def test_prepared_folder_at_each_level(prepared, below):
     found = data.load(None, str(prepared / below))
     assert is_made_up(found)
     assert "prepared by tensorflow-datasets" in found.describe()
@@ -57,7 +57,7 @@ def test_prepared_comes_before_originals(prepared, tmp_path):
     assert is_made_up(data.load("mnist", str(folder)))
 
 
-def test_newest_version_is_taken(prepared, tmp_path):
+def test_newest_version_is_read(prepared, tmp_path):
     for version in ("3.0.1", "3.0.0", "2.10.0"):
         shutil.copytree(prepared / "mnist" / "3.0.1", tmp_path / "mnist" / version)
     assert tfds_mnist.find_prepared(tmp_path, "mnist") == tmp_path / "mnist" / "3.0.1"
@@ -76,12 +76,12 @@ def test_data_dir_comes_before_tfds_data_dir(prepared, tmp_path, monkeypatch):
         data.load(None, str(tmp_path))
 
 
-def test_tfds_data_dir_without_the_data_set_is_passed_over(tmp_path, monkeypatch):
+def test_tfds_data_dir_without_the_data_set_is_ignored(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nowhere"))
     assert data.load().name == "digits (8x8)"
 
 
-def test_folder_prepared_for_another_data_set_is_not_taken(prepared):
+def test_folder_prepared_for_another_data_set_is_an_error(prepared):
     with pytest.raises(UserError, match="neither a fashion_mnist folder"):
         data.load("fashion_mnist", str(prepared))
 
@@ -108,7 +108,7 @@ def test_digits_only_if_no_data_set_was_named():
         data.load("mnist")
 
 
-def test_failed_download_falls_back_and_says_so(monkeypatch):
+def test_failed_download_falls_back_with_the_reason(monkeypatch):
     def broken(name, cache, originals):
         raise RuntimeError("the line went dead\nlong story")
 
@@ -130,15 +130,15 @@ def test_digits_by_name():
     np.testing.assert_array_equal(found.train_labels, data.load("digits").train_labels)
 
 
-def test_names_offered_on_the_command_line():
+def test_data_sets_of_the_command_line():
     assert presets.DATASETS == sources.DATASETS
 
 
-# What is refused ---------------------------------------------------------------------------------
+# Errors ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_files_with_another_sha256_are_refused(tmp_path, name):
+def test_files_with_another_sha256_are_an_error(tmp_path, name):
     folder = put_originals(tmp_path / "altered")
     with pytest.raises(UserError, match=rf"--data-dir={folder}.*original {name} .*checksum"):
         data.load(name, str(folder))
@@ -146,7 +146,7 @@ def test_files_with_another_sha256_are_refused(tmp_path, name):
 
 @pytest.fixture
 def fashion(tmp_path, monkeypatch):
-    """A folder with files of Fashion-MNIST's names, whose sha256 is on record: made-up images."""
+    """A folder of made-up images as Fashion-MNIST's files, their sha256 on record."""
     folder, images = tmp_path / "fashion", np.stack([made_up_image(i) for i in range(40)])
     folder.mkdir()
     for split, part in (("train", slice(30)), ("t10k", slice(30, 40))):
@@ -163,14 +163,14 @@ def fashion(tmp_path, monkeypatch):
     return folder
 
 
-def test_fashion_mnist_goes_the_same_way(fashion):
+def test_fashion_mnist_from_original_files(fashion):
     found = data.load("fashion_mnist", str(fashion))
     is_made_up(found)
     assert found.key == "fashion_mnist"
     assert "30 training and 10 test images" in found.describe()
 
 
-def test_a_truncated_file_is_refused(fashion):
+def test_truncated_file_is_an_error(fashion):
     file = fashion / tfds_mnist.FILES[0]
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(UserError, match=rf"{file.name}, has wrong checksum"):
@@ -205,7 +205,7 @@ def test_errors_name_argument_and_value(dataset, data_dir, message):
         data.load(dataset, data_dir)
 
 
-# What TensorFlow wrote ---------------------------------------------------------------------------
+# Folders that TensorFlow prepared ----------------------------------------------------------------
 
 
 def png(pixels):
@@ -247,7 +247,7 @@ def idx(path, header):
 
 
 @pytest.mark.slow
-def test_real_files_come_out_as_they_are(mnist_folder, real_mnist):
+def test_real_files_are_read_exactly(mnist_folder, real_mnist):
     names = [mnist_folder / name for name in tfds_mnist.FILES]
     for found, path in zip(
         (real_mnist.train_images, real_mnist.test_images), names[::2], strict=True
@@ -263,8 +263,8 @@ def test_real_files_come_out_as_they_are(mnist_folder, real_mnist):
 
 
 @pytest.mark.slow
-def test_cache_is_by_content(mnist_folder, real_mnist, session_cache, monkeypatch, tmp_path):
-    """A second run does not prepare again; an altered file does not profit from the first one's."""
+def test_cache_key_is_the_content(mnist_folder, real_mnist, session_cache, monkeypatch, tmp_path):
+    """A second run does not prepare again; an altered file does not match the cache."""
     monkeypatch.setenv("JAXCLIP_CACHE", str(session_cache))
     altered = shutil.copytree(mnist_folder, tmp_path / "altered")
     file = altered / "t10k-labels-idx1-ubyte.gz"
@@ -281,18 +281,18 @@ def test_cache_is_by_content(mnist_folder, real_mnist, session_cache, monkeypatc
     np.testing.assert_array_equal(again.test_labels, real_mnist.test_labels)
 
 
-# Neither TensorFlow nor a hang -------------------------------------------------------------------
+# No TensorFlow, no hang --------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_no_tensorflow_to_read(prepared, tmp_path):
+def test_reading_needs_no_tensorflow(prepared, tmp_path):
     done = read_without_tensorflow(prepared, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 1
 
 
 @pytest.mark.slow
-def test_no_tensorflow_to_prepare_and_quiet(first_read):
+def test_preparing_needs_no_tensorflow_and_prints_nothing(first_read):
     assert (first_read.returncode, first_read.stderr) == (0, "")
     assert len(first_read.stdout.splitlines()) == 1
 

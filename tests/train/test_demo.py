@@ -1,4 +1,4 @@
-"""The demo, in its short form: everything is written, and what it says is what it measured."""
+"""The short demo: it writes all files, and its sentences hold the measured numbers."""
 
 import matplotlib.image
 import pytest
@@ -13,8 +13,8 @@ FIGURES = ("vanishing.png", "exploding.png", "max-norm.png")
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """One short demo on the digits, for all tests of this file."""
+def demo(tmp_path_factory):
+    """The folder and the output of one short demo on the digits."""
     import contextlib
     import io
 
@@ -25,8 +25,8 @@ def told(tmp_path_factory):
     return out, said.getvalue()
 
 
-def test_writes_its_files(told):
-    out, _ = told
+def test_files(demo):
+    out, _ = demo
     names = {path.name for path in out.iterdir()}
     assert names == {*FIGURES, "metrics.jsonl", "summary.json"}
     for name in FIGURES:
@@ -34,15 +34,15 @@ def test_writes_its_files(told):
         assert (height, width) == (550, 1320)
 
 
-def test_records_every_run_of_every_story(told):
-    out, _ = told
+def test_every_run_is_recorded(demo):
+    out, _ = demo
     runs = {(r["story"], r["run"]) for r in records(out) if r["kind"] == "epoch"}
     assert runs == {(s.name, v.name) for s in demo_stories.STORIES for v in s.variants}
     assert records(out)[0]["kind"] == "run"
 
 
-def test_summary_and_sentences(told):
-    out, said = told
+def test_summary_and_sentences(demo):
+    out, said = demo
     content = summary(out)
     assert content["status"] == "finished"
     for name, story in content["stories"].items():
@@ -57,7 +57,7 @@ def test_summary_and_sentences(told):
     ] <= 1.5 * (1 + 1e-6)
 
 
-def test_stories_run_the_rules_they_name():
+def test_variants_use_the_rules_in_their_names():
     configs = {v.name: v.config for story in demo_stories.STORIES for v in story.variants}
     assert configs["clip_by_global_norm(300)"].clip == ("global_norm=300",)
     assert configs["no clipping"].clip == ()

@@ -1,4 +1,4 @@
-"""Every way of spreading a run over eight devices trains the run that one device does."""
+"""Every strategy on eight devices trains the same run as one device."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from jaxclip.train.recording import checkpoints
 from jaxclip.train.training import devices, loop, optimizer
 from tests.train import runs
 
-WAYS = ("jit", "pmap", "shard_map", "fsdp")
+STRATEGIES = ("jit", "pmap", "shard_map", "fsdp")
 SETTINGS = {
     "global_norm": {"clip": ("global_norm=0.02",)},
     "guarded": {
@@ -27,15 +27,15 @@ SETTINGS = {
     "elements": {"clip": ("value=0.001,record=true",), "project": ("box=0.1,record=true",)},
     "bfloat16": {"clip": ("global_norm=0.02",), "dtype": "bfloat16"},
 }
-BY_HAND = ("pmap", "shard_map")
+MANUAL = ("pmap", "shard_map")
 slow = pytest.mark.slow
 
 
 def _cases():
-    """By hand in the plain tests; the compiler's ways, and other settings, in the slow ones."""
+    """Every strategy with every setting; slow but for the manual ones with a global norm."""
     for name in SETTINGS:
-        for way in WAYS:
-            is_plain = name == "global_norm" and way in BY_HAND
+        for way in STRATEGIES:
+            is_plain = name == "global_norm" and way in MANUAL
             yield pytest.param(way, name, marks=[] if is_plain else slow)
 
 
@@ -67,10 +67,9 @@ def on_one_device(few_digits):
 @pytest.mark.slow
 @pytest.mark.parametrize(("way", "name"), list(_cases()))
 def test_the_same_run(way, name, on_one_device, few_digits):
-    """Norms, thresholds, what was clipped, losses, scores: all that is recorded, and the weights.
+    """All telemetry, test scores and weights agree.
 
-    What cancels in exact arithmetic is not compared: a bias before batch normalisation has a
-    gradient of rounding errors.
+    The exception is a bias before batch normalization: its gradient is 0 up to rounding.
     """
     alone = on_one_device(name)
     spread = last_epoch(config(parallel=way, **SETTINGS[name]), few_digits)
@@ -79,7 +78,7 @@ def test_the_same_run(way, name, on_one_device, few_digits):
     for key, values in alone.telemetry.items():
         if name == "batch_norm" and key.endswith(("layers/0/bias", "layers/1/bias")):
             continue
-        # At a limit a rounding decides whether a unit lies beyond it.
+        # Rounding decides whether a unit at its limit counts as clipped.
         absolute = 0.2 if key.endswith("/fraction") or "count" in key else 1e-7
         if name == "bfloat16" and key == "accuracy":
             continue
@@ -93,10 +92,10 @@ def test_the_same_run(way, name, on_one_device, few_digits):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "way", ["shard_map", *(pytest.param(w, marks=slow) for w in WAYS if w != "shard_map")]
+    "way", ["shard_map", *(pytest.param(w, marks=slow) for w in STRATEGIES if w != "shard_map")]
 )
-def test_what_a_device_holds(way, few_digits):
-    """Kernels and their moments in parts or whole; what is whole is the same on all devices."""
+def test_shards_on_each_device(way, few_digits):
+    """Kernels and their momentum are sharded or replicated; replicas are equal."""
     settings = config(parallel=way, optimizer="momentum", clip=("adagc",), epochs=1)
     state = last_epoch(settings, few_digits).state
     pieces = {
@@ -118,7 +117,7 @@ def test_what_a_device_holds(way, few_digits):
         assert all(other.tobytes() == first.tobytes() for other in others), name
 
 
-def test_units_stay_in_one_place_by_hand(few_digits):
+def test_shard_map_does_not_shard_units(few_digits):
     def specs(way, **changes):
         settings = config(parallel=way, **changes)
         params = loop.build_network(settings, few_digits).params
@@ -138,17 +137,19 @@ def test_units_stay_in_one_place_by_hand(few_digits):
 
 
 @pytest.mark.slow
-def test_devices_drop_out_other_units(few_digits):
-    """By hand each device draws for itself, and the two ways by hand draw the same."""
+def test_dropout_differs_between_devices(few_digits):
+    """In manual strategies each device draws its mask; both strategies draw the same masks."""
     settings = config(dropout=0.3, epochs=1)
-    loss = {w: last_epoch(settings.override({"parallel": w}), few_digits) for w in ("none", *WAYS)}
-    loss = {way: epoch.telemetry["loss"] for way, epoch in loss.items()}
+    loss = {}
+    for way in ("none", *STRATEGIES):
+        epoch = last_epoch(settings.override({"parallel": way}), few_digits)
+        loss[way] = epoch.telemetry["loss"]
     for one, other, same in (("none", "jit", True), ("jit", "fsdp", True), ("jit", "pmap", False)):
         assert np.allclose(loss[one], loss[other], rtol=1e-5) == same
     np.testing.assert_allclose(loss["pmap"], loss["shard_map"], rtol=1e-5)
 
 
-def test_own_keys_differ():
+def test_device_keys_differ():
     strategy = devices.Strategy("pmap")
     draw = jax.pmap(
         lambda key: jax.random.key_data(strategy.device_key(jax.random.wrap_key_data(key))),
@@ -158,12 +159,12 @@ def test_own_keys_differ():
     assert len({key.tobytes() for key in drawn}) == 8
 
 
-def test_equal_shares(few_digits):
+def test_batch_must_divide_by_devices(few_digits):
     with pytest.raises(UserError, match="--batch-size=12: must be a multiple of the 8 devices"):
         loop.prepare(config(parallel="jit", batch_size=12), few_digits)
 
 
-def test_nobody_trains_alone_beside_others(few_digits, monkeypatch):
+def test_several_processes_need_a_strategy(few_digits, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="--parallel=none: there are several processes"):
         loop.prepare(config(), few_digits)
@@ -184,8 +185,8 @@ def undisturbed(tmp_path_factory):
     ("before", "after"),
     [*(("fsdp", way) for way in ("none", "jit", "pmap", "shard_map")), ("pmap", "fsdp")],
 )
-def test_goes_on_in_another_way(before, after, undisturbed, tmp_path, capsys):
-    """A run that changes its way in the middle ends where it would have ended."""
+def test_resumes_with_another_strategy(before, after, undisturbed, tmp_path, capsys):
+    """A run that changes its strategy ends with the same state."""
     folder = tmp_path / "run"
     runs.train(*EPOCHS, "2", "--parallel", before, "--out", str(folder))
     runs.train("train", "--resume", "--out", str(folder), "--epochs", "3", "--parallel", after)
@@ -193,13 +194,13 @@ def test_goes_on_in_another_way(before, after, undisturbed, tmp_path, capsys):
     assert at == also == checkpoints.Position(3, 6)
     for name, value in wanted.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
-    trained = _test_figures(capsys)
+    trained = _test_scores(capsys)
     runs.train("evaluate", str(folder))
-    assert _test_figures(capsys) == trained
+    assert _test_scores(capsys) == trained
 
 
-def _test_figures(capsys):
-    """The test figures that were printed last, as they were printed."""
+def _test_scores(capsys):
+    """The last printed test scores, as text."""
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     return [line[-2:] for line in lines if line[:2] in (["test", "loss"], ["test", "accuracy"])][
         -2:
@@ -207,12 +208,12 @@ def _test_figures(capsys):
 
 
 @pytest.mark.slow
-def test_ways_compared(tmp_path):
-    """Runs that are spread over devices are trained in turn, and a table has them side by side."""
+def test_compare_strategies(tmp_path):
+    """Runs on several devices are trained in turn and give equal rows."""
     small = [*runs.SMALL, "--epochs", "1", "--clip", "global_norm=0.02", "--seeds", "2"]
-    ways = [x for way in ("none", *WAYS) for x in ("--parallel", way)]
+    ways = [x for way in ("none", *STRATEGIES) for x in ("--parallel", way)]
     runs.train("compare", *small, *ways, "--out", str(tmp_path))
     rows = runs.strictly((tmp_path / "compare.json").read_text())["rows"]
-    assert [row["rule"] for row in rows] == [f"parallel {way}" for way in ("none", *WAYS)]
+    assert [row["rule"] for row in rows] == [f"parallel {way}" for way in ("none", *STRATEGIES)]
     for row in rows:
         assert row["test_loss"] == pytest.approx(rows[0]["test_loss"], rel=1e-5)

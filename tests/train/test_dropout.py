@@ -1,4 +1,4 @@
-"""Dropout and every activation in training, and what is seen of the preactivations."""
+"""Dropout and every activation in training, and the preactivations returned."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def kernels(net):
 
 @pytest.fixture(scope="module")
 def drawn():
-    """Outputs in training for many keys, and those of evaluation."""
+    """Outputs in training for many keys, and in evaluation."""
     net, x = network(dropout=RATE), inputs()
 
     def outputs(key):
@@ -38,14 +38,14 @@ def drawn():
 
 
 @pytest.mark.slow
-def test_off_in_evaluation(drawn):
+def test_no_dropout_in_evaluation(drawn):
     plain = network()
     same = np.maximum(inputs() @ kernels(plain)[0], 0) @ kernels(plain)[1]
     np.testing.assert_allclose(drawn[1], same, rtol=1e-5, atol=1e-6)
 
 
-def test_the_expectation_is_that_of_evaluation(drawn):
-    """One hidden layer, so that outputs are linear in what is left out; variance by hand too."""
+def test_mean_over_keys_equals_evaluation(drawn):
+    """With one hidden layer, outputs are linear in the mask; the variance is checked too."""
     many, still = drawn
     error = many.std(axis=0) / np.sqrt(len(many))
     assert (abs(many.mean(axis=0) - still) < 5 * error).all()
@@ -66,7 +66,7 @@ def epochs(settings, data):
 
 @pytest.fixture(scope="module")
 def standing(few_digits):
-    """Four steps on one batch that hardly move the parameters: losses differ by dropout alone."""
+    """Four steps on one batch that hardly change the parameters: losses differ by dropout alone."""
     return epochs(config(dropout=RATE), few_digits)
 
 
@@ -75,7 +75,7 @@ def losses(run):
 
 
 @pytest.mark.slow
-def test_other_units_at_each_step(standing):
+def test_each_step_drops_other_units(standing):
     found = losses(standing)
     assert len(found) == 4
     gaps = abs(found[:, None] - found)[np.triu_indices(4, 1)]
@@ -83,7 +83,7 @@ def test_other_units_at_each_step(standing):
     assert len({float(epoch.test_loss) for epoch in standing}) == 1
 
 
-def test_the_same_for_the_same_seed(standing, few_digits):
+def test_deterministic_for_a_seed(standing, few_digits):
     run = loop.prepare(config(dropout=RATE), few_digits)
     again = np.asarray(run.epoch(run.state, *_arguments(few_digits))[1]["loss"])
     np.testing.assert_array_equal(again, losses(standing)[:1])
@@ -98,7 +98,7 @@ def _arguments(data):
 
 
 @pytest.mark.parametrize(("dropout", "drawn"), [(0.0, False), (0.1, True)])
-def test_without_dropout_a_program_has_no_random_numbers(dropout, drawn, few_digits):
+def test_random_numbers_only_with_dropout(dropout, drawn, few_digits):
     run = loop.prepare(config(dropout=dropout), few_digits)
     program = jax.make_jaxpr(run.epoch)(run.state, *_arguments(few_digits))
     assert ("random" in str(program)) is drawn
@@ -106,7 +106,7 @@ def test_without_dropout_a_program_has_no_random_numbers(dropout, drawn, few_dig
     assert any(aval.dtype == np.uint32 for aval in held)
 
 
-def test_the_key_moves_on_with_dropout_alone(standing, few_digits):
+def test_key_changes_only_with_dropout(standing, few_digits):
     first = np.asarray(loop.prepare(config(), few_digits).state.key)
     assert (np.asarray(standing[-1].state.key) != first).any()
     run = loop.prepare(config(), few_digits)
@@ -115,8 +115,8 @@ def test_the_key_moves_on_with_dropout_alone(standing, few_digits):
 
 
 @pytest.mark.slow
-def test_layers_draw_apart():
-    """Two hidden layers of the same width, each with units of its own left out."""
+def test_layers_draw_different_masks():
+    """Two hidden layers of the same width drop different units."""
     net = network(sizes=(6, 40, 40, 3), dropout=0.5, activation="sigmoid")
 
     def left_out(key):
@@ -133,7 +133,7 @@ def test_layers_draw_apart():
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_preactivations_are_seen(batch_norm):
+def test_preactivations(batch_norm):
     net, x = network(batch_norm=batch_norm, dropout=RATE, sizes=(6, 9, 8, 3)), inputs(50)
     seen = []
     outputs, _ = net.apply(net.params, net.stats, x, train=False, preactivations=seen)

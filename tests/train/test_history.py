@@ -1,4 +1,4 @@
-"""A run's past read back: what was written twice counts once, and the last run alone counts."""
+"""A run's history: of two records of a step the later counts, of several runs the last."""
 
 import json
 
@@ -40,8 +40,8 @@ def test_steps_and_epochs_of_one_run(tmp_path):
     assert past.steps_done == [2]
 
 
-def test_the_later_of_two_records_counts(tmp_path):
-    """Killed in its second epoch, resumed after the first: steps 2 and 3 are there twice."""
+def test_later_record_of_a_step_counts(tmp_path):
+    """A run killed in epoch 1 and resumed after epoch 0 has two records of steps 2 and 3."""
     write(tmp_path, run("explode"), step(0, 1.0), step(1, 2.0), epoch(0, 0.1, 2))
     write(tmp_path, step(2, -1.0), step(3, -1.0), epoch(1, -1.0, 4), {"kind": "resume", "step": 2})
     write(tmp_path, step(2, 3.0), step(3, 4.0), epoch(1, 0.2, 4), step(4, 5.0))
@@ -52,7 +52,7 @@ def test_the_later_of_two_records_counts(tmp_path):
     assert past.steps_done == [2, 4]
 
 
-def test_steps_in_order_though_more_were_recorded_the_second_time(tmp_path):
+def test_steps_in_order_with_more_records_after_resuming(tmp_path):
     write(tmp_path, run("explode"), step(0, 1.0), step(2, 9.0), step(4, 9.0))
     write(tmp_path, step(2, 3.0), step(3, 4.0), step(4, 5.0))
     past = history.read(tmp_path)
@@ -60,7 +60,7 @@ def test_steps_in_order_though_more_were_recorded_the_second_time(tmp_path):
     np.testing.assert_array_equal(past.loss, [1, 3, 4, 5])
 
 
-def test_the_last_run_alone(tmp_path):
+def test_last_run_counts(tmp_path):
     write(tmp_path, run("explode"), step(0, 1.0), step(7, 2.0), epoch(0, 0.1, 8), epoch(1, 0.5, 9))
     write(tmp_path, run("forward"), step(0, 3.0), epoch(0, 0.2, 1))
     past = history.read(tmp_path)
@@ -68,13 +68,13 @@ def test_the_last_run_alone(tmp_path):
     np.testing.assert_array_equal(past.test_accuracy, [0.2])
 
 
-def test_a_run_that_wrote_nothing_yet(tmp_path):
+def test_run_without_records(tmp_path):
     write(tmp_path, run("explode"), step(0, 1.0), epoch(0, 0.1, 1), run("forward"))
     past = history.read(tmp_path)
     assert (past.name, past.epochs, past.telemetry, past.steps.size) == ("forward", [], {}, 0)
 
 
-def test_numbers_that_json_has_no_word_for(tmp_path):
+def test_non_finite_numbers(tmp_path):
     values = [1.5, float("nan"), float("inf"), float("-inf")]
     rows = [strict_json.plain(step(i, v, ok=True)) for i, v in enumerate(values)]
     assert [row["loss"] for row in rows] == [1.5, "NaN", "Infinity", "-Infinity"]
@@ -87,14 +87,14 @@ def test_numbers_that_json_has_no_word_for(tmp_path):
     assert np.isnan(past.test_accuracy).all()
 
 
-def test_a_loss_that_a_guard_skipped_is_not_the_first(tmp_path):
+def test_first_nonfinite_ignores_skipped_steps(tmp_path):
     flags = [False, True, False]
     rows = (step(i, "NaN" if i else 1, **{"g/skipped": flag}) for i, flag in enumerate(flags))
     write(tmp_path, run("explode"), *rows)
     assert history.read(tmp_path).first_nonfinite() == 2
 
 
-def test_steps_that_were_not_all_recorded(tmp_path):
-    """Every tenth alone: what is said of a step is said of its own number."""
+def test_first_nonfinite_of_every_tenth_step(tmp_path):
+    """The result is the number of the step, not its row."""
     write(tmp_path, run("explode"), *(step(10 * i, v) for i, v in enumerate([1.0, "NaN", "NaN"])))
     assert history.read(tmp_path).first_nonfinite() == 10

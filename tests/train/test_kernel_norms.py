@@ -1,4 +1,4 @@
-"""What is watched of the weights: which units, what limit, in the record and in the figure."""
+"""Norms of kernels' units: which units, which limit, in the record and in the figure."""
 
 import jax.numpy as jnp
 import matplotlib.image
@@ -32,14 +32,14 @@ PARAMS = {"layers": {i: {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)} for i 
         (("max_norm=1,axis=1", "max_norm=2,layers=0"), [((0,), 2), ((1,), 1), ((1,), 1)]),
     ],
 )
-def test_kernels_are_watched_as_they_are_bound(project, found):
+def test_units_and_limits_of_projections(project, found):
     config = presets.get("forward").override({"project": project})
     kernels = kernel_norms.kernels(config, PARAMS)
     assert [(k.axis, k.limit) for k in kernels] == found
     assert [k.name for k in kernels] == [f"layers/{i}/kernel" for i in range(3)]
 
 
-def test_norms_are_those_of_units():
+def test_norms_of_units():
     rng = np.random.default_rng(0)
     layers = {i: {"kernel": rng.normal(size=(5, 7)), "bias": np.ones(7)} for i in range(3)}
     watched = (Kernel(0), Kernel(1, (1,), 1.0), Kernel(2, (0, 1)))
@@ -59,8 +59,8 @@ def test_norms_are_those_of_units():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 12])
-def test_figure_of_anything(count, tmp_path):
-    """One epoch or many layers, values that span decades or are not finite."""
+def test_weights_figure(count, tmp_path):
+    """One epoch or many layers, with values that span decades or are not finite."""
     past = History("any")
     values = np.exp(np.arange(2.0 * count)).reshape(count, 2)
     seen = [values, values * np.nan, np.full((count, 2), np.inf)][: 4 - min(count, 3)]

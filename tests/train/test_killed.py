@@ -1,4 +1,4 @@
-"""A run killed at random moments, again and again, ends bit for bit as one that was not."""
+"""A run killed at random moments and resumed ends bit for bit as an undisturbed one."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What is recorded of each layer, against float64 NumPy; its figure; and what a run finds."""
+"""Each layer's telemetry against float64 NumPy, its figure, and the findings of a run."""
 
 import matplotlib.image
 import numpy as np
@@ -25,7 +25,7 @@ LAYERS = ("layers/0", "layers/1", "layers/2")
 
 
 def config(activation):
-    """Wide weights, so that units are dead and saturated."""
+    """Large weights, so that some units are dead or saturated."""
     changes = {"activation": activation, "init": "normal", "init_std": 1.2, "sizes": (12, 9)}
     changes |= {"batch_size": 16, "epochs": 1, "loss": "cross_entropy", "learning_rate": 0.5}
     return presets.get("explode").override({"clip": ()} | changes)
@@ -36,7 +36,7 @@ def config(activation):
     params=["relu", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sigmoid", "tanh"))],
 )
 def trained(request, few_digits):
-    """Four steps by the program, and before them its parameters in float64."""
+    """Parameters in float64 before and after four steps, and their epoch."""
     settings = config(request.param)
     layers = loop.build_network(settings, few_digits).params["layers"]
     start = [[np.float64(layers[i][part]) for part in ("kernel", "bias")] for i in range(3)]
@@ -82,8 +82,8 @@ def test_norms_of_weights_gradients_and_updates_of_each_step(trained, few_digits
             norms = [[np.linalg.norm(leaf) for leaf in layer] for layer in tree]
             for name, layer in zip(LAYERS, norms, strict=True):
                 for part, norm in zip(("kernel", "bias"), layer, strict=True):
-                    told = epoch.telemetry[f"{monitor}/norm/{name}/{part}"][step]
-                    assert told == pytest.approx(norm, rel=2e-4, abs=1e-7)
+                    recorded = epoch.telemetry[f"{monitor}/norm/{name}/{part}"][step]
+                    assert recorded == pytest.approx(norm, rel=2e-4, abs=1e-7)
             assert epoch.telemetry[f"{monitor}/norm"][step] == pytest.approx(
                 np.linalg.norm(norms), rel=2e-4
             )
@@ -112,7 +112,7 @@ def test_dead_and_saturated_units_on_the_test_images(trained, few_digits):
 
 
 def made_up(layers, epochs, value=1.0):
-    """A history of so many layers and epochs of three steps."""
+    """A made-up history with three steps an epoch."""
     past = History("any")
     rng = np.random.default_rng(0)
     for monitor in ("grads", "weights", "updates"):
@@ -141,7 +141,7 @@ ONE_BY_ONE = [(3, 1, 1.0), (1, 1, 1.0), (3, 2, np.inf), (2, 3, np.inf), (3, 2, 0
         *(pytest.param(*case, marks=pytest.mark.slow) for case in ONE_BY_ONE),
     ],
 )
-def test_figure_of_anything(layers, epochs, value, tmp_path):
+def test_figure(layers, epochs, value, tmp_path):
     past = made_up(layers, epochs, value)
     layer_figure.draw(past, train.diagnose(past), tmp_path / "layers.png")
     drawn = matplotlib.image.imread(tmp_path / "layers.png")
@@ -150,14 +150,14 @@ def test_figure_of_anything(layers, epochs, value, tmp_path):
     assert (0, 114, 178) in colours or layers > 7
 
 
-def test_many_layers_have_colours_of_their_own():
+def test_layers_have_distinct_colours():
     for count in (1, 7, 8, 30):
         assert len(set(layer_figure._colours(count))) == count
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(1,), ()])
-def test_a_run_of_one_hidden_unit_and_of_one_layer(sizes, few_digits, tmp_path, capsys):
+def test_one_hidden_unit_and_one_layer(sizes, few_digits, tmp_path, capsys):
     from rich.console import Console
 
     settings = config("relu").override({"sizes": sizes, "batch_size": 64})
@@ -169,7 +169,7 @@ def test_a_run_of_one_hidden_unit_and_of_one_layer(sizes, few_digits, tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_deep_sigmoid_network_is_said_to_vanish(tmp_path, capsys):
+def test_deep_sigmoid_network_is_diagnosed_as_vanishing(tmp_path, capsys):
     arguments = ["--dataset", "digits", "--sizes", "8,8,8,8,8", "--batch-size", "512"]
     arguments += ["--activation", "sigmoid", "--init", "lecun", "--epochs", "1"]
     runs.train("train", "explode", *arguments, "--out", str(tmp_path))

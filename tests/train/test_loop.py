@@ -1,4 +1,4 @@
-"""The loop against steps taken one by one; deterministic, traced once, donated, loud in death."""
+"""The loop against single steps; deterministic, traced once, donated; non-finite losses."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def arrays(tree):
 
 
 def by_hand(settings, data, limit):
-    """Plain gradients, NumPy's clipping and SGD: norms before, norms after, losses, parameters."""
+    """Steps with clipping and SGD in NumPy: (loss, norms before, norms after), and parameters."""
     net = loop.build_network(settings, data)
     params, record = net.params, []
 
@@ -45,7 +45,7 @@ def by_hand(settings, data, limit):
 
 
 @pytest.mark.slow
-def test_an_epoch_is_its_steps_one_by_one(few_digits):
+def test_an_epoch_equals_single_steps(few_digits):
     settings = config(clip=("global_norm=0.5",), epochs=1, init_std=0.5)
     epoch = epochs(settings, few_digits)[0]
     record, params = by_hand(settings, few_digits, 0.5)
@@ -63,7 +63,7 @@ def test_an_epoch_is_its_steps_one_by_one(few_digits):
 
 
 @pytest.mark.slow
-def test_test_scores_are_those_of_the_whole_test_set(few_digits):
+def test_test_scores_use_the_whole_test_set(few_digits):
     settings = config(epochs=1)
     epoch = epochs(settings, few_digits)[0]
     net = loop.build_network(settings, few_digits)
@@ -85,14 +85,14 @@ def test_deterministic_for_a_seed(few_digits):
 
 
 @pytest.mark.slow
-def test_another_seed_is_another_draw_and_another_order(few_digits):
+def test_seeds_differ_in_weights_and_order(few_digits):
     one, other = config(shuffle=True, seed=3), config(shuffle=True, seed=4)
     drawn = [arrays(loop.build_network(c, few_digits).params)[1] for c in (one, other)]
     assert (drawn[0] != drawn[1]).all()
     assert (loop.batch_indices(one, 64, 0) != loop.batch_indices(other, 64, 0)).any()
 
 
-def test_one_trace_and_donation(few_digits):
+def test_traced_once_and_donated(few_digits):
     run = loop.prepare(config(epochs=3), few_digits)
     before = jax.tree.leaves(run.state)
     assert len(list(loop.train(run, few_digits))) == 3
@@ -102,7 +102,7 @@ def test_one_trace_and_donation(few_digits):
 
 
 @pytest.mark.slow
-def test_telemetry_has_a_row_a_step(few_digits):
+def test_telemetry_has_a_row_for_each_step(few_digits):
     settings = config(schedule="polynomial", end_learning_rate=0.0, learning_rate=0.1)
     first, second = epochs(settings, few_digits)
     assert {len(v) for v in first.telemetry.values()} == {4}
@@ -125,7 +125,7 @@ def test_low_precision_with_batch_norm_and_projection(few_digits):
         assert columns.max() <= 0.3 * (1 + 2 * jnp.finfo(dtype).eps)
 
 
-def test_batches_in_file_order_and_shuffled():
+def test_batch_indices():
     straight = config(shuffle=False, batch_size=8)
     np.testing.assert_array_equal(loop.batch_indices(straight, 20, 5), np.arange(16).reshape(2, 8))
     shuffled = config(shuffle=True, batch_size=8)
@@ -136,12 +136,12 @@ def test_batches_in_file_order_and_shuffled():
     assert (first != second).any()
 
 
-def test_a_batch_larger_than_the_data(few_digits):
+def test_batch_larger_than_the_data(few_digits):
     with pytest.raises(UserError, match=r"--batch-size=65: more than the 64 training images"):
         loop.prepare(config(batch_size=65), few_digits)
 
 
-def test_non_finite_loss_stops_and_names_step_and_layer(few_digits):
+def test_non_finite_loss_raises_with_step_and_layer(few_digits):
     settings = config(learning_rate=1e30, clip=(), epochs=3)
     run = loop.prepare(settings, few_digits)
     allowed = settings.override({"allow_nonfinite": True})
@@ -154,7 +154,7 @@ def test_non_finite_loss_stops_and_names_step_and_layer(few_digits):
     assert caught.value.exit_code == 1
 
 
-def test_what_is_said_of_a_non_finite_loss():
+def test_description_of_a_non_finite_loss():
     names = ("layers/0/bias", "layers/0/kernel", "layers/1/bias", "layers/1/kernel")
     telemetry = {f"grads/norm/{name}": np.ones(4) for name in names} | {"loss": np.ones(4)}
     assert nonfinite.failure(10, telemetry) is None
@@ -167,7 +167,7 @@ def test_what_is_said_of_a_non_finite_loss():
     assert said.endswith("first non-finite gradient: layers/1/kernel at step 11")
 
 
-def test_tensors_are_named_as_a_reader_goes_through_the_network():
+def test_tensor_names_in_reading_order():
     names = [f"layers/{i}/{part}" for i in (10, 2) for part in ("bias", "kernel")]
     telemetry = dict.fromkeys([f"grads/norm/{name}" for name in (*names, "norms/0/bias")])
     assert tensor_norms.names(telemetry) == [

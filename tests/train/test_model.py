@@ -1,4 +1,4 @@
-"""The network against NumPy: how it is drawn, what it computes, in which types."""
+"""The network against NumPy: initial weights, outputs, dtypes; losses and schedules."""
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,8 @@ def kernels(net):
     return [np.asarray(layer["kernel"], np.float64) for layer in net.params["layers"].values()]
 
 
-def test_truncated_normal_is_tensorflows():
-    """Cut at two standard deviations, and not rescaled: 0.8796 of the one asked for is left."""
+def test_truncated_normal_equals_tensorflows():
+    """Cut at two standard deviations and not rescaled: the deviation is 0.8796 of `init_std`."""
     for kernel in kernels(network()):
         assert abs(kernel).max() <= 0.2
         assert kernel.std() == pytest.approx(0.1 * 0.87962566, rel=0.06)
@@ -39,7 +39,7 @@ def test_truncated_normal_is_tensorflows():
         ("glorot", lambda m, n: 2 / (m + n)),
     ],
 )
-def test_initialisations(init, variance):
+def test_variance_of_initializers(init, variance):
     for kernel in kernels(network(init=init)):
         assert kernel.var() == pytest.approx(variance(*kernel.shape), rel=0.1)
 
@@ -63,7 +63,7 @@ ACTIVATIONS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", model.ACTIVATIONS)
-def test_outputs_and_no_activation_on_the_last(name):
+def test_outputs_without_activation_on_the_last_layer(name):
     net, x = network(activation=name, sizes=(5, 7, 6, 3)), np.linspace(-3, 3, 20).reshape(4, 5)
     outputs, _ = net.apply(net.params, net.stats, jnp.asarray(x, jnp.float32), train=True)
     first, second, last = kernels(net)
@@ -71,7 +71,7 @@ def test_outputs_and_no_activation_on_the_last(name):
     np.testing.assert_allclose(outputs, hidden @ last, rtol=1e-4, atol=1e-6)
 
 
-def test_batch_norm_learns_statistics_in_training_only():
+def test_batch_norm_updates_statistics_in_training_only():
     net = network(batch_norm=True, sizes=(5, 4, 3))
     x = np.random.default_rng(0).normal(2, 3, (64, 5)).astype(np.float32)
     trained, stats = net.apply(net.params, net.stats, x, train=True)
@@ -87,7 +87,7 @@ def test_batch_norm_learns_statistics_in_training_only():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", model.DTYPES)
-def test_types(dtype):
+def test_dtypes(dtype):
     net = network(dtype=dtype, sizes=(5, 4, 3), batch_norm=True)
     assert {x.dtype for x in jax.tree.leaves(net.params)} == {jnp.dtype(dtype)}
     outputs, stats = net.apply(net.params, net.stats, jnp.ones((2, 5)), train=True)
@@ -111,7 +111,7 @@ def test_losses():
     assert losses.accuracy(jnp.asarray(outputs), jnp.asarray(labels)) == pytest.approx(right)
 
 
-def test_every_word_of_the_presets_has_a_meaning():
+def test_every_choice_of_the_presets_exists():
     meanings = {
         "activation": model.ACTIVATIONS,
         "init": model.INITIALIZERS,
@@ -124,7 +124,7 @@ def test_every_word_of_the_presets_has_a_meaning():
         assert presets.CHOICES[field] == tuple(meaning)
 
 
-def test_polynomial_decay_is_the_tutorials():
+def test_polynomial_decay_equals_the_tutorials():
     config = presets.get("max-norm")
     rate = optimizer.schedule(config, 1)
     for step in (0, 1, 5_000, 21_999, 22_000, 30_000):
@@ -132,7 +132,7 @@ def test_polynomial_decay_is_the_tutorials():
         assert rate(step) == pytest.approx((0.01 - 0.001) * left**0.9 + 0.001, rel=1e-5)
 
 
-def test_cosine_ends_where_it_should():
+def test_cosine_schedule():
     config = presets.get("forward").override({"schedule": "cosine", "end_learning_rate": 1e-4})
     rate = optimizer.schedule(config, 100)
     assert [float(rate(s)) for s in (0, 50, 100)] == pytest.approx([1e-3, 5.5e-4, 1e-4], rel=1e-5)
@@ -140,7 +140,7 @@ def test_cosine_ends_where_it_should():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
-def test_optimizers_step_downhill(name):
+def test_optimizers_step_against_the_gradient(name):
     config = presets.get("forward").override({"optimizer": name, "weight_decay": 0.1, "b1": 0.5})
     params = network(sizes=(3, 2)).params
     chain = optimizer.build(config, params, lambda step: 0.1)

@@ -1,4 +1,4 @@
-"""Several processes find each other, train one run, and do not outlive each other for long."""
+"""Several processes connect, train one run, and exit soon after one of them dies."""
 
 import os
 import re
@@ -57,15 +57,15 @@ def finish(*started, code=0):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["jit", "pmap", "shard_map", "fsdp"])
-def test_two_processes_train_the_run_of_one(way, tmp_path):
+def test_two_processes_equal_one(way, tmp_path):
     arguments = [*RUN, "--epochs", "2", "--parallel", way, "--out"]
     finish(start(*arguments, str(tmp_path / "one"), devices=8))
     first, second = finish(*start_two(*arguments, str(tmp_path / "two")))
     assert "epoch 1: loss" in first
-    assert "epoch" not in second  # one of them speaks
-    one, two = runs.told(tmp_path / "one"), runs.told(tmp_path / "two")
+    assert "epoch" not in second  # process 0 prints
+    one, two = runs.last_records(tmp_path / "one"), runs.last_records(tmp_path / "two")
     assert one.keys() == two.keys()
-    assert len(two) == len(runs.records(tmp_path / "two")) - 1  # and one writes
+    assert len(two) == len(runs.records(tmp_path / "two")) - 1  # and writes
     for where, record in one.items():
         assert record.keys() == two[where].keys()
         for key, value in record.items():
@@ -81,8 +81,8 @@ def test_two_processes_train_the_run_of_one(way, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_one_killed(victim, tmp_path):
-    """The other ends with an error before long, and the run goes on in one process."""
+def test_one_process_killed(victim, tmp_path):
+    """The other process ends with an error in time, and one process resumes the run."""
     out = tmp_path / "run"
     both = start_two(*RUN, "--epochs", "500", "--parallel", "fsdp", "--out", str(out))
     while not list(out.glob("checkpoints/2")):
@@ -107,8 +107,8 @@ def test_one_killed(victim, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_cluster_says_who_is_who(tmp_path):
-    """The variables that Open MPI sets, from whose job number JAX takes the port."""
+def test_cluster_environment(tmp_path):
+    """The variables of Open MPI; JAX computes the port from the job number."""
     job = next(job for job in range(100, 4096) if is_free(2**16 - 2**12 + job))
     uri = f"{2**12 * job}.0;tcp://127.0.0.1:1"
     known = {"OMPI_MCA_orte_hnp_uri": uri, "OMPI_COMM_WORLD_SIZE": "2"}
@@ -129,14 +129,14 @@ def test_a_cluster_says_who_is_who(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_mistake_ends_all_of_them(tmp_path):
+def test_an_invalid_request_ends_all_processes(tmp_path):
     arguments = [*RUN, "--epochs", "1", "--out", str(tmp_path / "run")]
     for said in finish(*start_two(*arguments), code=2):
         assert "jaxclip: error: --parallel=none: there are several processes" in said
         assert "Traceback" not in said
 
 
-MISTAKES = [
+ERRORS = [
     (["--coordinator", "host:1234"], "--process-count: needed with several processes"),
     (["--coordinator", "host:1234", "--process-count", "2"], "--process-index: needed"),
     (["--process-count", "2", "--process-index", "0"], "--coordinator: needed"),
@@ -149,8 +149,8 @@ MISTAKES = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
-def test_mistakes_are_one_line(arguments, message, capsys, tmp_path):
+@pytest.mark.parametrize(("arguments", "message"), ERRORS)
+def test_errors_are_one_line(arguments, message, capsys, tmp_path):
     assert cli.main(["train", "explode", "--dataset", "digits", *arguments]) == 2
     said = capsys.readouterr().err
     assert said.startswith("jaxclip: error: --")
@@ -160,7 +160,7 @@ def test_mistakes_are_one_line(arguments, message, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no peer\nat all"), ValueError("no peer")])
-def test_where_the_others_cannot_be_reached(error, monkeypatch, capsys):
+def test_unreachable_processes(error, monkeypatch, capsys):
     def initialize(**options):
         assert options.pop("heartbeat_timeout_seconds") == processes.HEARTBEAT_SECONDS
         assert not options or set(options.values()) == {"localhost:1", 2, 1}
@@ -175,7 +175,7 @@ def test_where_the_others_cannot_be_reached(error, monkeypatch, capsys):
     assert capsys.readouterr().err == "jaxclip: error: --coordinator=localhost:1: no peer\n"
 
 
-def test_a_lost_process_is_told_in_one_line(monkeypatch):
+def test_a_lost_process_is_one_line(monkeypatch):
     lost = jax.errors.JaxRuntimeError("Connection closed by peer\nmore")
     with pytest.raises(jax.errors.JaxRuntimeError), processes.explain_lost_process():
         raise lost

@@ -1,4 +1,4 @@
-"""The published figures, on the real MNIST files."""
+"""The published numbers, on the real MNIST files."""
 
 import numpy as np
 import pytest
@@ -19,13 +19,13 @@ def first_images(data, count):
 
 
 @pytest.mark.slow
-def test_forward_ends_at_the_published_losses(real_mnist):
+def test_forward_reaches_the_published_losses(real_mnist):
     first, *_, last = epochs("forward", real_mnist)
     assert last.number == 9
     np.testing.assert_allclose(
         last.telemetry["loss"][::100], [0.0811, 0.0860, 0.0853, 0.0781, 0.0856], atol=0.012
     )
-    # From a draw of its own, but already close by the second of the five figures.
+    # Other initial weights, but close to the published losses from step 100 on.
     np.testing.assert_allclose(
         first.telemetry["loss"][100::100], [0.205, 0.182, 0.158, 0.183], atol=0.03
     )
@@ -63,7 +63,7 @@ def largest_rows(epoch):
 
 
 @pytest.mark.slow
-def test_max_norm_binds_the_rows_of_both_hidden_kernels(real_mnist):
+def test_max_norm_bounds_the_rows_of_both_hidden_kernels(real_mnist):
     epoch = epochs("max-norm", first_images(real_mnist, 20_000), epochs=1)[0]
     rows = largest_rows(epoch)
     assert max(rows[:2]) <= 1 + 1e-6
@@ -73,7 +73,7 @@ def test_max_norm_binds_the_rows_of_both_hidden_kernels(real_mnist):
 
 @pytest.mark.slow
 def test_max_norm_is_as_accurate_as_no_projection(real_mnist):
-    """Twenty epochs of the same network: every row within its limit, and no accuracy lost."""
+    """In twenty epochs every row stays within its limit, and accuracy does not drop."""
     scores, rows = {}, {}
     for project in (("max_norm=1.0,axis=1,layers=hidden",), ()):
         settings = presets.get("max-norm").override({"project": project})
@@ -85,4 +85,4 @@ def test_max_norm_is_as_accurate_as_no_projection(real_mnist):
     assert np.max(bound_rows) <= 1 + 1e-5
     assert np.min(free_rows[-1]) > 1.2
     assert bound > 0.975
-    assert bound >= free - 0.002  # twenty images: other hardware rounds to another run
+    assert bound >= free - 0.002  # twenty images: rounding differs between machines

@@ -1,4 +1,4 @@
-"""A run that was interrupted goes on, and ends bit for bit as one that was not."""
+"""An interrupted run is resumed and ends bit for bit as an undisturbed one."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from tests.train.runs import REMEMBERING, SMALL
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run of four epochs that nothing disturbed."""
+    """An undisturbed run of four epochs."""
     out = tmp_path_factory.mktemp("whole")
     runs.train(*REMEMBERING, "--epochs", "4", "--out", str(out))
     return out
@@ -54,13 +54,13 @@ def test_resumes_bit_for_bit(whole, interrupted, capsys):
 
 
 @pytest.mark.slow
-def test_the_folder_says_what_it_is_resumed_as(whole, interrupted):
+def test_resumes_with_the_config_of_the_folder(whole, interrupted):
     runs.train("train", "--resume", "--out", str(interrupted))
     runs.assert_same_end(whole, interrupted)
 
 
 @pytest.mark.slow
-def test_what_the_checkpoint_holds(whole):
+def test_content_of_a_checkpoint(whole):
     state, position = runs.last_state(whole)
     assert position == checkpoints.Position(epochs=4, steps=20)
     names = " ".join(state)
@@ -81,18 +81,18 @@ def _settings(folder):
 
 
 @pytest.mark.slow
-def test_evaluate_prints_the_run_s_own_test_figures(whole, capsys):
+def test_evaluate_prints_the_test_scores_of_the_run(whole, capsys):
     assert cli.main(["evaluate", str(whole)]) == 0
     said = capsys.readouterr().out
     assert "checkpoint after epoch 4" in " ".join(said.split())
-    told = runs.summary(whole)
+    summary = runs.summary(whole)
     rows = dict(line.split(maxsplit=2)[1:] for line in said.splitlines() if "test " in line[:8])
-    assert rows["accuracy"].strip() == f"{100 * told['test_accuracy']:.2f} %"
-    assert float(rows["loss"]) == pytest.approx(told["test_loss"], abs=5e-5)
+    assert rows["accuracy"].strip() == f"{100 * summary['test_accuracy']:.2f} %"
+    assert float(rows["loss"]) == pytest.approx(summary["test_loss"], abs=5e-5)
 
 
 @pytest.mark.slow
-def test_a_finished_run_has_nothing_to_resume(whole, tmp_path, capsys):
+def test_resuming_a_finished_run_changes_nothing(whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "again")
     runs.train("train", "--resume", "--out", str(tmp_path / "again"))
     runs.assert_same_end(whole, tmp_path / "again")
@@ -100,7 +100,7 @@ def test_a_finished_run_has_nothing_to_resume(whole, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_more_epochs_where_no_schedule_ends_with_the_run(tmp_path, capsys):
+def test_resuming_with_more_epochs(tmp_path, capsys):
     command = ["train", "explode", *SMALL]
     runs.train(*command, "--epochs", "3", "--out", str(tmp_path / "three"))
     runs.train(*command, "--epochs", "1", "--out", str(tmp_path / "one"))
@@ -126,7 +126,7 @@ CHANGES = [
 
 @pytest.fixture
 def pretended(tmp_path):
-    """A folder as the run leaves it, without what only a run can make."""
+    """A run's folder with a `config.json` and an empty checkpoint."""
     options = parser.build().parse_args([*REMEMBERING, "--epochs", "4"])
     settings = dataclasses.asdict(start.config_of(options))
     (tmp_path / "config.json").write_text(json.dumps(settings))
@@ -135,7 +135,7 @@ def pretended(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "message"), CHANGES)
-def test_another_run_is_refused(pretended, capsys, change, message):
+def test_resuming_with_other_settings_is_an_error(pretended, capsys, change, message):
     before = sorted(pretended.rglob("*"))
     command = [*REMEMBERING, "--epochs", "4", "--out", str(pretended), "--resume", *change]
     assert cli.main(command) == 2
@@ -145,8 +145,8 @@ def test_another_run_is_refused(pretended, capsys, change, message):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_another_network_is_refused(whole, tmp_path, capsys):
-    """Its folder's settings were edited by hand: Orbax sees that the arrays do not fit."""
+def test_checkpoint_of_another_network_is_an_error(whole, tmp_path, capsys):
+    """`config.json` was edited, so the arrays do not match the network."""
     shutil.copytree(whole, tmp_path / "edited")
     path = tmp_path / "edited" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sizes": [8, 9]}))
@@ -157,7 +157,7 @@ def test_a_checkpoint_of_another_network_is_refused(whole, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_line_torn_by_a_kill_is_cut_and_written_again(whole, interrupted):
+def test_unfinished_line_is_removed_and_written_again(whole, interrupted):
     with (interrupted / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "step", "epoch": 2, "st')
     runs.train("train", "--resume", "--out", str(interrupted))
@@ -178,7 +178,7 @@ def test_a_new_run_sets_the_earlier_one_aside(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_checkpoints_as_often_as_asked(tmp_path, capsys):
+def test_checkpoint_every(tmp_path, capsys):
     command = ["train", "explode", *SMALL, "--epochs", "5", "--checkpoint-every"]
     for every, kept in (("2", {"4", "5"}), ("0", set())):
         out = tmp_path / every

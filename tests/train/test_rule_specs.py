@@ -1,4 +1,4 @@
-"""How rules are written on the command line: read, refused, and built as the library does."""
+"""Rules as text: parsed, checked, and built as the library builds them."""
 
 import inspect
 import math
@@ -36,7 +36,7 @@ def read(text):
         (" zero ", "zero"),
     ],
 )
-def test_values(text, value):
+def test_literals(text, value):
     assert rule_specs.literal(text) == value
     assert type(rule_specs.literal(text)) is type(value)
 
@@ -65,7 +65,7 @@ def test_values(text, value):
         ("adaptive=0.01", "adaptive_grad_clip", (0.01,), {}),
     ],
 )
-def test_reads_and_does_what_the_library_does(text, function, arguments, options):
+def test_rules_equal_the_librarys(text, function, arguments, options):
     spec = read(text)
     assert (spec.rule.function, spec.arguments, spec.options) == (function, arguments, options)
     built = spec.build(PARAMS)
@@ -100,7 +100,7 @@ def test_reads_and_does_what_the_library_does(text, function, arguments, options
         ("by=constant:abc,scope=leaf", "threshold='abc'"),
     ],
 )
-def test_refuses_in_one_line_that_quotes_the_flag(text, message):
+def test_errors_are_one_line_and_quote_the_flag(text, message):
     with pytest.raises(UserError) as caught:
         read(text).build(PARAMS)
     assert str(caught.value).startswith(f"--clip {text}: ")
@@ -124,7 +124,7 @@ PROJECTIONS = [
 
 
 @pytest.mark.slow
-def test_projections_are_the_library_s():
+def test_projections_equal_the_librarys():
     built, direct = [], []
     kernel = {"kernel": jnp.full((3, 4), 2.0)}
     for text, function, arguments, options in PROJECTIONS:
@@ -140,7 +140,7 @@ def test_projections_are_the_library_s():
     jax.tree.map(np.testing.assert_array_equal, *run(kernel))
 
 
-def test_every_projection_can_be_written():
+def test_every_projection_has_a_spec():
     exported = {name for name in jaxclip.__all__ if name.startswith("project_")}
     assert exported == {rule.function for rule in rule_specs.PROJECTIONS}
     assert {text.partition("=")[0].partition(",")[0] for text, *_ in PROJECTIONS} >= {
@@ -166,7 +166,7 @@ def test_every_projection_can_be_written():
         ("global_norm=1", "unknown rule 'global_norm', choose from max_norm"),
     ],
 )
-def test_refuses_projections_in_one_line(text, message):
+def test_errors_of_projections_are_one_line(text, message):
     config = presets.get("forward").override({"project": (text,)})
     with pytest.raises(UserError) as caught:
         optimizer.build(config, PARAMS, lambda step: 0.0)
@@ -175,13 +175,13 @@ def test_refuses_projections_in_one_line(text, message):
     assert "\n" not in str(caught.value)
 
 
-def test_the_tables_name_real_functions():
+def test_rules_are_functions_of_the_library():
     for rule in (*rule_specs.CLIPS, *rule_specs.PROJECTIONS):
         assert inspect.isfunction(getattr(jaxclip, rule.function))
 
 
 @pytest.mark.slow
-def test_chain_is_in_order_with_a_monitor_at_both_ends():
+def test_order_of_the_chain():
     config = presets.get("forward").override({"clip": ("global_norm=1", "value=0.01")})
     chain = optimizer.build(config, PARAMS, lambda step: 0.5)
     updates, state = chain.update(GRADS, chain.init(PARAMS), PARAMS)
@@ -199,7 +199,7 @@ def test_chain_is_in_order_with_a_monitor_at_both_ends():
     ("layers", "bound"),
     [("", [0, 1, 2]), (",layers=all", [0, 1, 2]), (",layers=hidden", [0, 1]), (",layers=1", [1])],
 )
-def test_projection_binds_the_kernels_named(layers, bound):
+def test_layers_of_a_projection(layers, bound):
     config = presets.get("forward").override({"project": (f"max_norm=1.0,axis=1{layers}",)})
     chain = optimizer.build(config, PARAMS, lambda step: 0.0)
     updates, _ = chain.update(GRADS, chain.init(PARAMS), PARAMS)

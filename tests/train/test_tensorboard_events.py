@@ -1,4 +1,4 @@
-"""TensorBoard's files, read back by a reader of our own: what `metrics.jsonl` has, and no more."""
+"""TensorBoard's files, read by an independent reader, hold the numbers of `metrics.jsonl`."""
 
 import collections
 import struct
@@ -17,13 +17,13 @@ from tests.train import runs
 
 COMMAND = ["train", "explode", *runs.SMALL, "--epochs", "3", "--log-every", "2"]
 COMMAND += ["--checkpoint-every", "1"]
-# A rate with more digits than a record keeps: it is resumed as the same run all the same.
+# A rate with more digits than a record holds: the run can still be resumed.
 COMMAND += ["--guard", "skip_nonfinite", "--learning-rate", "0.33333333333333331"]
 NOT_NUMBERS = ("kind", "epoch", "step", "steps")
 
 
 def crc32c(data):
-    """Castagnoli's, bit by bit."""
+    """The CRC32C checksum, bit by bit."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -38,7 +38,7 @@ def masked(data):
 
 
 def messages(path):
-    """The records of a TFRecord file: length, its check, data, its check."""
+    """The records of a TFRecord file: length, its checksum, data, its checksum."""
     content, at = path.read_bytes(), 0
     while at < len(content):
         (length,), (check,) = (
@@ -54,7 +54,7 @@ def messages(path):
 
 
 def scalars(folder):
-    """Numbers by tag and step, as TensorBoard shows them: a new start takes back what follows."""
+    """Numbers by tag and step, as TensorBoard shows them: a restart removes later steps."""
     found = collections.defaultdict(dict)
     files = sorted((folder / "tensorboard").iterdir(), key=lambda p: (p.stat().st_mtime_ns, p.name))
     for path in files:
@@ -69,7 +69,7 @@ def scalars(folder):
 
 
 def written(folder):
-    """The same from `metrics.jsonl`: an epoch's numbers at its last step."""
+    """The same numbers from `metrics.jsonl`, an epoch's at its last step."""
     found = collections.defaultdict(dict)
     for record in runs.records(folder):
         if record["kind"] in ("step", "epoch"):
@@ -92,7 +92,7 @@ def assert_same(found, wanted):
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory):
-    """Killed after its second epoch was recorded, before its checkpoint was written; resumed."""
+    """A run resumed after a kill between the record and the checkpoint of its second epoch."""
     out = tmp_path_factory.mktemp("resumed")
     original, command = loop.batch_indices, [*COMMAND, "--out", str(out), "--tensorboard"]
 
@@ -114,14 +114,14 @@ def resumed(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_numbers_of_the_record_at_their_steps(resumed):
+def test_numbers_equal_the_records(resumed):
     out, first, second = resumed
     found = scalars(out)
     assert_same(found, written(out))
     assert sorted(found["loss"]) == [0, 2, 4]
     assert sorted(found["epoch/test_accuracy"]) == [1, 3, 5]
     assert found["skip_nonfinite/skipped"] == {0: 0, 2: 0, 4: 0}
-    # What follows the checkpoint is in a second file, which takes back what the first has of it.
+    # The second file replaces the steps of the first after the checkpoint.
     steps = [{event.step for event in messages(p) if event.summary.value} for p in (first, second)]
     assert steps == [{0, 1, 2, 3}, {2, 3, 4, 5}]
     starts = [
@@ -130,7 +130,7 @@ def test_the_numbers_of_the_record_at_their_steps(resumed):
     assert starts == [2]
 
 
-def test_what_is_not_finite_is_written_and_nothing_said(tmp_path, caplog, capfd):
+def test_non_finite_numbers_are_written_without_warnings(tmp_path, caplog, capfd):
     writer = tensorboard_events.TensorBoardEvents(tmp_path)
     values = {"loss": float("nan"), "norm": float("inf"), "none": None, "flag": True}
     writer.write([{"kind": "run", "loss": 7.0}, {"kind": "step", "step": 5, **values}])
@@ -145,7 +145,7 @@ def test_what_is_not_finite_is_written_and_nothing_said(tmp_path, caplog, capfd)
     assert capfd.readouterr() == ("", "")
 
 
-def test_tensorflow_is_not_asked_for(tmp_path):
+def test_needs_no_tensorflow(tmp_path):
     code = """
         import runpy, sys
 

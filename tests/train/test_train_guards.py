@@ -1,4 +1,4 @@
-"""Guards in a run: batches that are broken are skipped, and a run that is broken says where."""
+"""Guards in a run: bad batches are skipped; a failed run names the step."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def settings(*guards, **changes):
 
 
 def epochs(config, data):
-    """All epochs, and what ended them: the parameters are read while they live."""
+    """All epochs with their parameters, and the error that ended the run."""
     found, run = [], loop.prepare(config, data)
     try:
         for epoch in loop.train(run, data):
@@ -43,7 +43,7 @@ def _leaves(params):
 
 
 @pytest.mark.slow
-def test_without_a_guard_the_run_ends_and_names_the_step(poisoned):
+def test_without_a_guard_the_run_fails_and_names_the_step(poisoned):
     (epoch,), said = epochs(settings(), poisoned)
     assert said.startswith("the loss is nan at step 1 (steps 0 to 7); ")
     assert "first non-finite gradient: layers/0/kernel at step 1" in said
@@ -52,7 +52,7 @@ def test_without_a_guard_the_run_ends_and_names_the_step(poisoned):
 
 
 def by_hand(config, data, batches):
-    """Parameters after SGD on some batches alone, clipped as the preset says, in float64."""
+    """Parameters in float64 after clipped SGD on some batches only."""
     net = loop.build_network(config, data)
     w, b, v, c = (np.float64(p) for p in _leaves(net.params))
     for i in batches:
@@ -67,7 +67,7 @@ def by_hand(config, data, batches):
     return [w, b, v, c]
 
 
-def test_a_guard_skips_those_steps_and_no_other(poisoned):
+def test_a_guard_skips_only_bad_steps(poisoned):
     config = settings("skip_nonfinite", clip=("global_norm=0.1",))
     (epoch,), said = epochs(config, poisoned)
     assert said is epoch.failure is None
@@ -87,7 +87,7 @@ def test_a_guard_skips_those_steps_and_no_other(poisoned):
 
 
 @pytest.mark.slow
-def test_too_many_in_a_row_end_the_run(poisoned):
+def test_too_many_skips_in_a_row_end_the_run(poisoned):
     (epoch,), said = epochs(settings("skip_nonfinite,max_consecutive=1"), poisoned)
     skipped = epoch.telemetry["skip_nonfinite/skipped"]
     np.testing.assert_array_equal(np.flatnonzero(skipped)[:1], [1])
@@ -97,8 +97,8 @@ def test_too_many_in_a_row_end_the_run(poisoned):
 
 
 @pytest.mark.slow
-def test_optimizer_and_projection_do_not_see_a_skipped_step(poisoned):
-    """Momentum, a learned threshold, a projection: as if the bad batches were not there."""
+def test_skipped_steps_change_no_state(poisoned):
+    """Momentum, a learned threshold and a projection end as without the bad batches."""
     changes = {"optimizer": "momentum", "clip": ("autoclip",), "project": ("max_norm=0.5",)}
     (epoch,), said = epochs(settings("skip_nonfinite", **changes), poisoned)
     good = np.delete(np.arange(64), [8 * i + k for i in BAD for k in range(8)])
@@ -112,15 +112,15 @@ def test_optimizer_and_projection_do_not_see_a_skipped_step(poisoned):
 
 
 @pytest.mark.slow
-def test_spikes_and_non_finite_steps_by_two_guards(few_digits):
+def test_two_guards(few_digits):
     images = few_digits.train_images.copy()
-    images[4 * 3] = np.nan  # too early for a spike to be known
+    images[4 * 3] = np.nan  # before `min_history` steps
     images[4 * 9 : 4 * 10] *= 100
     data = few_digits._replace(train_images=images)
     guards = ("skip_nonfinite", "skip_spikes,window=8,min_history=4")
     (epoch,), said = epochs(settings(*guards, batch_size=4), data)
     assert said is None
-    # The outer one, which comes second, skips the non-finite step as well.
+    # The second guard is the outer one; it skips the non-finite step too.
     np.testing.assert_array_equal(np.flatnonzero(epoch.telemetry["skip_spikes/skipped"]), [3, 9])
     np.testing.assert_array_equal(np.flatnonzero(epoch.telemetry["updates/norm"] == 0), [3, 9])
     assert "skip_nonfinite/skipped" in epoch.telemetry
@@ -142,7 +142,7 @@ GUARDS = [
 
 
 @pytest.mark.parametrize(("text", "message"), GUARDS)
-def test_errors_quote_the_guard_in_one_line(text, message, few_digits):
+def test_errors_are_one_line_and_quote_the_guard(text, message, few_digits):
     config = settings(text)
     with pytest.raises(UserError) as caught:
         optimizer.build(config, loop.build_network(config, few_digits).params, lambda step: 0.1)
@@ -151,7 +151,7 @@ def test_errors_quote_the_guard_in_one_line(text, message, few_digits):
     assert "\n" not in str(caught.value)
 
 
-def test_none_takes_a_guard_away(tmp_path, capsys):
+def test_guard_none(tmp_path, capsys):
     parse = parser.build().parse_args
     assert start.config_of(parse(["train", "explode", "--guard", "none"])).guard == ()
     assert cli.main(["train", "explode", "--guard", "none", "--guard", "skip_spikes"]) == 2
@@ -167,7 +167,7 @@ def made_up(loss, **skipped):
     return telemetry | flags | {"loss": np.array(loss)}
 
 
-def test_a_loss_that_was_skipped_is_no_failure():
+def test_a_skipped_loss_is_no_failure():
     assert nonfinite.failure(0, made_up([1, np.nan, 1], one=[0, 1, 0])) is None
     assert nonfinite.failure(0, made_up([np.inf, np.nan], one=[0, 1], two=[1, 0])) is None
     assert nonfinite.failure(0, made_up([1.0, 2.0])) is None
@@ -175,7 +175,7 @@ def test_a_loss_that_was_skipped_is_no_failure():
     assert said == "the loss is -inf at step 22 (steps 20 to 22); no gradient was non-finite"
 
 
-def test_a_gradient_that_was_skipped_is_not_the_first_one():
+def test_a_skipped_gradient_is_not_the_first():
     telemetry = made_up([1, np.nan, 1, np.nan], one=[0, 1, 0, 0])
     telemetry["grads/norm/layers/0/kernel"][1] = np.nan
     telemetry["grads/norm/layers/1/bias"][2:] = np.inf
@@ -183,6 +183,6 @@ def test_a_gradient_that_was_skipped_is_not_the_first_one():
     said = nonfinite.failure(0, telemetry)
     assert said.startswith("the loss is nan at step 3 ")
     assert said.endswith("first non-finite gradient: layers/1/bias at step 2")
-    # In one step it is the first one from the input on.
+    # Of several in one step, the one next to the input counts.
     telemetry["grads/norm/layers/0/bias"][2] = np.nan
     assert nonfinite.failure(0, telemetry).endswith("layers/0/bias at step 2")

@@ -8,7 +8,7 @@ import re
 from typing import Any, NoReturn
 
 from jaxclip.train.config import presets
-from jaxclip.train.config.presets import CHOICES, DATASETS
+from jaxclip.train.config.presets import CHOICES, DATASETS, flag
 from jaxclip.train.errors import UserError
 
 DATA_DIR = "folder with a prepared data set or its original files"
@@ -91,22 +91,18 @@ def config(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     text = "widths of the hidden layers, as 512,256"
     group.add_argument("--sizes", type=_sizes, metavar="N,N", help=text, **many)
     for name in sorted(CHOICES):
-        group.add_argument(_flag(name), metavar="NAME", help=", ".join(CHOICES[name]), **many)
+        group.add_argument(flag(name), metavar="NAME", help=", ".join(CHOICES[name]), **many)
     kinds = {field.name: field.type for field in presets.fields()}
     for name, text in _NUMBERS.items():
         number, letter = (float, "X") if kinds[name] is float else (int, "N")
-        group.add_argument(_flag(name), type=number, metavar=letter, help=text, **many)
+        group.add_argument(flag(name), type=number, metavar=letter, help=text, **many)
     for name, text in _SWITCHES.items():
         action = _Switch if several else argparse.BooleanOptionalAction
-        group.add_argument(_flag(name), action=action, default=None, help=text)
+        group.add_argument(flag(name), action=action, default=None, help=text)
     for name, example in _RULES.items():
         chain = "several in a chain as A=1+B=2" if several else "repeat for a chain"
         text = f"for example {example}; {chain}; none for no rule"
-        group.add_argument(_flag(name), action="append", metavar="RULE=VALUE[,k=v]", help=text)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+        group.add_argument(flag(name), action="append", metavar="RULE=VALUE[,k=v]", help=text)
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -5,8 +5,6 @@ import argparse
 from jaxclip.train.cli import flags, start
 from jaxclip.train.config import presets
 
-_CONFIG = "a run's config.json, or some of its fields"
-
 
 def build() -> flags.Parser:
     """Returns the parser; `command` in its result is the function to call with the result."""
@@ -31,13 +29,18 @@ def _add_demo(commands) -> None:
     parser.set_defaults(command=start.demo)
 
 
+def _add_run(parser: flags.Parser, default: str = "") -> None:
+    text = f"{', '.join(presets.PRESETS)}{default}, or from --config"
+    parser.add_argument("preset", metavar="PRESET", nargs="?", help=text)
+    text = "a run's config.json, or some of its fields"
+    parser.add_argument("--config", metavar="FILE", help=text)
+    flags.data(parser)
+
+
 def _add_train(commands) -> None:
     parser = commands.add_parser("train", help="trains a preset")
-    text = f"{', '.join(presets.PRESETS)}, or from --config"
-    parser.add_argument("preset", metavar="PRESET", nargs="?", help=text)
-    flags.data(parser)
+    _add_run(parser)
     parser.add_argument("--out", help="output folder (default: runs/PRESET)")
-    parser.add_argument("--config", metavar="FILE", help=_CONFIG)
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     parser.add_argument("--tensorboard", action="store_true", help="write event files too")
     flags.processes(parser)
@@ -54,11 +57,8 @@ def _add_evaluate(commands) -> None:
 
 def _add_compare(commands) -> None:
     parser = commands.add_parser("compare", help="trains the same run under several rules")
-    text = f"{', '.join(presets.PRESETS)} (default: {start.COMPARED}), or from --config"
-    parser.add_argument("preset", metavar="PRESET", nargs="?", help=text)
-    flags.data(parser)
+    _add_run(parser, f" (default: {start.COMPARED})")
     parser.add_argument("--out", default="runs/compare", help="output folder")
-    parser.add_argument("--config", metavar="FILE", help=_CONFIG)
     parser.add_argument("--seeds", type=int, metavar="N", help="number of seeds, from --seed on")
     switch = {"action": argparse.BooleanOptionalAction, "default": None}
     parser.add_argument("--at-once", help="train the runs of one program together", **switch)

@@ -5,7 +5,6 @@ them, after its options have been checked.
 """
 
 import argparse
-import dataclasses
 
 from jaxclip.train.cli import flags
 from jaxclip.train.config import config_file, presets
@@ -62,17 +61,13 @@ def _config_to_resume(options: argparse.Namespace) -> Config | None:
 
 def config_of(options: argparse.Namespace) -> Config:
     """Returns the run of the options: a preset, changed by a file, changed by flags."""
-    file = options.config
-    if file is None and options.preset is None:
+    if options.config is not None:
+        config = config_file.config(options.config, preset=options.preset)
+    elif options.preset is not None:
+        config = presets.get(options.preset)
+    else:
         raise UserError(f"PRESET: needed, choose from {', '.join(presets.PRESETS)}, or --config")
-    values = {} if file is None else config_file.read(file)
-    in_file = values.pop("preset", options.preset)
-    name = options.preset or in_file
-    if name is None:
-        raise UserError(f"--config={file}: names no preset, and none was given")
-    if name != in_file:
-        raise UserError(f"--config={file}: names the preset {in_file}, not {name}")
-    return dataclasses.replace(presets.get(name), **values).override(flags.overrides(options))
+    return config.override(flags.overrides(options))
 
 
 def compare(options: argparse.Namespace) -> None:

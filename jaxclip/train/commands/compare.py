@@ -19,7 +19,7 @@ from jaxclip.train.commands.train import set_earlier_run_aside
 from jaxclip.train.config.presets import Config
 from jaxclip.train.data import Data
 from jaxclip.train.errors import UserError
-from jaxclip.train.recording import metrics_file, run_folder, strict_json
+from jaxclip.train.recording import run_folder, strict_json
 from jaxclip.train.recording.history import History
 from jaxclip.train.recording.metrics_file import MetricsFile
 from jaxclip.train.reporting import comparison, terminal
@@ -151,10 +151,8 @@ def _train(
             together = is_faster_at_once(members, data) if at_once is None else at_once
             for i, epoch in batched_runs.train(members, data, at_once=together):
                 run = runs[group[i]]
-                labels = _labels(run)
                 run.history.add(epoch)
-                steps = metrics_file.step_records(epoch, run.config.log_every, **labels)
-                metrics.write(*steps, metrics_file.epoch_record(epoch, **labels))
+                metrics.write_epoch(epoch, run.config.log_every, **_labels(run))
                 bar.advance(task)
 
 

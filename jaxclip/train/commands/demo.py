@@ -16,7 +16,7 @@ from rich.table import Table
 from jaxclip.train.commands import demo_stories
 from jaxclip.train.commands.demo_stories import Story, Variant
 from jaxclip.train.data import Data
-from jaxclip.train.recording import metrics_file, run_folder, strict_json
+from jaxclip.train.recording import run_folder, strict_json
 from jaxclip.train.recording.history import History
 from jaxclip.train.recording.metrics_file import MetricsFile
 from jaxclip.train.reporting import terminal
@@ -92,12 +92,10 @@ def _run_variant(
     epochs = -(-steps // (len(data.train_labels) // batch))
     sizes = size.sizes or variant.config.sizes
     config = dataclasses.replace(variant.config, batch_size=batch, epochs=epochs, sizes=sizes)
-    labels = {"story": story.name, "run": variant.name}
     history = History(variant.name)
     for epoch in loop.train(loop.prepare(config, data), data):
         history.add(epoch, variant.watch)
-        steps_of_epoch = metrics_file.step_records(epoch, variant.config.log_every, **labels)
-        metrics.write(*steps_of_epoch, metrics_file.epoch_record(epoch, **labels))
+        metrics.write_epoch(epoch, config.log_every, story=story.name, run=variant.name)
     return history
 
 

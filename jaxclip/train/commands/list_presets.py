@@ -23,7 +23,7 @@ def _table() -> Table:
     table.add_row("", *presets.SUMMARIES.values(), end_section=True)
     for field in presets.fields()[1:]:
         values = [_value(config, field.name) for config in presets.PRESETS.values()]
-        table.add_row(f"--{field.name.replace('_', '-')}", *values)
+        table.add_row(presets.flag(field.name), *values)
     return table
 
 

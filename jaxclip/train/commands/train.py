@@ -137,12 +137,11 @@ def _train(job: _Job, console: Console, tensorboard: bool) -> None:
     with MetricsFile(job.folder, events) as metrics, terminal.progress(console) as bar:
         metrics.write(_first_record(job))
         if position.epochs:
-            text = f"resuming after {position.epochs} of {config.epochs} epochs"
-            terminal.say(console, text)
+            done = f"{position.epochs} of {config.epochs} epochs"
+            terminal.say(console, f"resuming after {done}")
         task = bar.add_task(config.preset, total=config.epochs, completed=position.epochs)
         for epoch, norms in _epochs(job):
-            steps = metrics_file.step_records(epoch, config.log_every)
-            metrics.write(*steps, metrics_file.epoch_record(epoch) | norms)
+            metrics.write_epoch(epoch, config.log_every, norms)
             _print_epoch(config, epoch, console)
             bar.advance(task)
 
@@ -159,8 +158,8 @@ def _print_epoch(config: Config, epoch: Epoch, console: Console) -> None:
         for line in _second_step(epoch):
             terminal.say(console, line)
     losses = epoch.telemetry["loss"][:: config.log_every] if config.report == "losses" else None
-    line = terminal.epoch_line(epoch.number, metrics_file.scores(epoch), losses)
-    terminal.say(console, line)
+    scores = metrics_file.scores(epoch)
+    terminal.say(console, terminal.epoch_line(epoch.number, scores, losses))
     problem = nonfinite.failure(epoch.first_step, epoch.telemetry)
     is_new = epoch.number == 0 or np.isfinite(epoch.telemetry["loss"][0])
     if problem and is_new and config.allow_nonfinite:

@@ -47,12 +47,14 @@ def read(file: str | Path, flag: str = "--config") -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
 
 
-def config(file: str | Path, flag: str = "--config") -> Config:
-    """Reads a run: the preset that the file names, with the file's other fields."""
+def config(file: str | Path, flag: str = "--config", preset: str | None = None) -> Config:
+    """Reads a run: `preset`, or the preset that the file names, with the file's other fields."""
     values = read(file, flag)
-    if "preset" not in values:
+    name = values.pop("preset", preset)
+    if name is None:
         raise UserError(f"{flag}={file}: names no preset, and none was given")
-    name = values.pop("preset")
+    if preset not in (None, name):
+        raise UserError(f"{flag}={file}: names the preset {name}, not {preset}")
     return dataclasses.replace(presets.get(name), **values)
 
 

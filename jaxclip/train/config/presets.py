@@ -114,7 +114,7 @@ def _require(config: Config, field: str, holds: bool, requirement: str) -> None:
     if not holds:
         value = getattr(config, field)
         text = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        raise UserError(f"--{field.replace('_', '-')}={text}: must be {requirement}")
+        raise UserError(f"{flag(field)}={text}: must be {requirement}")
 
 
 _VALUE_CLIP = Config(
@@ -180,6 +180,11 @@ SUMMARIES = {
 def fields() -> tuple[dataclasses.Field, ...]:
     """Returns the fields of a `Config`, the preset's name first."""
     return dataclasses.fields(Config)
+
+
+def flag(field: str) -> str:
+    """Returns the flag of a field: `--batch-size` for `batch_size`."""
+    return f"--{field.replace('_', '-')}"
 
 
 def get(name: str) -> Config:

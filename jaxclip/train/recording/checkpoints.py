@@ -125,9 +125,9 @@ def check(folder: str, config: Config) -> Config:
     saved = saved_config(folder, "--resume")
     for field in presets.fields():
         if _differs(field.name, saved, config):
-            flag = f"--{field.name.replace('_', '-')}"
             was, given = (_shown(getattr(c, field.name)) for c in (saved, config))
-            raise UserError(f"--resume: the run in {folder} has {flag}={was}, not {given}")
+            difference = f"{presets.flag(field.name)}={was}, not {given}"
+            raise UserError(f"--resume: the run in {folder} has {difference}")
     return config.override({"dataset": saved.dataset})
 
 

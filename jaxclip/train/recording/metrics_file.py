@@ -5,6 +5,7 @@ appends a line of kind `run`, a resumed run one of kind `resume`. `history` read
 """
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,7 +33,21 @@ class MetricsFile(contextlib.AbstractContextManager):
         if self._events is not None:
             self._events.close()
 
-    def write(self, *records: dict[str, Any]) -> None:
+    def write_epoch(
+        self, epoch: Epoch, every: int, more: Mapping[str, Any] | None = None, **labels: Any
+    ) -> None:
+        """Appends the records of an epoch.
+
+        Args:
+          epoch: the epoch.
+          every: record each `every`-th of its steps.
+          more: further numbers for the epoch's record.
+          **labels: the run that these records belong to, for a file with several runs.
+        """
+        record = epoch_record(epoch, **labels) | dict(more or {})
+        self.write(*step_records(epoch, every, **labels), record)
+
+    def write(self, *records: Mapping[str, Any]) -> None:
         """Appends records, one a line, and flushes."""
         self._file.writelines(map(strict_json.line, records))
         self._file.flush()

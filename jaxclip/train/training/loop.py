@@ -131,12 +131,12 @@ def build_network(config: Config, data: Data) -> model.Network:
     return model.build(
         sizes,
         config.seed,
+        config.dtype,
         activation=config.activation,
         init=config.init,
         init_std=config.init_std,
         batch_norm=config.batch_norm,
         dropout=config.dropout,
-        dtype=config.dtype,
         axis=devices.manual_axis(config),
     )
 

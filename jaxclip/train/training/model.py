@@ -45,19 +45,20 @@ class MLP(nnx.Module):
         self,
         sizes: Sequence[int],
         *,
+        rngs: nnx.Rngs,
         activation: str,
         init: str,
         init_std: float,
-        batch_norm: bool,
-        dropout: float,
-        dtype: str,
-        axis: str | None,
-        rngs: nnx.Rngs,
+        batch_norm: bool = False,
+        dropout: float = 0.0,
+        dtype: str = "float32",
+        axis: str | None = None,
     ):
         """Draws the kernels; biases start at 0.
 
         Args:
           sizes: the width of every layer, inputs and outputs included.
+          rngs: the source of random numbers.
           activation: a name in `ACTIVATIONS`.
           init: a name in `INITIALIZERS`.
           init_std: the standard deviation, for initializers that take one.
@@ -65,7 +66,6 @@ class MLP(nnx.Module):
           dropout: the share of hidden activations that a training step sets to 0.
           dtype: the type of parameters, activations and gradients.
           axis: the mesh axis that shards a batch, if communication is manual.
-          rngs: the source of random numbers.
         """
         kernel_init = INITIALIZERS[init](init_std)
         kind = jnp.dtype(dtype)
@@ -122,36 +122,21 @@ class Network(NamedTuple):
     apply: Callable[..., tuple[jax.Array, Tree]]
 
 
-def build(
-    sizes: Sequence[int],
-    seed: int,
-    *,
-    activation: str,
-    init: str,
-    init_std: float,
-    batch_norm: bool = False,
-    dropout: float = 0.0,
-    dtype: str = "float32",
-    axis: str | None = None,
-) -> Network:
+def build(sizes: Sequence[int], seed: int, dtype: str = "float32", **settings: Any) -> Network:
     """Draws an `MLP` and splits it.
+
+    Args:
+      sizes: the width of every layer, inputs and outputs included.
+      seed: the seed of the weights.
+      dtype: the type of parameters, activations and gradients.
+      **settings: the other keywords of `MLP`.
 
     Returns:
       A `Network` whose `apply(params, stats, x, train=..., key=..., preactivations=...)` returns
       the outputs and the new statistics. Both trees are plain dicts:
       `{"layers": {0: {"bias": ..., "kernel": ...}, ...}}`
     """
-    module = MLP(
-        sizes,
-        activation=activation,
-        init=init,
-        init_std=init_std,
-        batch_norm=batch_norm,
-        dropout=dropout,
-        dtype=dtype,
-        axis=axis,
-        rngs=nnx.Rngs(seed),
-    )
+    module = MLP(sizes, rngs=nnx.Rngs(seed), dtype=dtype, **settings)
     graph, params, stats = nnx.split(module, nnx.Param, ...)
 
     def apply(params: Tree, stats: Tree, x: jax.Array, **options: Any) -> tuple[jax.Array, Tree]:
