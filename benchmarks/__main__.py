@@ -30,21 +30,19 @@ import rich.table
 from rich import box
 from rich.console import Console
 
-from benchmarks import _speed_goals as goals
-from benchmarks import _speed_jobs as speed
-from benchmarks import _speed_report as report
-from benchmarks import _written as written
+from benchmarks import report_files
+from benchmarks.speed import goals, jobs, report
 from jaxclip.train.errors import RunError, UserError
 
 NAME = "speed"
 PACKAGES = ("jax", "jaxlib", "optax", "numpy", "torch", "tensorflow")
 
 
-def parser() -> written.Plain:
-    found = written.Plain(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+def parser() -> report_files.Plain:
+    found = report_files.Plain(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     found.add_argument("--out", help="folder to write to (default: docs, if all is measured)")
     found.add_argument("--smoke", action="store_true", help="small trees, few turns")
-    found.add_argument("--only", metavar="NAME,NAME", help=f"of {', '.join(speed.SECTIONS)}")
+    found.add_argument("--only", metavar="NAME,NAME", help=f"of {', '.join(jobs.SECTIONS)}")
     return found
 
 
@@ -57,12 +55,12 @@ def run(options: argparse.Namespace) -> None:
     names = chosen(options.only)
     partial = options.smoke or options.only is not None
     out = options.out or (None if partial else "docs")
-    folder = None if out is None else written.open_folder(out, NAME)
+    folder = None if out is None else report_files.open_folder(out, NAME)
     console = Console()
     say = functools.partial(console.print, soft_wrap=True, highlight=False, markup=False)
     load, start = os.getloadavg()[0], time.perf_counter()
     sections = measure(names, options.smoke, say)
-    content = written.known(command(options), PACKAGES) | {
+    content = report_files.known(command(options), PACKAGES) | {
         "load_before": round(load, 2),
         "seconds": round(time.perf_counter() - start, 1),
         "smoke": options.smoke,
@@ -73,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
         console.print(shown(table))
         say(table.note)
     if folder is not None:
-        written.write(folder, NAME, content, text(content))
+        report_files.write(folder, NAME, content, text(content))
         say(f"written to {folder}")
     failed = [f"{s}, {j}" for s, jobs in sections.items() for j, r in jobs.items() if "failed" in r]
     if failed:
@@ -82,13 +80,13 @@ def run(options: argparse.Namespace) -> None:
 
 def chosen(only: str | None) -> list[str]:
     """Returns the sections asked for, in their own order."""
-    names = set(speed.SECTIONS) if only is None else set(only.split(","))
-    unknown = ", ".join(sorted(names - set(speed.SECTIONS)))
+    names = set(jobs.SECTIONS) if only is None else set(only.split(","))
+    unknown = ", ".join(sorted(names - set(jobs.SECTIONS)))
     if unknown:
         raise UserError(
-            f"--only={only}: no section {unknown}; there are {', '.join(speed.SECTIONS)}"
+            f"--only={only}: no section {unknown}; there are {', '.join(jobs.SECTIONS)}"
         )
-    return [name for name in speed.SECTIONS if name in names]
+    return [name for name in jobs.SECTIONS if name in names]
 
 
 def command(options: argparse.Namespace) -> str:
@@ -101,9 +99,9 @@ def measure(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Runs the jobs one after the other; a smoke run, whose times count for nothing, in pairs."""
     sections: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in names}
-    jobs = [(name, job) for name in names for job in speed.jobs(name, smoke)]
+    jobs = [(name, job) for name in names for job in jobs.jobs(name, smoke)]
     with ThreadPoolExecutor(2 if smoke else 1) as workers:
-        results = workers.map(lambda job: speed.run(*job, smoke), jobs)
+        results = workers.map(lambda job: jobs.run(*job, smoke), jobs)
         for (name, job), result in zip(jobs, results, strict=True):
             sections[name][job] = result
             say(f"{name}: {job}: {result.get('failed', 'done')}, {result['took']:.0f} s")
@@ -117,7 +115,7 @@ def text(content: dict[str, Any]) -> str:
         f"{content['load_before']:.2f}. Every turn is in [speed.json](speed.json)."
     )
     tables = report.markdown(content["sections"], smoke=content["smoke"])
-    return f"{written.head(content)}\n\n{about}\n\n{tables}"
+    return f"{report_files.head(content)}\n\n{about}\n\n{tables}"
 
 
 def shown(table: report.Table) -> rich.table.Table:

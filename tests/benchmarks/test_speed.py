@@ -17,15 +17,13 @@ pytest.importorskip("benchmarks", reason="the benchmarks are in a checkout only"
 pytest.importorskip("rich")
 
 from benchmarks import __main__ as program
-from benchmarks import _speed_check as checked
-from benchmarks import _speed_clock as clock
-from benchmarks import _speed_goals as goals
-from benchmarks import _speed_jobs as jobs
-from benchmarks import _speed_report as report
-from benchmarks import _speed_sections as sections
-from benchmarks import _speed_steps as steps
-from benchmarks import _speed_trees as trees
-from benchmarks import _written as written
+from benchmarks import report_files as written
+from benchmarks.speed import equivalence as checked
+from benchmarks.speed import goals, jobs, report
+from benchmarks.speed import model_shapes as trees
+from benchmarks.speed import step_timings as sections
+from benchmarks.speed import timing as clock
+from benchmarks.speed import train_step as steps
 
 pytestmark = pytest.mark.relaxed
 

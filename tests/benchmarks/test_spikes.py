@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("benchmarks", reason="the benchmarks are in a checkout only")
 pytest.importorskip("matplotlib")
 
-from benchmarks import _spikes_rules as compared
-from benchmarks import _spikes_run as runs
-from benchmarks import spikes
+from benchmarks.spikes import __main__ as spikes
+from benchmarks.spikes import rules as compared
+from benchmarks.spikes import training as runs
 
 pytestmark = pytest.mark.relaxed
 

@@ -11,11 +11,11 @@ import pytest
 pytest.importorskip("benchmarks", reason="the benchmarks are in a checkout only")
 pytest.importorskip("rich")
 
-from benchmarks import _epoch_worker as worker
-from benchmarks import _tutorials_report as report
-from benchmarks import _tutorials_run as runs
-from benchmarks import epoch, tutorials
-from benchmarks._tutorials_history import TENSORS, History, figures
+from benchmarks.epoch import __main__ as epoch
+from benchmarks.epoch import programs as worker
+from benchmarks.tutorials import __main__ as tutorials
+from benchmarks.tutorials import report, runs
+from benchmarks.tutorials.history import TENSORS, History, figures
 from jaxclip.train import presets
 
 pytestmark = pytest.mark.relaxed
@@ -142,8 +142,8 @@ def test_overlapping_and_separate_seeds():
 def test_programs_are_the_presets():
     """The hyper-parameters that stand in the TensorFlow programs are those of the presets."""
     with_tensorflow()
-    from benchmarks import _tensorflow_eager as eager
-    from benchmarks import _tensorflow_graph as graph
+    from benchmarks.tutorials import tensorflow_eager as eager
+    from benchmarks.tutorials import tensorflow_graph as graph
 
     for name, program in eager.PROGRAMS.items():
         config = presets.get(name)

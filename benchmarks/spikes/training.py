@@ -2,7 +2,7 @@
 
 Everything random is drawn here, in NumPy, before any rule is looked at: two rules that are given
 the same seed get the same weights, the same batches and the same bad steps. What is compared is
-in `_spikes_rules`; what is written about it in `_spikes_report`.
+in `rules`; what is written about it in `report`.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,8 +15,8 @@ import optax
 
 import jaxclip
 from jaxclip import norms
-from jaxclip.train import losses, model
 from jaxclip.train.data import Data
+from jaxclip.train.training import losses, model
 
 Tree = Any
 LABELS, SCALED, NAN = 1, 2, 3  # the kinds of a bad batch; 0 is an ordinary one

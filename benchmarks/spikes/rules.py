@@ -6,7 +6,7 @@ from typing import NamedTuple
 import optax
 
 import jaxclip
-from benchmarks import _spikes_run as runs
+from benchmarks.spikes import training
 
 Transformation = optax.GradientTransformation
 Rule = Callable[[Transformation], Transformation]  # given the optimizer, returns the whole
@@ -18,12 +18,12 @@ OPTIMIZERS = {
     "adam-b1-0": optax.adam(RATES["adam"], b1=0),
 }
 
-_FINITE = (runs.LABELS, runs.SCALED)
+_FINITE = (training.LABELS, training.SCALED)
 SCENARIOS = {
-    "calm": runs.Scenario(),
-    "spiked": runs.Scenario(_FINITE),
-    "rare": runs.Scenario(_FINITE, rarer=4),
-    "nan": runs.Scenario((runs.NAN,)),
+    "calm": training.Scenario(),
+    "spiked": training.Scenario(_FINITE),
+    "rare": training.Scenario(_FINITE, rarer=4),
+    "nan": training.Scenario((training.NAN,)),
 }
 
 

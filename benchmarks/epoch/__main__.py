@@ -34,8 +34,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import _epoch_worker as worker
-from benchmarks import _written as written
+from benchmarks import report_files
+from benchmarks.epoch import programs
 from jaxclip.train import data
 from jaxclip.train.errors import RunError
 
@@ -49,16 +49,16 @@ TITLES = {
 GOALS = {"eager": 5.0, "function": 1.3}  # times jaxclip's seconds, at least
 WARM_UP, TURNS, IN_A_ROW = 2, 9, 3  # epochs, turns, epochs a turn
 SMOKE_TURNS = 2
-Turns = Mapping[str, list[worker.Turn]]
+Turns = Mapping[str, list[programs.Turn]]
 
 
 def main(argv: list[str] | None = None) -> int:
-    return written.Parser(NAME, __doc__.splitlines()[0]).main(argv, run)
+    return report_files.Parser(NAME, __doc__.splitlines()[0]).main(argv, run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Does what was asked for."""
-    folder = written.open_folder(options.out, NAME)
+    folder = report_files.open_folder(options.out, NAME)
     console = Console()
     given = "digits" if options.smoke else "mnist", options.data_dir
     images = data.load(*given)
@@ -68,10 +68,10 @@ def run(options: argparse.Namespace) -> None:
     load = os.getloadavg()[0]
     with processes(*given, WARM_UP + turns * IN_A_ROW) as pipes:
         taken = measure(pipes, turns, say)
-    known = written.facts(NAME, options) | {"data": images.name, "load_before": round(load, 2)}
+    known = report_files.facts(NAME, options) | {"data": images.name, "load_before": round(load, 2)}
     content = known | {"epochs_in_a_row": IN_A_ROW, "warm_up_epochs": WARM_UP} | numbers(taken)
-    text = f"{written.head(content)}\n\n{markdown(content)}"
-    written.write(folder, NAME, content, text)
+    text = f"{report_files.head(content)}\n\n{markdown(content)}"
+    report_files.write(folder, NAME, content, text)
     console.print(shown(content))
     say(f"written to {folder}")
 
@@ -81,10 +81,10 @@ def processes(dataset: str, data_dir: str | None, epochs: int) -> Iterator[dict[
     """Starts a process for every program; yields pipes to them once all are ready."""
     context = multiprocessing.get_context("spawn")
     pipes, started = {}, []
-    for name in worker.PROGRAMS:
+    for name in programs.PROGRAMS:
         pipes[name], theirs = context.Pipe()
         arguments = name, dataset, data_dir, epochs, theirs
-        started.append(context.Process(target=worker.serve, args=arguments, daemon=True))
+        started.append(context.Process(target=programs.serve, args=arguments, daemon=True))
         started[-1].start()
         theirs.close()
     try:
@@ -102,7 +102,7 @@ def processes(dataset: str, data_dir: str | None, epochs: int) -> Iterator[dict[
 
 def measure(pipes: Mapping[str, Connection], turns: int, say: Callable[[str], None]) -> Turns:
     """Has the programs take turns."""
-    taken: dict[str, list[worker.Turn]] = {name: [] for name in pipes}
+    taken: dict[str, list[programs.Turn]] = {name: [] for name in pipes}
     for turn in range(turns + 1):
         for name, pipe in pipes.items():
             count = IN_A_ROW if turn else WARM_UP
@@ -167,7 +167,7 @@ def markdown(content: Mapping[str, Any]) -> str:
     turns, row = len(content["seconds"]["jaxclip"]), content["epochs_in_a_row"]
     epochs = turns * row + content["warm_up_epochs"]
     training, waiting = (statistics.median(content[p]["jaxclip"]) for p in ("training", "waiting"))
-    return written.table(HEADS, [cells(name, content) for name in TITLES]) + (
+    return report_files.table(HEADS, [cells(name, content) for name in TITLES]) + (
         f"\nMedian and range of {turns} turns of {row} epochs; accuracy after {epochs} epochs. "
         f"Of jaxclip's seconds {training:.3f} are training and testing, the rest is recording; of "
         f"that, {waiting:.3f} after the turn's last epoch, by threads, where epochs would go on. "

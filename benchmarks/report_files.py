@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jaxclip
-from jaxclip.train import record
 from jaxclip.train.errors import UserError
+from jaxclip.train.recording import strict_json
 
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
@@ -115,7 +115,7 @@ def _around(path: Path) -> tuple[str, str]:
 
 def write(folder: Path, name: str, content: dict[str, Any], text: str) -> None:
     """Writes the numbers as JSON, a list in one line, and the text between the markers."""
-    numbers = json.dumps(record.plain(content), indent=1, allow_nan=False)
+    numbers = json.dumps(strict_json.plain(content), indent=1, allow_nan=False)
     in_one = r"\[\s*([^][{}]*?)\s*\]"
     lines = re.sub(in_one, lambda found: f"[{' '.join(found[1].split())}]", numbers)
     path = folder / f"{name}.md"

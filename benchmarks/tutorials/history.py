@@ -1,7 +1,7 @@
 """What a run of a tutorial leaves, in TensorFlow or here, and the figures read off it.
 
 Both sides fill in a `History`, and one function reads it: a row of the table means the same on
-both. What was published is in `_tutorials_report`.
+both. What was published is in `report`.
 """
 
 from typing import NamedTuple

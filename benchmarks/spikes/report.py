@@ -1,6 +1,6 @@
 """What `benchmarks.spikes` leaves behind: its numbers as JSON, its tables as Markdown.
 
-The figure is drawn in `_spikes_figure`. No timings are written: a second run leaves the same files.
+The figure is drawn in `figure`. No timings are written: a second run leaves the same files.
 """
 
 import importlib.metadata
@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import jaxclip
-from benchmarks import _spikes_figure as figure
-from benchmarks import _spikes_run as runs
-from benchmarks import _written as written
+from benchmarks import report_files
+from benchmarks.spikes import figure, training
 
-Numbers = Mapping[str, list[Any]]  # of a run, as `runs.measure` returns them
+Numbers = Mapping[str, list[Any]]  # of a run, as `training.measure` returns them
 
 COMMAND = "python -m benchmarks.spikes"
 
@@ -41,8 +40,8 @@ class Table(NamedTuple):
 def content(
     smoke: bool,
     data_name: str,
-    size: runs.Size,
-    plans: Mapping[str, runs.Plan],
+    size: training.Size,
+    plans: Mapping[str, training.Plan],
     tables: Sequence[Table],
 ) -> dict[str, Any]:
     """Returns what goes into `spikes.json`."""
@@ -53,8 +52,8 @@ def content(
         "versions": {"jaxclip": jaxclip.__version__} | versions,
         "data": data_name,
         "size": size._asdict(),
-        "spike": {"window": runs.WINDOW, "jump": runs.JUMP, "apart": runs.APART},
-        "failed": {"final_loss_above": runs.FAILED},
+        "spike": {"window": training.WINDOW, "jump": training.JUMP, "apart": training.APART},
+        "failed": {"final_loss_above": training.FAILED},
         "bad_steps": {name: _bad_steps(plan) for name, plan in plans.items()},
         "sections": {
             table.name: {"title": table.title, "rules": {r.rule: r.numbers for r in table.rows}}
@@ -63,26 +62,33 @@ def content(
     }
 
 
-def _bad_steps(plan: runs.Plan) -> list[dict[str, list[int]]]:
+def _bad_steps(plan: training.Plan) -> list[dict[str, list[int]]]:
     """Returns for each seed which steps are bad, by kind."""
     return [
-        {name: np.flatnonzero(kind == i).tolist() for i, name in runs.KINDS.items() if i in kind}
+        {
+            name: np.flatnonzero(kind == i).tolist()
+            for i, name in training.KINDS.items()
+            if i in kind
+        }
         for kind in plan.kind
     ]
 
 
 def open_folder(out: str) -> Path:
     """Makes the output folder, and sees that the tables have their place in it."""
-    folder = written.open_folder(out, "spikes")
+    folder = report_files.open_folder(out, "spikes")
     (folder / "figures").mkdir(exist_ok=True)
     return folder
 
 
 def write(
-    folder: Path, numbers: dict[str, Any], tables: Sequence[Table], plans: Mapping[str, runs.Plan]
+    folder: Path,
+    numbers: dict[str, Any],
+    tables: Sequence[Table],
+    plans: Mapping[str, training.Plan],
 ) -> None:
     """Writes all three files; what stands around the tables stays."""
-    written.write(folder, "spikes", numbers, _markdown(numbers, tables))
+    report_files.write(folder, "spikes", numbers, _markdown(numbers, tables))
     figure.draw(tables, plans, folder / "figures" / "spikes.png")
 
 
@@ -121,7 +127,7 @@ def _accuracy(numbers: Numbers) -> str:
 
 
 def _failed(numbers: Numbers) -> str:
-    return str(sum(map(runs.failed, numbers["final_loss"])))
+    return str(sum(map(training.failed, numbers["final_loss"])))
 
 
 def _spikes(numbers: Numbers) -> str:

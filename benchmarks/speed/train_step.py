@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 import jaxclip
-from benchmarks._speed_trees import Shapes
+from benchmarks.speed.model_shapes import Shapes
 
 LIMIT, SIZE = 1.0, 0.01  # what gradients are clipped to; the standard deviation of their elements
 DEPTH = 8  # of the matrix products

@@ -1,8 +1,8 @@
 """The runs of `benchmarks.tutorials`: TensorFlow in processes of its own, jaxclip in this one.
 
 TensorFlow's programs are single-threaded and run side by side, one for each core, while jaxclip's
-run here: nothing is timed. What the programs are is in `_tensorflow_eager` and `_tensorflow_graph`,
-what is read off them in `_tutorials_history`.
+run here: nothing is timed. What the programs are is in `tensorflow_eager` and `tensorflow_graph`,
+what is read off them in `history`.
 """
 
 import concurrent.futures
@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks._tutorials_history import History
+from benchmarks.tutorials.history import History
 from jaxclip.train import data as source
-from jaxclip.train import loop, presets
+from jaxclip.train.config import presets
 from jaxclip.train.data import Data
+from jaxclip.train.training import loop
 
 EAGER = ("forward", "forward, std 1", "explode")
 NAMES = (*EAGER, "value-clip", "max-norm")
@@ -60,18 +61,18 @@ def theirs(name: str, seed: int, epochs: int | None = None, start: Start | None 
     _one_thread()
     weights, order = start or (None, None)
     if name in EAGER:
-        from benchmarks import _tensorflow_eager as eager
+        from benchmarks.tutorials import tensorflow_eager as eager
 
         std, epochs = (1.0, 1) if name.endswith("std 1") else (0.1, epochs)
         return eager.run(name.split(",")[0], _given[0], seed, epochs, std, weights)
-    from benchmarks import _tensorflow_graph as graph
+    from benchmarks.tutorials import tensorflow_graph as graph
 
     return graph.run(name, _given[0], seed, epochs, weights, order)
 
 
 def second_steps(draws: int) -> list[float]:
-    """Returns what `_tensorflow_eager.second_steps` does, in a process of the pool."""
-    from benchmarks import _tensorflow_eager as eager
+    """Returns what `tensorflow_eager.second_steps` does, in a process of the pool."""
+    from benchmarks.tutorials import tensorflow_eager as eager
 
     _one_thread()
     return eager.second_steps(_given[0], draws)

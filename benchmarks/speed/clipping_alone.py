@@ -16,10 +16,9 @@ import jax.numpy as jnp
 import optax
 
 import jaxclip
-from benchmarks import _speed_clock as clock
-from benchmarks import _speed_trees as trees
-from benchmarks._speed_sections import turns
-from benchmarks._speed_steps import LIMIT, SIZE
+from benchmarks.speed import model_shapes, timing
+from benchmarks.speed.step_timings import turns
+from benchmarks.speed.train_step import LIMIT, SIZE
 
 PAUSE = 0.02
 PEERS = {"PyTorch": "torch", "TensorFlow": "tensorflow"}
@@ -29,7 +28,7 @@ Timed = tuple[Callable[[], Any], Callable[[], Any], Callable[[], float]]  # call
 def alone(job: str, smoke: bool) -> dict[str, Any]:
     """Times all that are installed."""
     tree, dtype = job.split(", ")
-    shapes = list(trees.tree(tree, smoke=smoke).values())
+    shapes = list(model_shapes.tree(tree, smoke=smoke).values())
     missing = [peer for peer, module in PEERS.items() if importlib.util.find_spec(module) is None]
     timed = dict(in_jax(shapes, jnp.dtype(dtype)))
     for peer, build in {"PyTorch": in_torch, "TensorFlow": in_tensorflow}.items():
@@ -41,7 +40,7 @@ def alone(job: str, smoke: bool) -> dict[str, Any]:
         time.sleep(PAUSE)
 
     programs = {name: call for name, (call, _, _) in timed.items()}
-    times = clock.interleaved(programs, turns(smoke, tree), before)
+    times = timing.interleaved(programs, turns(smoke, tree), before)
     after = {name: norm() for name, (_, _, norm) in timed.items()}
     assert abs(after["jaxclip"] / LIMIT - 1) < 0.01, after
     return {"times": times, "missing": missing, "norm_after": after}

@@ -6,7 +6,7 @@ A goal holds for several measurements; it is reached if all of them lie within i
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from benchmarks import _speed_clock as clock
+from benchmarks.speed import timing
 
 Sections = Mapping[str, Mapping[str, Mapping[str, Any]]]  # results by section and job
 
@@ -76,7 +76,7 @@ def verdicts(sections: Sections) -> list[Verdict]:
 
 
 def of_jobs(
-    section: str, number: Callable[[clock.Times], float], *words: str
+    section: str, number: Callable[[timing.Times], float], *words: str
 ) -> Callable[[Sections], dict[str, float]]:
     """Returns a number of each job's times; only jobs whose name has all of some words."""
 
@@ -97,7 +97,7 @@ def against(
 
     def values(sections: Sections) -> dict[str, float]:
         return {
-            f"{job}: {name}": clock.ratio(result["times"], name, base).value
+            f"{job}: {name}": timing.ratio(result["times"], name, base).value
             for job, result in sections.get(section, {}).items()
             for name in result.get("times", {})
             if name not in (base, but)
@@ -108,7 +108,7 @@ def against(
 
 def to_torch(sections: Sections) -> dict[str, float]:
     return {
-        job: clock.ratio(result["times"], "jaxclip", "PyTorch").value
+        job: timing.ratio(result["times"], "jaxclip", "PyTorch").value
         for job, result in sections.get("alone", {}).items()
         if "PyTorch" in result.get("times", {})
     }
@@ -122,16 +122,16 @@ def all_reduces(sections: Sections) -> dict[str, float]:
     }
 
 
-def reads(times: clock.Times) -> float:
-    return clock.reads(times, "jaxclip").value
+def reads(times: timing.Times) -> float:
+    return timing.reads(times, "jaxclip").value
 
 
-def to_optax(times: clock.Times) -> float:
-    return clock.ratio(times, "jaxclip", "Optax").value
+def to_optax(times: timing.Times) -> float:
+    return timing.ratio(times, "jaxclip", "Optax").value
 
 
-def import_to_optax(times: clock.Times) -> float:
-    return clock.beyond(times, "jaxclip", "Optax", "nothing").value
+def import_to_optax(times: timing.Times) -> float:
+    return timing.beyond(times, "jaxclip", "Optax", "nothing").value
 
 
 BIG = [  # the steps that the goals are about

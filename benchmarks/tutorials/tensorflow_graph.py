@@ -1,7 +1,7 @@
 """The tutorials `value-clip` and `max-norm` in TensorFlow 1: a graph, placeholders, a session.
 
 Written anew from what the tutorials do, on `tf.compat.v1`; their hyper-parameters stand here, not
-in the presets. The two eager programs are in `_tensorflow_eager`.
+in the presets. The two eager programs are in `tensorflow_eager`.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks._tutorials_history import History
+from benchmarks.tutorials.history import History
 from jaxclip.train.data import Data
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

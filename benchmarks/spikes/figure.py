@@ -13,8 +13,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter
 
-from benchmarks._spikes_run import failed
-from jaxclip.train.figures import BLUE, FONT, GREY, ORANGE
+from benchmarks.spikes.training import failed
+from jaxclip.train.reporting.figures import BLUE, FONT, GREY, ORANGE
 
 SEED = 0  # the one whose curve is drawn in full, and whose bad steps are marked
 LINES = ("no rule", "clip_by_history()", "skip_spikes", "zclip(max_norm=None)")

@@ -4,10 +4,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks import _speed_clock as clock
-from benchmarks import _speed_goals as goals
-from benchmarks import _written as written
-from benchmarks._speed_jobs import SECTIONS
+from benchmarks import report_files
+from benchmarks.speed import goals, timing
+from benchmarks.speed.jobs import SECTIONS
 
 Jobs = Mapping[str, Mapping[str, Any]]  # results of a section
 
@@ -29,7 +28,7 @@ def tables(sections: goals.Sections, *, smoke: bool) -> list[Table]:
 
 def markdown(sections: goals.Sections, *, smoke: bool = False) -> str:
     parts = [
-        f"## {table.title}\n\n{written.table(table.heads, table.rows)}"
+        f"## {table.title}\n\n{report_files.table(table.heads, table.rows)}"
         + (f"\n{table.note}\n" if table.note else "")
         for table in tables(sections, smoke=smoke)
     ]
@@ -72,9 +71,9 @@ def _steps(name: str, jobs: Jobs) -> Table:
             return str(cell(times, *arguments)) if program in times else ""
 
         return [
-            *(of(key, clock.milliseconds, key) for key in programs),
-            *(of(base, clock.ratio, "jaxclip", base) for base in ("Optax", "least")),
-            *(of(key, clock.reads, key) for key in ("least", "jaxclip")),
+            *(of(key, timing.milliseconds, key) for key in programs),
+            *(of(base, timing.ratio, "jaxclip", base) for base in ("Optax", "least")),
+            *(of(key, timing.reads, key) for key in ("least", "jaxclip")),
         ]
 
     note = (
@@ -91,9 +90,9 @@ def _alone(name: str, jobs: Jobs) -> Table:
 
     def cells(result: Any) -> list[str]:
         times = result["times"]
-        there = [clock.milliseconds(times, n) if n in times else "missing" for n in libraries]
-        ratios = [str(clock.ratio(times, "jaxclip", n)) if n in times else "" for n in libraries]
-        return [clock.milliseconds(times, "jaxclip"), *there, *ratios]
+        there = [timing.milliseconds(times, n) if n in times else "missing" for n in libraries]
+        ratios = [str(timing.ratio(times, "jaxclip", n)) if n in times else "" for n in libraries]
+        return [timing.milliseconds(times, "jaxclip"), *there, *ratios]
 
     note = (
         "Gradients are given; JAX and PyTorch write over them, TensorFlow cannot. *missing*: not "
@@ -109,8 +108,8 @@ def _compared(name: str, jobs: Jobs) -> Table:
     for job, result in jobs.items():
         times = result.get("times", {})
         for program in times:
-            against = str(clock.ratio(times, program, next(iter(times))))
-            rows.append([job, program, clock.milliseconds(times, program), against])
+            against = str(timing.ratio(times, program, next(iter(times))))
+            rows.append([job, program, timing.milliseconds(times, program), against])
         if "failed" in result:
             rows.append([job, *_failed(result, len(heads))])
     return Table(SECTIONS[name].title, heads, rows)
@@ -123,7 +122,7 @@ def _compile(name: str, jobs: Jobs) -> Table:
         times = result["times"]
         medians = [f"{statistics.median(times[key]):.2f}" for key in ("Optax", "jaxclip")]
         traced = f"{statistics.median(result['trace']['jaxclip']):.2f}"
-        against = str(clock.ratio(times, "jaxclip", "Optax"))
+        against = str(timing.ratio(times, "jaxclip", "Optax"))
         return [str(result["leaves"]), *medians, against, traced]
 
     note = (
@@ -140,7 +139,7 @@ def _import(name: str, jobs: Jobs) -> Table:
     def cells(result: Any) -> list[str]:
         times = result["times"]
         medians = [f"{statistics.median(values):.2f}" for values in times.values()]
-        return [*medians, str(clock.beyond(times, "jaxclip", "Optax", "nothing"))]
+        return [*medians, str(timing.beyond(times, "jaxclip", "Optax", "nothing"))]
 
     note = "Seconds of `python -c` as seen from outside; the ratio is of those beyond `pass`."
     return Table(SECTIONS[name].title, heads, _rows(jobs, heads, cells), note)

@@ -15,8 +15,9 @@ import jax
 import optax
 
 from jaxclip.train import data as source
-from jaxclip.train import loop, optimizer, presets
+from jaxclip.train.config import presets
 from jaxclip.train.data import Data
+from jaxclip.train.training import loop, optimizer
 
 POLL, CALM, PATIENCE = 0.01, 3, 3.0  # seconds; polls in a row; seconds
 
@@ -77,12 +78,12 @@ def jaxclip(data: Data, epochs: int, gate: Gate) -> None:
     """Trains as `jaxclip train explode` does: all that it writes and says after an epoch counts."""
     from rich.console import Console
 
-    from jaxclip.train import run
+    from jaxclip.train.commands import train
 
     loop.train = gated(loop.train, gate)
     config = presets.get("explode").override({"epochs": epochs})
     with tempfile.TemporaryDirectory() as out, open(os.path.join(out, "said"), "w") as said:
-        run.train(config, data, os.path.join(out, "run"), Console(file=said))
+        train.run(config, data, os.path.join(out, "run"), Console(file=said))
 
 
 def bare(data: Data, epochs: int, gate: Gate) -> None:
@@ -91,7 +92,7 @@ def bare(data: Data, epochs: int, gate: Gate) -> None:
     network, rate = loop.build_network(config, data), optimizer.schedule(config, 1)
     chain = optax.with_extra_args_support(optax.sgd(rate))
     epoch = jax.jit(loop.scan(config, network, chain, rate), donate_argnums=0)
-    state = jax.jit(loop.beginning(config, network, chain))(network.params)
+    state = jax.jit(loop.first_state(config, network, chain))(network.params)
     run = loop.prepare(config, data)._replace(epoch=epoch, state=state)
     for _ in gated(loop.train, gate)(run, data):
         pass
@@ -115,7 +116,7 @@ def gated(train: Callable[..., Any], gate: Gate) -> Callable[..., Any]:
 
 def _tensorflow(name: str) -> Callable[[Data, int, Gate], None]:
     def train(data: Data, epochs: int, gate: Gate) -> None:
-        from benchmarks import _tensorflow_eager as eager
+        from benchmarks.tutorials import tensorflow_eager as eager
 
         eager.tf.random.set_seed(0)
         kind = getattr(eager, name)

@@ -63,27 +63,27 @@ class Section(NamedTuple):
 
 
 SECTIONS = {
-    "steps": Section("A train step", "_speed_sections.steps", STEPS, smoke=2),
-    "alone": Section("Clipping alone", "_speed_alone.alone", [f"GPT-2, {d}" for d in DTYPES]),
+    "steps": Section("A train step", "step_timings.steps", STEPS, smoke=2),
+    "alone": Section("Clipping alone", "clipping_alone.alone", [f"GPT-2, {d}" for d in DTYPES]),
     "telemetry": Section(
         "What recording costs",
-        "_speed_sections.telemetry",
+        "step_timings.telemetry",
         ["38 M, float32, SGD", "38 M, float32, AdamW"],
     ),
-    "learned": Section("Learned thresholds", "_speed_sections.learned", ["38 M, float32, SGD"]),
-    "guards": Section("Guards", "_speed_sections.guards", ["38 M, float32, AdamW"]),
+    "learned": Section("Learned thresholds", "step_timings.learned", ["38 M, float32, SGD"]),
+    "guards": Section("Guards", "step_timings.guards", ["38 M, float32, AdamW"]),
     "compile": Section(
-        "Trace and compilation", "_speed_programs.compiled", ["one norm", "one norm a leaf"]
+        "Trace and compilation", "compiled_programs.compiled", ["one norm", "one norm a leaf"]
     ),
-    "import": Section("Import", "_speed_programs.imported", ["import"]),
+    "import": Section("Import", "compiled_programs.imported", ["import"]),
     "memory": Section(
         "Memory",
-        "_speed_programs.memory",
+        "compiled_programs.memory",
         [f"38 M, {variant}" for variant in ("jaxclip", "Optax", "none")],
     ),
     "collectives": Section(
         "Collectives on eight devices",
-        "_speed_programs.collectives",
+        "compiled_programs.collectives",
         [f"{leaves} leaves" for leaves in (1, 50, 500)],
         environment=EIGHT,
     ),
@@ -109,10 +109,10 @@ def run(name: str, job: str, smoke: bool) -> dict[str, Any]:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        command = [sys.executable, "-m", "benchmarks._speed_jobs", name, job, str(answer)]
+        command = [sys.executable, "-m", "benchmarks.speed.jobs", name, job, str(answer)]
         done = subprocess.run(
             [*command, *(["--smoke"] if smoke else [])],
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],
             env=environment(SECTIONS[name], job),
             capture_output=True,
             text=True,
@@ -137,7 +137,7 @@ def main() -> None:
     module, function = SECTIONS[options.section].measure.split(".")
     try:
         measure: Callable[..., Any] = getattr(
-            importlib.import_module(f"benchmarks.{module}"), function
+            importlib.import_module(f"benchmarks.speed.{module}"), function
         )
         result = measure(options.job, options.smoke)
     except Exception as error:

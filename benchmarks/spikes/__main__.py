@@ -41,9 +41,7 @@ from typing import NoReturn
 
 import optax
 
-from benchmarks import _spikes_report as report
-from benchmarks import _spikes_rules as compared
-from benchmarks import _spikes_run as runs
+from benchmarks.spikes import report, rules, training
 from jaxclip.train import data
 from jaxclip.train.errors import UserError
 
@@ -52,7 +50,7 @@ SWEEP = {  # in multiples of the learning rates taken
     "adam": (1 / 30, 0.1, 1 / 3, 1.0, 5 / 3, 10 / 3),
 }
 
-FULL = runs.Size(
+FULL = training.Size(
     seeds=5,
     steps=1000,
     batch=64,
@@ -63,7 +61,7 @@ FULL = runs.Size(
     quiet=100,
     bad_share=0.02,
 )
-SMOKE = runs.Size(
+SMOKE = training.Size(
     seeds=2,
     steps=160,
     batch=16,
@@ -77,9 +75,9 @@ SMOKE = runs.Size(
 
 
 def experiment(
-    given: runs.Task,
-    plans: Mapping[str, runs.Plan],
-    sections: Sequence[compared.Section],
+    given: training.Task,
+    plans: Mapping[str, training.Plan],
+    sections: Sequence[rules.Section],
     say: Callable[[str], None],
 ) -> list[report.Table]:
     """Trains every rule of every section in its scenarios."""
@@ -90,27 +88,30 @@ def experiment(
         for name, rule in section.rules.items():
             key = section.optimizer, name
             if key not in compiled:
-                compiled[key] = runs.program(given, rule(compared.OPTIMIZERS[section.optimizer]))
+                compiled[key] = training.program(given, rule(rules.OPTIMIZERS[section.optimizer]))
             results = {s: compiled[key](plans[s]) for s in section.scenarios}
-            numbers = {s: runs.measure(r, plans[s], given.size) for s, r in results.items()}
+            numbers = {s: training.measure(r, plans[s], given.size) for s, r in results.items()}
             curves = {s: r.probe_loss for s, r in results.items()}
             tables[-1].rows.append(report.Row(name, numbers, curves))
             say(f"{section.name}: {name}")
     return tables
 
 
-def sweep(given: runs.Task, plans: Mapping[str, runs.Plan], say: Callable[[str], None]) -> None:
+def sweep(
+    given: training.Task, plans: Mapping[str, training.Plan], say: Callable[[str], None]
+) -> None:
     """Says how a run ends at other learning rates, median of the seeds."""
     cases = {"no rule": ("calm", "spiked"), "clip_by_global_norm(1.0)": ("spiked",)}
     for optimizer, multiples in SWEEP.items():
         for multiple in multiples:
-            slower = optax.chain(compared.OPTIMIZERS[optimizer], optax.scale(multiple))
+            slower = optax.chain(rules.OPTIMIZERS[optimizer], optax.scale(multiple))
             for name, scenarios in cases.items():
-                compiled = runs.program(given, compared.RULES[name](slower))
+                compiled = training.program(given, rules.RULES[name](slower))
                 for scenario in scenarios:
-                    numbers = runs.measure(compiled(plans[scenario]), plans[scenario], given.size)
+                    plan = plans[scenario]
+                    numbers = training.measure(compiled(plan), plan, given.size)
                     loss = statistics.median(numbers["final_loss"])
-                    rate = multiple * compared.RATES[optimizer]
+                    rate = multiple * rules.RATES[optimizer]
                     say(f"{optimizer} {rate:.3g}, {name}, {scenario}: {loss:.3f}")
 
 
@@ -139,15 +140,15 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--data-dir={options.data_dir}: --smoke takes scikit-learn's digits")
     folder = None if options.sweep else report.open_folder(options.out)
     images = data.load("digits" if options.smoke else "mnist", options.data_dir)
-    given = runs.task(images, SMOKE if options.smoke else FULL)
-    plans = {name: runs.plan(given, s) for name, s in compared.SCENARIOS.items()}
+    given = training.task(images, SMOKE if options.smoke else FULL)
+    plans = {name: training.plan(given, s) for name, s in rules.SCENARIOS.items()}
     print(images.describe())
     if folder is None:
         sweep(given, plans, print)
         return
-    sections = compared.SECTIONS
+    sections = rules.SECTIONS
     if options.smoke:
-        some = compared.SMOKE_RULES
+        some = rules.SMOKE_RULES
         sections = [
             s._replace(rules={n: s.rules[n] for n in some[s.name]})
             for s in sections

@@ -2,7 +2,7 @@
 
 Written anew from what the tutorials do; their hyper-parameters stand here, not in the presets, so
 that a preset that has one wrong is found out. `benchmarks.epoch` times `Explode`, and `Compiled`,
-the same under `tf.function`. The two graph programs are in `_tensorflow_graph`.
+the same under `tf.function`. The two graph programs are in `tensorflow_graph`.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._tutorials_history import History
+from benchmarks.tutorials.history import History
 from jaxclip.train.data import Data
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -1,6 +1,6 @@
 """What `benchmarks.tutorials` says: published, TensorFlow here, jaxclip here, row by row.
 
-A row's figures come from `_tutorials_history`; how the files are written is in `_written`.
+A row's figures come from `history`; how the files are written is in `report_files`.
 """
 
 import math
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import _written as written
-from benchmarks._tutorials_history import TENSORS, figures
-from benchmarks._tutorials_run import Result
+from benchmarks import report_files
+from benchmarks.tutorials.history import TENSORS, figures
+from benchmarks.tutorials.runs import Result
 
 _FORWARD = {0: (0.404, 0.205, 0.182, 0.158, 0.183), 9: (0.0811, 0.0860, 0.0853, 0.0781, 0.0856)}
 _EXPLODE = {
@@ -167,7 +167,7 @@ def markdown(results: Sequence[Result], draws: Sequence[float]) -> str:
     parts = []
     for result in results:
         parts += [f"### {TITLES.get(result.name, f'`{result.name}`')}\n"]
-        parts += [written.table(HEADS, [cells(row) for row in rows(result)])]
+        parts += [report_files.table(HEADS, [cells(row) for row in rows(result)])]
         parts += [_of_many(draws)] if result.name == "explode" else []
     return "\n".join([*parts, "### The same weights, the same batches\n", _paired_table(results)])
 
@@ -189,7 +189,7 @@ def _paired_table(results: Sequence[Result]) -> str:
     heads = list(dict.fromkeys(head for values in found.values() for head in values))
     heads.append(heads.pop(heads.index("test loss, epoch 0")))
     lines = [[name, *(_power(v.get(head)) for head in heads)] for name, v in found.items()]
-    return written.table(["relative difference", *heads], lines)
+    return report_files.table(["relative difference", *heads], lines)
 
 
 def _power(value: float | None) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks._speed_steps import Bench, Variant
+from benchmarks.speed.train_step import Bench, Variant
 
 STEPS = 3
 TOLERANCE = {"float32": 1e-3, "bfloat16": 16 * 2**-7, "float16": 16 * 2**-10}

@@ -23,9 +23,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import _tutorials_report as report
-from benchmarks import _tutorials_run as runs
-from benchmarks import _written as written
+from benchmarks import report_files
+from benchmarks.tutorials import report, runs
 from jaxclip.train import data
 
 NAME = "tutorials"
@@ -35,12 +34,12 @@ DRAWS, SMOKE_DRAWS = 100, 2  # of `explode`, whose second step differs much from
 
 
 def main(argv: list[str] | None = None) -> int:
-    return written.Parser(NAME, __doc__.splitlines()[0]).main(argv, run)
+    return report_files.Parser(NAME, __doc__.splitlines()[0]).main(argv, run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Does what was asked for."""
-    folder = written.open_folder(options.out, NAME)
+    folder = report_files.open_folder(options.out, NAME)
     dataset = "digits" if options.smoke else "mnist"
     images = data.load(dataset, options.data_dir)
     console = Console()
@@ -54,9 +53,9 @@ def run(options: argparse.Namespace) -> None:
             results.append(result)
             console.print(shown(result))
         many = draws.result()
-    content = report.content(written.facts(NAME, options), images.name, results, many)
-    text = f"{written.head(content)}\n\n{report.markdown(results, many)}"
-    written.write(folder, NAME, content, text)
+    content = report.content(report_files.facts(NAME, options), images.name, results, many)
+    text = f"{report_files.head(content)}\n\n{report.markdown(results, many)}"
+    report_files.write(folder, NAME, content, text)
     say(f"written to {folder}")
 
 

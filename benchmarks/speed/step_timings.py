@@ -1,7 +1,7 @@
 """The sections of the benchmark of speed that time train steps: which rows, which variants.
 
 Each function here measures one job of its section, in a process of its own, and returns numbers for
-JSON: `times`, seconds by program. The sections are put together in `_speed_jobs`.
+JSON: `times`, seconds by program. The sections are put together in `jobs`.
 """
 
 import math
@@ -14,10 +14,18 @@ import numpy as np
 import optax
 
 import jaxclip
-from benchmarks import _speed_clock as clock
-from benchmarks import _speed_trees as trees
-from benchmarks._speed_check import check
-from benchmarks._speed_steps import LIMIT, SIZE, Bench, Variant, chained, compared, ones_of, zeros
+from benchmarks.speed import model_shapes, timing
+from benchmarks.speed.equivalence import check
+from benchmarks.speed.train_step import (
+    LIMIT,
+    SIZE,
+    Bench,
+    Variant,
+    chained,
+    compared,
+    ones_of,
+    zeros,
+)
 
 TURNS, SMOKE_TURNS = {"GPT-2": 9}, 3  # a step of GPT-2 with AdamW takes long
 MANY = 1000  # leaves, whose program takes long to compile: there is one less
@@ -30,14 +38,14 @@ def steps(job: str, smoke: bool) -> Result:
     """Times: without a rule, with Optax's, jaxclip's, the least one, and one read of the tree."""
     tree, dtype, optimizer, *options = job.split(", ")
     given = "gradients given" in options
-    bench = Bench(trees.tree(tree, smoke=smoke), jnp.dtype(dtype), given=given)
+    bench = Bench(model_shapes.tree(tree, smoke=smoke), jnp.dtype(dtype), given=given)
     variants = compared(optimizer)
     programs = {name: bench.step(name, variant) for name, variant in variants.items()}
     found = check(bench, variants, programs)
     if len(bench.tree) < MANY:
         programs["least"] = bench.step("least", chained(least(), optimizer))
     programs["norm"] = bench.norm()
-    return {"times": clock.interleaved(programs, turns(smoke, tree)), "check": found}
+    return {"times": timing.interleaved(programs, turns(smoke, tree)), "check": found}
 
 
 def least() -> optax.GradientTransformation:
@@ -67,10 +75,10 @@ def turns(smoke: bool, tree: str) -> int:
 
 def of(tree: str, dtype: str, variants: Mapping[str, Variant], smoke: bool) -> Result:
     """Times variants that need not do the same."""
-    bench = Bench(trees.tree(tree, smoke=smoke), jnp.dtype(dtype))
+    bench = Bench(model_shapes.tree(tree, smoke=smoke), jnp.dtype(dtype))
     bench.begin(next(iter(variants.values())))
     programs = {name: bench.step(name, variant) for name, variant in variants.items()}
-    return {"times": clock.interleaved(programs, SMOKE_TURNS if smoke else ALIKE_TURNS)}
+    return {"times": timing.interleaved(programs, SMOKE_TURNS if smoke else ALIKE_TURNS)}
 
 
 def bare() -> optax.GradientTransformation:
@@ -106,7 +114,7 @@ LEARNED: dict[str, tuple[Callable[[], Any], int]] = {  # and how many updates fi
 }
 
 
-def filled(rule: Any, tree: trees.Shapes, dtype: Any, updates: int) -> Any:
+def filled(rule: Any, tree: model_shapes.Shapes, dtype: Any, updates: int) -> Any:
     """Returns a rule's state after updates whose norms lie about those of the gradients.
 
     Its memory does not depend on the sizes of leaves, so these updates have an element a leaf.
@@ -125,7 +133,7 @@ def filled(rule: Any, tree: trees.Shapes, dtype: Any, updates: int) -> Any:
 def learned(job: str, smoke: bool) -> Result:
     """Times: learned thresholds, their memory full, against a static one."""
     tree, dtype, optimizer = job.split(", ")
-    shapes = trees.tree(tree, smoke=smoke)
+    shapes = model_shapes.tree(tree, smoke=smoke)
     variants = {"clip_by_global_norm": chained(jaxclip.clip_by_global_norm(LIMIT), optimizer)}
     for name, (build, updates) in LEARNED.items():
         rule = build()

@@ -20,8 +20,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxclip
-from benchmarks import _speed_trees as trees
-from benchmarks._speed_steps import LIMIT, OPTIMIZERS, Bench, compared
+from benchmarks.speed import model_shapes
+from benchmarks.speed.train_step import LIMIT, OPTIMIZERS, Bench, compared
 
 ROUNDS, IMPORTS = 2, 15
 CHAINS = {  # leaves, and a rule of each; one norm a leaf takes jaxclip long to compile
@@ -52,7 +52,7 @@ def compiled(job: str, smoke: bool) -> dict[str, Any]:
     leaves = 10 if smoke else CHAINS[job][0]
     for _ in range(1 if smoke else ROUNDS):
         for library in whole:
-            said = output("-m", "benchmarks._speed_programs", job, library, str(leaves))
+            said = output("-m", "benchmarks.speed.compiled_programs", job, library, str(leaves))
             first, both = json.loads(said.splitlines()[-1])
             trace[library].append(first)
             whole[library].append(both)
@@ -63,7 +63,8 @@ def compile_once(job: str, library: str, leaves: int) -> tuple[float, float]:
     """Returns how long it takes to trace a chain, and to trace and compile it."""
     tx = optax.chain(CHAINS[job][1][library](LIMIT), OPTIMIZERS["SGD"]())
     jax.jit(lambda x: x + 1)(1.0)  # starts the compiler
-    params = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in trees.small(leaves).items()}
+    shapes = model_shapes.small(leaves)
+    params = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in shapes.items()}
     state = jax.eval_shape(tx.init, params)
 
     def step(params: Any, state: Any, grads: Any) -> Any:
@@ -92,7 +93,7 @@ def imported(job: str, smoke: bool) -> dict[str, Any]:
 def memory(job: str, smoke: bool) -> dict[str, Any]:
     """Returns what the compiler says of a variant's steps, and the peak of one that runs."""
     tree, variant = job.split(", ")
-    shapes = trees.tree(tree, smoke=smoke)
+    shapes = model_shapes.tree(tree, smoke=smoke)
     rows = {}
     for dtype in ("float32", "bfloat16")[: 1 if smoke else 2]:
         for optimizer in ("SGD", "AdamW"):

@@ -1,0 +1,1 @@
+"""The benchmark that compares the presets with the TensorFlow programs of four tutorials."""
