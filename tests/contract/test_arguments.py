@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import jaxclip
-from jaxclip import functional
+from jaxclip import functional, norms
 from tests.support import registry
 from tests.support.contexts import once, one_by_one
 
@@ -36,8 +36,8 @@ def test_whole_numbers_beyond_int32(big):
     registry.assert_same_bits(functional.clip_by_global_norm(G, big)[0], G)
     registry.assert_same_bits(functional.clip_by_norm(G, big), G)
     registry.assert_same_bits(functional.clip_by_value(G, -int(big), big), G)
-    out, state = once(jaxclip.clip_by_global_norm(1.0), G, norm=big)
-    assert float(state.norm) == float(np.float32(int(big)))
+    out, norm = functional.clip_by_global_norm(G, 1.0, norm=big)
+    assert float(norm) == float(np.float32(int(big)))
     np.testing.assert_allclose(out, G / np.float32(int(big)), rtol=1e-6)
 
 
@@ -110,6 +110,13 @@ def test_infinite_factor_clips_nothing():
     for large in (3e38, np.inf):
         zero = once(jaxclip.adaptive_grad_clip(0.0), G, jnp.array([large, large]))[0]
         np.testing.assert_array_equal(zero, [0.0, 0.0])
+
+
+def test_order_none_is_2():
+    for make in (jaxclip.clip_by_norm, jaxclip.clip_by_global_norm):
+        for u in (G, jnp.array([[3.0, 0.0], [0.0, 4.0]])):
+            registry.assert_same_bits(once(make(1.0, ord=None), u), once(make(1.0, ord=2), u))
+    assert float(norms.global_norm(G, None)) == 5.0
 
 
 @pytest.mark.parametrize("name", ["eps", "floor"])
@@ -194,7 +201,7 @@ def test_params_of_another_structure():
 SCHEDULE = optax.constant_schedule(1.0)
 WITHOUT_STATE = {
     "max_norm": [functional.clip_by_norm, functional.clip_by_global_norm],
-    "lo": [lambda w, lo: functional.clip_by_value(w, lo, 1.0)],
+    "min_value": [lambda w, low: functional.clip_by_value(w, low, 1.0)],
 }
 
 

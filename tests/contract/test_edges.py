@@ -263,6 +263,6 @@ def test_elements_far_smaller_than_the_norm():
         u = {"a": jnp.array([large]), "b": jnp.array([small])}
         out, _ = once(jaxclip.clip_by_global_norm(c), u)
         factor = float(np.float32(c)) / float(np.float32(large))
-        np.testing.assert_allclose(out["a"], [c], rtol=2e-7)
+        np.testing.assert_allclose(out["a"], [c], rtol=2 * registry.eps("float32"))
         want = float(np.float32(small)) * factor
-        np.testing.assert_allclose(out["b"], [want], rtol=2e-7, atol=1.2e-38)
+        np.testing.assert_allclose(out["b"], [want], rtol=2.5e-7, atol=1.2e-38)

@@ -1,10 +1,13 @@
 """`jaxclip.functional`: the tutorials' figures, the oracle, the edges."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxclip
 from jaxclip import functional
 from tests.support import modes, registry
 from tests.support import oracles as o
@@ -126,7 +129,7 @@ def test_dtypes_are_kept(dtype):
             functional.clip_by_average_norm(x, 0.1),
             functional.clip_by_value(x, -1.0, 1.0),
             functional.clip_by_global_norm(x, 1.0)[0],
-            functional.max_norm(x, 1.0, 0),
+            functional.project_max_norm(x, 1.0, 0),
         ]
         assert {r.dtype for r in results} == {x.dtype}
 
@@ -163,8 +166,8 @@ def test_bad_values():
         functional.clip_by_average_norm(x, float("nan"))
     with pytest.raises(TypeError, match="max_norm='1'"):
         functional.clip_by_global_norm(x, "1")
-    with pytest.raises(ValueError, match=r"limit=-1\.0"):
-        functional.max_norm(x, -1.0, 0)
+    with pytest.raises(ValueError, match=r"max_norm=-1\.0"):
+        functional.project_max_norm(x, -1.0, 0)
     with pytest.raises(ValueError, match=r"ord=0\.5"):
         functional.clip_by_norm(x, 1.0, ord=0.5)
     with pytest.raises(ValueError, match=r"5\.0.*1\.0"):
@@ -213,9 +216,9 @@ def test_max_norm(axis):
     w = registry.build((3, 4, 2), scale=2)
     norms = o.norm(w, 2, o.unit_axes(3, axis))
     want = o.scaled([w], [norms], [np.float64(1.5)])[0]
-    once = functional.max_norm(w, 1.5, axis)
+    once = functional.project_max_norm(w, 1.5, axis)
     np.testing.assert_allclose(once, want, rtol=1e-6)
-    registry.assert_same_bits(functional.max_norm(once, 1.5, axis), once)
+    registry.assert_same_bits(functional.project_max_norm(once, 1.5, axis), once)
 
 
 def test_returned_norm_of_extreme_values():
@@ -223,3 +226,53 @@ def test_returned_norm_of_extreme_values():
         u = jnp.array([3 * size, 4 * size], jnp.float32)
         _, norm = functional.clip_by_global_norm(u, 1.0)
         np.testing.assert_allclose(np.float64(norm) / size, 5.0, rtol=1e-6)
+
+
+def test_given_norm_must_be_a_scalar():
+    for bad in (jnp.ones(2), [1.0, 2.0]):
+        with pytest.raises((TypeError, ValueError), match=r"norm=.*scalar|norm=.*number"):
+            functional.clip_by_global_norm(jnp.ones(2), 1.0, norm=bad)
+
+
+# ---- each rule without memory has its function
+
+
+def test_clip():
+    x = jnp.array([-3.0, 0.5, 2.0])
+    np.testing.assert_array_equal(functional.clip({"a": x}, 1.0)["a"], [-1.0, 0.5, 1.0])
+    np.testing.assert_array_equal(functional.clip(x, max_delta=1.0), [-1.0, 0.5, 1.0])
+    with pytest.raises(ValueError, match=r"max_delta=-1\.0"):
+        functional.clip(x, -1.0)
+
+
+@pytest.mark.parametrize("axis", [None, 0, (1, 2)])
+def test_clip_by_block_rms(axis):
+    x = registry.build((3, 4, 2), scale=2)
+    axes = None if axis is None else o.unit_axes(3, axis)
+    want = o.scaled([x], [o.norm(x, "rms", axes)], [np.float64(0.5)])[0]
+    np.testing.assert_allclose(functional.clip_by_block_rms(x, 0.5, axis), want, rtol=1e-6)
+    assert (np.abs(want) < np.abs(x)).any()
+
+
+@pytest.mark.parametrize("axis", [None, 1])
+def test_adaptive_grad_clip(axis):
+    u, p = registry.build((4, 3), scale=5), registry.build((4, 3), seed=1)
+    axes = o.unit_axes(2, axis)
+    limits = 0.5 * np.maximum(o.norm(p, 2, axes), 0.1)
+    want = o.scaled([u], [o.norm(u, 2, axes)], [limits])[0]
+    out = functional.adaptive_grad_clip({"w": u}, {"w": p}, 0.5, eps=0.1, axis=axis)["w"]
+    np.testing.assert_allclose(out, want, rtol=1e-6)
+    assert (np.abs(want) < np.abs(u)).any()
+
+
+@pytest.mark.parametrize("name", functional.__all__)
+def test_arguments_are_those_of_the_rule(name):
+    """After the tree (and the parameters) the same names in the same order."""
+    rule = inspect.signature(getattr(jaxclip, name)).parameters
+    function = inspect.signature(getattr(functional, name)).parameters
+    shared = [n for n in function if n in rule]
+    assert shared == [n for n in rule if n in function]
+    assert set(rule) - set(function) <= {
+        "record", "nonfinite", "norm_mask", "scale_mask", "eps", "axis_name", "mask",
+    }  # fmt: skip
+    assert set(function) - set(rule) <= {"x", "w", "tree", "updates", "params", "norm"}

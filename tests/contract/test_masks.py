@@ -1,4 +1,4 @@
-"""`norm_mask`, `scale_mask`, the precomputed `norm=`, `eps`."""
+"""`norm_mask` and `scale_mask`."""
 
 import jax
 import jax.numpy as jnp
@@ -118,81 +118,6 @@ def test_masks_in_a_chain_of_two_groups():
 
 
 # ---- norm=, computed elsewhere
-
-
-@registry.by_rule(GLOBAL)
-def test_given_norm(rule):
-    """Half the limit: unchanged. Three times the limit: a third, whatever the tree's own norm.
-
-    To float32's precision, also where the norm is given in bfloat16.
-    """
-    for norm in (3.0, jnp.float32(3.0), jnp.bfloat16(3.0), np.float64(3.0), 3):
-        out, state = _once(rule.make(1.0), norm=norm)
-        for got, came in zip(*map(jax.tree.leaves, (out, U)), strict=True):
-            np.testing.assert_allclose(got, came / 3, rtol=1e-6)
-        assert float(state.norm) == 3.0
-    registry.assert_same_bits(_once(rule.make(1.0), norm=0.5)[0], U)
-
-
-def test_given_norm_is_traced():
-    tx = jaxclip.clip_by_global_norm(1.0)
-    run = jax.jit(lambda u, n: _once(tx, u, norm=n)[0])
-    np.testing.assert_allclose(run(U, 2.0)["b"], [6.0], rtol=1e-6)
-    np.testing.assert_allclose(run(U, 24.0)["b"], [0.5], rtol=1e-6)
-
-
-def test_given_norms_per_leaf():
-    tx = jaxclip.clip_by_norm(1.0)
-    out, _ = _once(tx, norm={"a": {"x": 2.0, "y": 8.0}, "b": 0.5})
-    want = _scaled(U, {"a": {"x": 0.5, "y": 0.125}, "b": 1.0})
-    for got, value in zip(*map(jax.tree.leaves, (out, want)), strict=True):
-        np.testing.assert_allclose(got, value, rtol=1e-6)
-
-
-def test_given_norm_reaches_through_a_chain():
-    tx = optax.chain(optax.identity(), jaxclip.clip_by_global_norm(1.0), optax.scale(1.0))
-    np.testing.assert_allclose(_once(tx, norm=4.0)[0]["b"], [3.0], rtol=1e-6)
-    guarded = optax.apply_if_finite(jaxclip.clip_by_global_norm(1.0), 2)
-    np.testing.assert_allclose(_once(guarded, p=U, norm=4.0)[0]["b"], [3.0], rtol=1e-6)
-
-
-def test_given_norm_is_not_finite():
-    for norm in (float("nan"), float("inf")):
-        out, state = _once(jaxclip.clip_by_global_norm(1.0), norm=norm)
-        registry.assert_same_bits(out, U)
-        assert int(state.nonfinite_count) == 1
-        out, _ = _once(jaxclip.clip_by_global_norm(1.0, nonfinite="nan"), norm=norm)
-        assert all(np.isnan(x).all() for x in jax.tree.leaves(out))
-
-
-def test_given_norm_of_a_wrong_shape():
-    for norm in (jnp.ones(2), {"a": 1.0, "b": 2.0}):
-        with pytest.raises((ValueError, TypeError), match="norm"):
-            _once(jaxclip.clip_by_global_norm(1.0), norm=norm)
-
-
-def test_given_norm_says_what_it_must_be():
-    """One for all where there is one, and by whatever way it is given."""
-    bad = jnp.ones(2)
-    guarded = jaxclip.skip_nonfinite(optax.identity())
-    for call in (
-        lambda: _once(jaxclip.clip_by_global_norm(1.0), norm=bad),
-        lambda: _once(guarded, p=U, norm=bad),
-        lambda: jaxclip.functional.clip_by_global_norm(U, 1.0, norm=bad),
-    ):
-        with pytest.raises(ValueError, match=r"norm=Array\(.*must be a scalar$"):
-            call()
-    with pytest.raises(ValueError, match=r"norm=Array\(.*or one for each leaf$"):
-        _once(jaxclip.clip_by_norm(1.0), norm=bad)
-
-
-@pytest.mark.slow
-def test_other_extra_arguments_are_let_by():
-    for rule in registry.RULES:
-        u = {"w": jnp.array([[3.0], [4.0]])}
-        tx = rule.make(100.0)
-        out, _ = tx.update(u, tx.init(u), u, value=1.0, loss=2.0)
-        registry.assert_same_bits(out, u)
 
 
 # ---- eps

@@ -272,3 +272,12 @@ def test_init_from_shapes():
         assert jax.tree.structure(found) == jax.tree.structure(wanted), name
         for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
             assert (x.shape, x.dtype) == (y.shape, y.dtype), name
+
+
+@pytest.mark.slow
+def test_update_ignores_extra_arguments():
+    u = {"w": jnp.array([[3.0], [4.0]])}
+    for rule in registry.RULES:
+        tx = rule.make(100.0)
+        out, _ = tx.update(u, tx.init(u), u, value=1.0, loss=2.0, norm=1e6)
+        registry.assert_same_bits(out, u)

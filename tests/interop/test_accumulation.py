@@ -107,7 +107,7 @@ def test_rule_before_and_inside_multi_steps():
 
 def test_learned_rules_before_and_inside_multi_steps():
     """Before, they learn from every micro-gradient; inside, from every mean."""
-    history = jaxclip.clip_by_history(sigma=0.0, window=4, min_history=2)
+    history = jaxclip.clip_by_history(sigma=0.0, window=4, min_history=2, min_spread=0.0)
     factors = [1.0, 1.0, 1.0, 3.0, 1.0, 9.0]  # means 1, 2, 5
     before = optax.chain(history, _rule(_many(optax.identity())))
     outs, states = guards.loop(before, factors, U)

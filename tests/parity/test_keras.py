@@ -25,17 +25,17 @@ def _np(tensor):
 
 # Theirs by its arguments, ours as a transformation and as a function.
 CONSTRAINTS = {
-    "MaxNorm": ({"max_value": 1.5}, jaxclip.project_max_norm, functional.max_norm, (1.5,)),
-    "UnitNorm": ({}, jaxclip.project_unit_norm, functional.unit_norm, ()),
+    "MaxNorm": ({"max_value": 1.5}, jaxclip.project_max_norm, functional.project_max_norm, (1.5,)),
+    "UnitNorm": ({}, jaxclip.project_unit_norm, functional.project_unit_norm, ()),
     "MinMaxNorm": (
         {"min_value": 2.0, "max_value": 3.0, "rate": 1.0},
-        jaxclip.project_min_max_norm, functional.min_max_norm, (2.0, 3.0),
+        jaxclip.project_min_max_norm, functional.project_min_max_norm, (2.0, 3.0),
     ),
     "MinMaxNorm, slow": (
         {"min_value": 2.0, "max_value": 3.0, "rate": 0.25},
-        jaxclip.project_min_max_norm, functional.min_max_norm, (2.0, 3.0, 0.25),
+        jaxclip.project_min_max_norm, functional.project_min_max_norm, (2.0, 3.0, 0.25),
     ),
-    "NonNeg": (None, jaxclip.project_non_negative, functional.non_negative, ()),
+    "NonNeg": (None, jaxclip.project_non_negative, functional.project_non_negative, ()),
 }  # fmt: skip
 
 
@@ -74,14 +74,14 @@ def test_keras_erodes_what_is_inside():
     assert np.linalg.norm(_np(theirs)) < 1e-6
     ours = w
     for _ in range(1000):
-        ours = functional.max_norm(ours, 2.0)
+        ours = functional.project_max_norm(ours, 2.0)
     np.testing.assert_array_equal(ours, w)
 
 
 def test_keras_default_axis_is_a_column():
     (w,) = data.arrays("float32", [(6, 4)])
     want = _np(keras.constraints.MaxNorm(2.0)(w.astype(np.float32)))
-    got = jaxclip.functional.max_norm(w.astype(np.float32), 2.0)
+    got = jaxclip.functional.project_max_norm(w.astype(np.float32), 2.0)
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
 

@@ -88,7 +88,7 @@ def test_renorm(dtype, seed, shape, dim, axis):
         tensor = torch.tensor(w, dtype=getattr(torch, dtype))
         want = torch.renorm(tensor, p=2, dim=dim, maxnorm=1.5).numpy()
         (w,) = data.ours([w], dtype)
-        got = jaxclip.functional.max_norm(w, 1.5, axis)
+        got = jaxclip.functional.project_max_norm(w, 1.5, axis)
         np.testing.assert_allclose(got, want, rtol=2e-6)  # it adds 1e-7 to the norm
         assert (np.asarray(got) != np.asarray(w)).any()
         tx = jaxclip.project_max_norm(1.5, axis=axis)
@@ -103,7 +103,7 @@ def test_a_linear_layer_of_pytorch_is_the_transpose():
         layer.weight.mul_(4)
         kernel = layer.weight.numpy().T.copy()  # (in, out), the same layer
         bound = torch.renorm(layer.weight, p=2, dim=0, maxnorm=0.7).numpy()
-    got = jaxclip.functional.max_norm(kernel, 0.7)
+    got = jaxclip.functional.project_max_norm(kernel, 0.7)
     np.testing.assert_allclose(got, bound.T, rtol=2e-6)
     assert (np.abs(kernel) > np.abs(bound.T) * 1.01).any()
 
@@ -123,11 +123,11 @@ def test_spectral_norm(seed, method):
     layer = torch.nn.utils.parametrizations.spectral_norm(layer, n_power_iterations=2000)
     want = layer.weight.detach().numpy().T  # (out, in): transposed
     (kernel,) = data.ours([w.T], "float32")
-    got = jaxclip.functional.spectral_norm(kernel, 1.0, "scale", method)
+    got = jaxclip.functional.project_spectral_norm(kernel, 1.0, "scale", method)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
     inside = kernel * (0.9 / np.linalg.norm(w, 2))
     np.testing.assert_array_equal(
-        jaxclip.functional.spectral_norm(inside, 1.0, "scale", method), inside
+        jaxclip.functional.project_spectral_norm(inside, 1.0, "scale", method), inside
     )
 
 
@@ -137,7 +137,7 @@ def test_singular_values(seed, method):
     (w,) = data.arrays("float32", [(6, 4)], seed)
     u, s, v = torch.linalg.svd(torch.tensor(w), full_matrices=False)
     want = (u * s.clamp(max=1.5)) @ v
-    got = jaxclip.functional.spectral_norm(data.ours([w], "float32")[0], 1.5, method=method)
+    got = jaxclip.functional.project_spectral_norm(data.ours([w], "float32")[0], 1.5, method=method)
     np.testing.assert_allclose(got, want.numpy(), rtol=0, atol=1e-5)
 
 

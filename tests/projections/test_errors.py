@@ -14,9 +14,9 @@ LIMITS = [
     (lambda x: jaxclip.project_min_max_norm(x, None), "min_norm"),
     (lambda x: jaxclip.project_min_max_norm(0.0, x), "max_norm"),
     (lambda x: jaxclip.project_spectral_norm(x), "max_norm"),
-    (lambda x: jaxclip.functional.max_norm(jnp.ones((2, 2)), x), "limit"),
-    (lambda x: jaxclip.functional.min_max_norm(jnp.ones((2, 2)), 0.0, x), "max_norm"),
-    (lambda x: jaxclip.functional.spectral_norm(jnp.ones((2, 2)), x), "max_norm"),
+    (lambda x: jaxclip.functional.project_max_norm(jnp.ones((2, 2)), x), "max_norm"),
+    (lambda x: jaxclip.functional.project_min_max_norm(jnp.ones((2, 2)), 0.0, x), "max_norm"),
+    (lambda x: jaxclip.functional.project_spectral_norm(jnp.ones((2, 2)), x), "max_norm"),
 ]
 
 
@@ -28,25 +28,28 @@ def test_bad_limits(make, argument, bad, error):
 
 
 @pytest.mark.parametrize(
-    "make", [jaxclip.project_box, lambda lo, hi: jaxclip.functional.box(1.0, lo, hi)]
+    "make", [jaxclip.project_box, lambda lo, hi: jaxclip.functional.project_box(1.0, lo, hi)]
 )
 def test_bad_bounds(make):
     for bad, error in BAD_LIMIT[1:]:
-        with pytest.raises(error, match=f"lo={bad!r}"):
+        with pytest.raises(error, match=f"min_value={bad!r}"):
             make(bad, 1.0)
-        with pytest.raises(error, match=f"hi={bad!r}"):
+        with pytest.raises(error, match=f"max_value={bad!r}"):
             make(-1.0, bad)
-    with pytest.raises(ValueError, match=r"lo=1\.0 exceeds hi=-2\.0"):
+    with pytest.raises(ValueError, match=r"min_value=1\.0 exceeds max_value=-2\.0"):
         make(1.0, -2.0)
 
 
 def test_bounds_of_each_leaf():
     """Prefix trees are held against each other, and against one value for all."""
     for make, names in [
-        (jaxclip.project_box, ("lo", "hi")),
+        (jaxclip.project_box, ("min_value", "max_value")),
         (jaxclip.clip_by_value, ("min_value", "max_value")),
         (jaxclip.project_min_max_norm, ("min_norm", "max_norm")),
-        (lambda lo, hi: jaxclip.functional.box({"a": 1.0}, lo, hi), ("lo", "hi")),
+        (
+            lambda lo, hi: jaxclip.functional.project_box({"a": 1.0}, lo, hi),
+            ("min_value", "max_value"),
+        ),
     ]:
         for low, high in [({"a": 2.0}, {"a": 1.0}), (2.0, {"a": 1.0}), ({"a": 2.0}, 1.0)]:
             message = r"{}\['a'\]=2\.0 exceeds {}\['a'\]=1\.0".format(*names)
@@ -62,10 +65,10 @@ def test_bounds_of_shapes_that_do_not_fit():
 
     Others are held against each other, also where neither has the other's shape.
     """
-    with pytest.raises(ValueError, match=r"(?s)lo=.* exceeds hi="):
+    with pytest.raises(ValueError, match=r"(?s)min_value=.* exceeds max_value="):
         jaxclip.project_box(jnp.ones((2, 1)), jnp.array([[2.0, 0.5, 2.0]]))
     w = {"k": jnp.ones((2, 3))}
-    with pytest.raises(ValueError, match=r"hi has shape \(4,\).*\['k'\]"):
+    with pytest.raises(ValueError, match=r"max_value has shape \(4,\).*\['k'\]"):
         apply(jaxclip.project_box(jnp.zeros(3), jnp.ones(4)), w, w)
 
 
@@ -74,7 +77,7 @@ def test_infinite_min_norm_is_refused():
     inf = float("inf")
     for make in (
         jaxclip.project_min_max_norm,
-        lambda low, high: jaxclip.functional.min_max_norm(w, low, high),
+        lambda low, high: jaxclip.functional.project_min_max_norm(w, low, high),
     ):
         for high in (None, inf, 1.0):
             with pytest.raises(ValueError, match="min_norm=inf must be finite"):
@@ -91,7 +94,10 @@ def test_bad_arguments():
         (lambda: jaxclip.project_min_max_norm(0.0, 1.0, float("nan")), "rate=nan"),
         (lambda: jaxclip.project_spectral_norm(1.0, how="cut"), "how='cut'.*'clip', 'scale'"),
         (lambda: jaxclip.project_spectral_norm(1.0, method="svd"), "method='svd'.*'eigh'"),
-        (lambda: jaxclip.functional.spectral_norm(jnp.ones((2, 2)), 1.0, "cut"), "how='cut'"),
+        (
+            lambda: jaxclip.functional.project_spectral_norm(jnp.ones((2, 2)), 1.0, "cut"),
+            "how='cut'",
+        ),
         (lambda: jaxclip.project_max_norm(1.0, axis=(0, 0)), r"axis=\(0, 0\)"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -133,10 +139,10 @@ def test_complex_leaves_and_vectors_are_refused():
     for leaf in (complex_leaf, {"w": jnp.ones(3)}):
         with pytest.raises(ValueError, match=r"\['w'\], of shape \(3.* mask="):
             spectral.update(leaf, spectral.init(leaf), leaf)
-    with pytest.raises(ValueError, match=r"lo has shape \(3,\).*\['w'\]"):
+    with pytest.raises(ValueError, match=r"min_value has shape \(3,\).*\['w'\]"):
         apply(
             jaxclip.project_box(jnp.zeros(3), 1.0), {"w": jnp.ones((3, 2))}, {"w": jnp.ones((3, 2))}
         )
     # Complex units have a norm, by magnitude.
     w = registry.build((3, 2), "complex64", scale=3)
-    np.testing.assert_allclose(norms(jaxclip.functional.max_norm(w, 1.0)), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(norms(jaxclip.functional.project_max_norm(w, 1.0)), 1.0, rtol=1e-6)

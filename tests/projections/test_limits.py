@@ -82,7 +82,7 @@ def test_traced_infinite_min_norm_changes_nothing(high):
             jaxclip.project_min_max_norm(low, high), jaxclip.project_min_max_norm(low, high, 0.5),
             jaxclip.project_min_max_norm(lambda count: jnp.inf, high),
         ]  # fmt: skip
-        pure = jaxclip.functional.min_max_norm(p, low, high)
+        pure = jaxclip.functional.project_min_max_norm(p, low, high)
         return [apply(tx, zeros(p), p) for tx in made], pure
 
     outs, pure = run(jnp.inf, p)
@@ -98,7 +98,11 @@ def test_rate_of_zero():
     def run(rate, p):
         tx = jaxclip.project_min_max_norm(0.5, 1.0, rate)
         state = tx.update(zeros(p), tx.init(p), p)[1]
-        return apply(tx, zeros(p), p), jaxclip.functional.min_max_norm(p, 0.5, 1.0, rate), state
+        return (
+            apply(tx, zeros(p), p),
+            jaxclip.functional.project_min_max_norm(p, 0.5, 1.0, rate),
+            state,
+        )
 
     for rate in (0.0, -1.0):
         *outs, state = run(rate, p)
@@ -144,7 +148,7 @@ def test_schedules():
     [
         ("project_max_norm", {"max_norm": 1.5}),
         ("project_min_max_norm", {"min_norm": 0.5, "max_norm": 1.5, "rate": 0.5}),
-        ("project_box", {"lo": -0.25, "hi": 1.5}),
+        ("project_box", {"min_value": -0.25, "max_value": 1.5}),
         ("project_spectral_norm", {"max_norm": 1.5}),
     ],
 )
@@ -158,7 +162,7 @@ def test_inject_hyperparams(function, arguments, dtype):
     plain = getattr(jaxclip, function)(**arguments)
     want, _ = jax.jit(plain.update)(zeros(p), plain.init(p), p)
     registry.assert_same_bits(updates, want)  # all of these numbers are bfloat16's as well
-    name = "hi" if function == "project_box" else "max_norm"
+    name = "max_value" if function == "project_box" else "max_norm"
     state.hyperparams[name] = state.hyperparams[name] / 2
     changed, _ = update(zeros(p), state, p)
     plain = getattr(jaxclip, function)(**arguments | {name: 0.75})

@@ -33,7 +33,7 @@ def matrix(shape, spectrum, seed):
 
 @jax.jit
 def bounded(arrays, c):
-    return {way: [functional.spectral_norm(x, c, *way) for x in arrays] for way in WAYS}
+    return {way: [functional.project_spectral_norm(x, c, *way) for x in arrays] for way in WAYS}
 
 
 @pytest.mark.slow
@@ -80,7 +80,7 @@ def test_both_methods_agree():
     for how in ("clip", "scale"):
         a, b = outs[how, "eigh"][0], outs[how, "iterative"][0]
         np.testing.assert_allclose(a, b, rtol=0, atol=64 * EPS)
-        default = functional.spectral_norm(x, 1.5, how)
+        default = functional.project_spectral_norm(x, 1.5, how)
         np.testing.assert_allclose(default, a, rtol=0, atol=64 * EPS)
     assert np.abs(outs["clip", "eigh"][0] - outs["scale", "eigh"][0]).max() > 0.1
 
@@ -101,7 +101,7 @@ def test_16_bit_weights_stay_within_an_epsilon(dtype):
         assert out.dtype == dtype
         over = weights.largest_singular(out) / 1.5 - 1
         assert abs(over) <= registry.eps(dtype)
-    registry.assert_same_bits(functional.spectral_norm(out, 1.5), out)
+    registry.assert_same_bits(functional.project_spectral_norm(out, 1.5), out)
 
 
 def test_float64():
@@ -123,7 +123,7 @@ def test_derivatives(how, method):
             want = (weights.singular(x + h * toward, c, how) * slope).sum()
             want = (want - (weights.singular(x - h * toward, c, how) * slope).sum()) / (2 * h)
             found = jax.grad(
-                lambda x, c=c: (functional.spectral_norm(x, c, how, method) * slope).sum()
+                lambda x, c=c: (functional.project_spectral_norm(x, c, how, method) * slope).sum()
             )(jnp.asarray(x))
             np.testing.assert_allclose((found * toward).sum(), want, rtol=1e-5, atol=1e-5)
 
@@ -135,7 +135,7 @@ def test_derivatives(how, method):
 def test_derivatives_where_singular_values_coincide(way):
     """Inside it is the identity; outside, and at zero, at least finite."""
     for x in (0.1 * jnp.eye(3), 3 * jnp.eye(3), jnp.ones((3, 2)), jnp.zeros((3, 2))):
-        found = jax.grad(lambda x: functional.spectral_norm(x, 1.0, *way).sum())(x)
+        found = jax.grad(lambda x: functional.project_spectral_norm(x, 1.0, *way).sum())(x)
         assert np.isfinite(found).all()
         if np.linalg.norm(x, 2) < 1:
             np.testing.assert_array_equal(found, np.ones(x.shape))
@@ -190,5 +190,5 @@ def test_many_steps_in_a_scan(method):
 def test_singular_values_near_float32_max():
     w = jnp.diag(jnp.array([3e38, 1e38]))
     for method in ("eigh", "iterative"):
-        run = jax.jit(lambda w, m=method: functional.spectral_norm(w, 2e38, method=m))
+        run = jax.jit(lambda w, m=method: functional.project_spectral_norm(w, 2e38, method=m))
         np.testing.assert_allclose(run(w), np.diag([2e38, 1e38]), rtol=1e-5)

@@ -23,32 +23,32 @@ STEPS = 500
 LAYERS = {
     "conv": (
         functools.partial(jaxclip.project_max_norm, 0.6),
-        lambda w: functional.max_norm(w, 0.6),
+        lambda w: functional.project_max_norm(w, 0.6),
         lambda w: (o.norm(w, 2, (0, 1)), 0, 0.6),
     ),
     "unit": (
         jaxclip.project_unit_norm,
-        functional.unit_norm,
+        functional.project_unit_norm,
         lambda w: (o.norm(w, 2, (0,)), 1, 1),
     ),
     "between": (
         functools.partial(jaxclip.project_min_max_norm, 0.6, 0.9, axis=1),
-        lambda w: functional.min_max_norm(w, 0.6, 0.9, axis=1),
+        lambda w: functional.project_min_max_norm(w, 0.6, 0.9, axis=1),
         lambda w: (o.norm(w, 2, (1,)), 0.6, 0.9),
     ),
     "positive": (
         functools.partial(jaxclip.project_non_negative, record=True),
-        functional.non_negative,
+        functional.project_non_negative,
         lambda w: (o.wide(w), 0, np.inf),
     ),
     "box": (
         functools.partial(jaxclip.project_box, -0.2, 0.3, record=True),
-        lambda w: functional.box(w, -0.2, 0.3),
+        lambda w: functional.project_box(w, -0.2, 0.3),
         lambda w: (o.wide(w), -0.2, 0.3),
     ),
     "spectral": (
         functools.partial(jaxclip.project_spectral_norm, 1.2),
-        lambda w: functional.spectral_norm(w, 1.2),
+        lambda w: functional.project_spectral_norm(w, 1.2),
         lambda w: (weights.largest_singular(w), 0, 1.2),
     ),
 }

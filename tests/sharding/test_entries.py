@@ -66,9 +66,9 @@ ENTRIES = {
     "functional.clip_by_average_norm": functools.partial(
         functional.clip_by_average_norm, max_norm=0.5),
     "functional.clip_by_global_norm": lambda x, **k: functional.clip_by_global_norm(x, 0.5, **k)[0],
-    "functional.max_norm": functools.partial(functional.max_norm, limit=0.5),
-    "functional.unit_norm": functional.unit_norm,
-    "functional.min_max_norm": functional.min_max_norm,
+    "functional.project_max_norm": functools.partial(functional.project_max_norm, max_norm=0.5),
+    "functional.project_unit_norm": functional.project_unit_norm,
+    "functional.project_min_max_norm": functional.project_min_max_norm,
     **{f"norms.{n}": _scaled(getattr(norms, n)) for n in norms.__all__},
 }  # fmt: skip
 
@@ -110,9 +110,9 @@ def _arguments(function):
 
 
 UNIT_FUNCTIONS = {
-    "max_norm": functools.partial(functional.max_norm, limit=0.7),
-    "unit_norm": functional.unit_norm,
-    "min_max_norm": functools.partial(functional.min_max_norm, min_norm=0.3, max_norm=0.7),
+    "max_norm": functools.partial(functional.project_max_norm, max_norm=0.7),
+    "unit_norm": functional.project_unit_norm,
+    "min_max_norm": functools.partial(functional.project_min_max_norm, min_norm=0.3, max_norm=0.7),
     "clip_by_norm": functools.partial(functional.clip_by_norm, max_norm=0.7),
 }
 

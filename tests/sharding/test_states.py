@@ -52,8 +52,8 @@ def test_state_of_units_is_a_type_fixed_point(kind, scope):
 @pytest.mark.slow
 def test_state_of_units_varies_in_shard_map():
     """Each device has units of its own; a scan wants to be told so from the first state on."""
-    u, tx = registry.build((8, 4)), learned.together(scope="unit", axis=1, axis_name=())
-    whole = learned.together(scope="unit", axis=1)
+    u, tx = registry.build((4, 8)), learned.together(scope="unit", axis_name=())
+    whole = learned.together(scope="unit")
 
     def steps(tx, u):
         def body(state, factor):
@@ -62,7 +62,10 @@ def test_state_of_units_varies_in_shard_map():
         return jax.lax.scan(body, tx.init(u), jnp.array([1.0, 2.0, 30.0, 1.0]))[1]
 
     mapped = jax.shard_map(
-        functools.partial(steps, tx), mesh=_mesh(), in_specs=P("data"), out_specs=P(None, "data")
+        functools.partial(steps, tx),
+        mesh=_mesh(),
+        in_specs=P(None, "data"),
+        out_specs=P(None, None, "data"),
     )
     want = jax.jit(functools.partial(steps, whole))(u)
     for name, got in jax.jit(mapped)(u).items():

@@ -45,13 +45,20 @@ class TrackedQuantile:
         return hard(n, c), c
 
 
+def largest_usual(seen, sigma, min_spread, ddof=0):
+    """The largest number that is no spike beside those seen."""
+    mean = np.mean(seen)
+    return mean + max(sigma * np.std(seen, ddof=ddof), min_spread * abs(mean))
+
+
 class MeanPlusSigma:
-    def __init__(self, sigma, window, min_history):
-        self.sigma, self.window, self.min_history, self.seen = sigma, window, min_history, []
+    def __init__(self, sigma, window, min_history, min_spread=1e-3):
+        self.sigma, self.window, self.min_history = sigma, window, min_history
+        self.min_spread, self.seen = min_spread, []
 
     def __call__(self, n, total=None):
         ready = len(self.seen) >= self.min_history
-        c = np.mean(self.seen) + self.sigma * np.std(self.seen) if ready else INF
+        c = largest_usual(self.seen, self.sigma, self.min_spread) if ready else INF
         if is_observed(n):
             self.seen = [*self.seen, n][-self.window :]
         return hard(n, c), c
@@ -60,7 +67,8 @@ class MeanPlusSigma:
 class ZScore:
     def __init__(self, z_threshold=2.5, alpha=0.97, eps=1e-6, warmup_steps=25, max_norm=1.0,
                  clip_factor=1.0, mode="reciprocal", skip_update_on_spike=False,
-                 restart_after=200, added=1e-6):  # fmt: skip
+                 restart_after=200, min_spread=1e-3, added=1e-6):  # fmt: skip
+        self.min_spread = min_spread
         self.z_threshold, self.alpha, self.eps, self.mode = z_threshold, alpha, eps, mode
         self.warmup_steps, self.clip_factor = warmup_steps, clip_factor
         self.max_norm = INF if max_norm is None else max_norm
@@ -77,7 +85,8 @@ class ZScore:
             return self.max_norm
         if self.clip_factor > 1:
             return math.nan
-        return min(self.mu + self.z_threshold * (self.var**0.5 + self.eps), self.max_norm)
+        largest = self.mu + self.z_threshold * (self.var**0.5 + self.eps)
+        return min(max(largest, self.mu * (1 + self.min_spread)), self.max_norm)
 
     def __call__(self, n, total=None):
         limit = self.highest_kept()
@@ -97,7 +106,7 @@ class ZScore:
     def bound(self, n):
         sigma = self.var**0.5
         z = (n - self.mu) / (sigma + self.eps)
-        spike = z > self.z_threshold
+        spike = z > self.z_threshold and n > self.mu * (1 + self.min_spread)
         x = n
         if spike and self.mode == "reciprocal":
             x = self.clip_factor * (self.mu + self.z_threshold * sigma / (z / self.z_threshold))
@@ -140,8 +149,10 @@ class EmaRatio:
 class SkipSpikes:
     """Says of each update whether it is skipped; `limits` are the thresholds it had."""
 
-    def __init__(self, sigma=6.0, window=128, min_history=64, max_consecutive=None):
+    def __init__(self, sigma=6.0, window=128, min_history=64, max_consecutive=None,
+                 min_spread=1e-3):  # fmt: skip
         self.sigma, self.window, self.min_history = sigma, window, min_history
+        self.min_spread = min_spread
         self.patience = INF if max_consecutive is None else max_consecutive
         self.rings, self.limits, self.bad_in_a_row = {}, {"norm": [], "value": []}, 0
 
@@ -149,7 +160,7 @@ class SkipSpikes:
         """And remembers it."""
         ring = self.rings.get(name, [])
         ready = len(ring) >= self.min_history
-        limit = np.mean(ring) + self.sigma * np.std(ring, ddof=1) if ready else INF
+        limit = largest_usual(ring, self.sigma, self.min_spread, ddof=1) if ready else INF
         self.limits[name].append(limit)
         if not math.isfinite(x):
             return True

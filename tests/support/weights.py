@@ -71,7 +71,7 @@ def _units(name, function, arguments, bounds, **fields):
         return getattr(jaxclip, f"project_{function}")(*arguments(c), **keywords)
 
     def pure(w, c, **keywords):
-        return getattr(functional, function)(w, *arguments(c), **keywords)
+        return getattr(functional, f"project_{function}")(w, *arguments(c), **keywords)
 
     def want(w, c, axis=None):
         return between(w, *bounds(c)[:2], axis, *bounds(c)[2:])
@@ -85,7 +85,7 @@ def _spectral(how, method):
     return Projection(
         f"spectral_{how}_{method}",
         lambda c, **keywords: getattr(jaxclip, function)(c, **options, **keywords),
-        functools.partial(functional.spectral_norm, **options),
+        functools.partial(functional.project_spectral_norm, **options),
         lambda w, c, axis=None: singular(w, c, how),
         function,
         named=False,
@@ -99,10 +99,11 @@ PROJECTIONS = [
     _units("min_max_norm_slow", "min_max_norm", lambda c: (c, 2 * c, 0.25),
            lambda c: (c, 2 * c, 0.25), named=False, closed=False),
     Projection("non_negative", lambda c, **k: jaxclip.project_non_negative(**k),
-               lambda w, c: functional.non_negative(w), lambda w, c, axis=None: np.maximum(w, 0),
+               lambda w, c: functional.project_non_negative(w),
+               lambda w, c, axis=None: np.maximum(w, 0),
                "project_non_negative", named=False),
     Projection("box", lambda c, **k: jaxclip.project_box(-c, c / 2, **k),
-               lambda w, c: functional.box(w, -c, c / 2),
+               lambda w, c: functional.project_box(w, -c, c / 2),
                lambda w, c, axis=None: np.clip(w, -c, c / 2), "project_box", named=False),
     *(_spectral(how, method) for how in ("clip", "scale") for method in ("eigh", "iterative")),
 ]  # fmt: skip

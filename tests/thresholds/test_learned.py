@@ -83,6 +83,8 @@ def _zscores():
         **named,
         "defaults": _zclip(),
         "clip_factor above 1": _zclip(clip_factor=1.5, mode="max", max_norm=None),
+        "published": _zclip(min_spread=0.0, max_norm=None, mode="max"),
+        "wide spread": _zclip(min_spread=1.5, max_norm=None),
         "restart after one": _zclip(restart_after=1, max_norm=None, warmup_steps=3),
         "no restart": _zclip(restart_after=None, max_norm=None, skip_update_on_spike=True),
     }
@@ -103,7 +105,8 @@ def _ema_ratios():
 def _means():
     def history(sigma, window, need, **k):
         rule = jaxclip.clip_by_history(sigma=sigma, window=window, min_history=need, **k)
-        return Case(rule, lambda: ol.MeanPlusSigma(sigma, window, need), k.get("scope", "global"))
+        spread, scope = k.get("min_spread", 1e-3), k.get("scope", "global")
+        return Case(rule, lambda: ol.MeanPlusSigma(sigma, window, need, spread), scope)
 
     case = functools.partial(_case, thresholds.mean_plus_sigma, ol.MeanPlusSigma)
     return {
@@ -112,6 +115,8 @@ def _means():
         "one earlier": history(2.0, 50, 1),
         "named, leaf": history(1.5, 16, 2, scope="leaf"),
         "unit": case("unit", sigma=1.0, window=40, min_history=10),
+        "published": history(0.0, 20, 5, min_spread=0.0),
+        "wide spread": history(1.0, 30, 5, min_spread=0.4),
     }
 
 

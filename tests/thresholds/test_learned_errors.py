@@ -2,6 +2,7 @@
 
 import re
 
+import optax
 import pytest
 
 import jaxclip
@@ -24,6 +25,11 @@ ARGUMENTS = [
     (jaxclip.clip_by_history, "sigma", SIZE),
     (jaxclip.clip_by_history, "window", WHOLE),
     (jaxclip.clip_by_history, "min_history", [*WHOLE, (129, ValueError)]),
+    (jaxclip.clip_by_history, "min_spread", SIZE),
+    (jaxclip.zclip, "min_spread", SIZE),
+    (lambda **k: jaxclip.skip_spikes(optax.identity(), **k), "min_spread", SIZE),
+    (thresholds.zscore, "min_spread", SIZE),
+    (thresholds.mean_plus_sigma, "min_spread", SIZE),
     (jaxclip.adagc, "max_ratio", SIZE),
     (jaxclip.adagc, "beta", SHARE),
     (jaxclip.adagc, "warmup_norm", SIZE),
@@ -55,15 +61,14 @@ def test_bad_values(make, name, values):
 
 @pytest.mark.parametrize("make", NAMED)
 def test_shared_keywords(make):
-    """They say what the other rules say."""
-    for keywords in ({"scope": "layer"}, {"nonfinite": "ignore"}, {"ord": 0.5}):
+    """`scope`, `axis_name` and `nonfinite`; `clip_by` with the threshold has the others."""
+    for keywords in ({"scope": "layer"}, {"nonfinite": "ignore"}):
         ((name, value),) = keywords.items()
         with pytest.raises(ValueError, match=re.escape(f"{name}={value!r}")):
             make(**keywords)
-    with pytest.raises(ValueError, match="axis"):
-        make(scope="leaf", axis=0)
-    with pytest.raises(ValueError, match="norm_mask"):
-        make(scope="leaf", norm_mask=True)
+    for name in ("ord", "axis", "norm_mask", "scale_mask"):
+        with pytest.raises(TypeError, match=name):
+            make(**{name: None})
 
 
 def test_keyword_only():

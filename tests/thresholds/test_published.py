@@ -62,7 +62,7 @@ def test_autoclip():
 def _ours(settings):
     mode = MODES[settings["mode"], settings.get("clip_option")]
     given = {NAMES[k]: v for k, v in settings.items() if k in NAMES}
-    return jaxclip.zclip(mode=mode, restart_after=None, **given)
+    return jaxclip.zclip(mode=mode, restart_after=None, min_spread=0.0, **given)
 
 
 def test_zclip():
@@ -88,6 +88,7 @@ def test_skip_spikes():
             sigma=float(case["sigma"]),
             window=case["window"],
             min_history=case["min_history"],
+            min_spread=0.0,
         )
         for i, case in enumerate(figures["cases"])
     }
