@@ -16,7 +16,7 @@ from benchmarks.epoch import programs as worker
 from benchmarks.tutorials import __main__ as tutorials
 from benchmarks.tutorials import report, runs
 from benchmarks.tutorials.history import TENSORS, History, figures
-from jaxclip.train import presets
+from jaxclip.train.config import presets
 
 pytestmark = pytest.mark.relaxed
 
