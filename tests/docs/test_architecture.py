@@ -1,6 +1,7 @@
-"""The page on how it is built: its table is how the files import, and its example runs."""
+"""The architecture: the table of layers on its page holds for the imports, and its example runs."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -10,36 +11,114 @@ import jaxclip
 
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
 PACKAGE = Path(jaxclip.__file__).parent
-pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="docs/ is not beside the tests")
+FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+TRAIN = ["cli", "commands", "reporting", "recording", "training", "config", "data", "errors"]
+needs_page = pytest.mark.skipif(not PAGE.exists(), reason="docs/ is not beside the tests")
 
 
-def rooms():
-    """The names of the files in each room, from the top down."""
-    rows = re.findall(r"^\| [\w ]+ \| (`[^|]*`) \|", PAGE.read_text(), re.M)
-    return [re.findall(r"`([\w/]+)`", row) for row in rows][:6]
+def layers():
+    """The names in each row of the table under "Layers", from top to bottom."""
+    section = PAGE.read_text().split("\n## Layers\n")[1].split("\n## ")[0]
+    first = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    return [[name.strip("/") for name in re.findall(r"`([^`]+)`", cell)] for cell in first]
 
 
-def imported(path):
-    """The files of the core that a file imports, `thresholds/` for all in there."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jaxclip":
-            parts = node.module.split(".")[1:]
-            yield from parts[:1] if parts else [alias.name for alias in node.names]
+def module_file(module):
+    """The file of a dotted name below `jaxclip`, or of the module that has it as an attribute."""
+    parts = module.split(".")[1:]
+    for end in range(len(parts), -1, -1):
+        path = "/".join(parts[:end])
+        for file in (f"{path}.py", f"{path}/__init__.py".lstrip("/")):
+            if file in FILES:
+                return file
+    raise AssertionError(module)
 
 
+def for_types_alone(node):
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def statements(node):
+    for child in ast.iter_child_nodes(node):
+        if not for_types_alone(child):
+            yield child
+            yield from statements(child)
+
+
+@functools.cache
+def imported(file):
+    """The files of the package that a file imports, anywhere in it."""
+    found = set()
+    for node in statements(ast.parse((PACKAGE / file).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {module_file(name) for name in found if name.split(".")[0] == "jaxclip"} - {file}
+
+
+def layer_of(file, names):
+    """The name in the table that a file belongs to: its own path, or the longest folder of it."""
+    path = file.removesuffix(".py")
+    path = path.removesuffix("/__init__")
+    owners = [name for name in names if path == name or path.startswith(f"{name}/")]
+    return max(owners, key=len, default=None)
+
+
+@needs_page
+def test_every_file_is_in_a_layer():
+    names = [name for row in layers() for name in row]
+    assert len(set(names)) == len(names)
+    files = [file for file in FILES if imported(file) or not file.endswith("/__init__.py")]
+    assert [file for file in files if layer_of(file, names) is None] == []
+    assert set(names) == {layer_of(file, names) for file in files}
+
+
+@needs_page
 def test_imports_go_down():
-    level = {name.strip("/"): i for i, room in enumerate(rooms()) for name in room}
-    files = [p for p in PACKAGE.rglob("*.py") if "train" not in p.parts and p.stem != "__main__"]
-    for path in files:
-        inside = path.relative_to(PACKAGE).parts
-        own = "thresholds" if inside[0] == "thresholds" else path.stem
-        assert own in level, path
-        for name in imported(path):
-            assert level[name] >= level[own], f"{own} imports {name}"
-    assert len(level) >= 30
+    """A package imports itself and those in the rows below it."""
+    level = {name: i for i, row in enumerate(layers()) for name in row}
+    for file in FILES:
+        upper = layer_of(file, level)
+        for other in imported(file):
+            lower = layer_of(other, level)
+            assert upper == lower or level[upper] < level[lower], f"{file} imports {other}"
 
 
-def test_the_example():
+@needs_page
+def test_layers_of_the_training_program():
+    names = [name for row in layers() for name in row if name.startswith("train/")]
+    order = [name.removeprefix("train/").split("/")[0] for name in names]
+    assert [name for name in order if name in TRAIN] == TRAIN
+
+
+def test_no_circle_between_files():
+    done, open_files = set(), []
+
+    def visit(file):
+        assert file not in open_files, " -> ".join([*open_files[open_files.index(file) :], file])
+        if file not in done:
+            open_files.append(file)
+            for other in sorted(imported(file)):
+                visit(other)
+            done.add(open_files.pop())
+
+    for file in FILES:
+        visit(file)
+
+
+def test_top_level_is_small():
+    """At most 15 modules and packages."""
+    assert len({file.split("/")[0] for file in FILES}) <= 15
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_file_has_at_most_300_lines(file):
+    assert len((PACKAGE / file).read_text().splitlines()) <= 300
+
+
+@needs_page
+def test_example():
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     assert len([line for line in code.splitlines() if line.strip()]) < 30
     names = {}

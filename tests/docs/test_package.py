@@ -99,10 +99,8 @@ def _imports(node):
 
 
 @pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT)))
-def test_files_have_docstrings_and_at_most_300_lines(path):
-    text = path.read_text()
-    assert ast.get_docstring(ast.parse(text)), "no docstring"
-    assert len(text.splitlines()) <= 300
+def test_file_has_a_docstring(path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
