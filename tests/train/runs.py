@@ -1,9 +1,11 @@
 """Small runs of the program, and readers of their output folders."""
 
+import contextlib
 import json
 
 import jax
 import numpy as np
+import pytest
 
 from jaxclip.train import cli, data
 from jaxclip.train.config import config_file
@@ -40,6 +42,21 @@ def summary(folder):
 
 def train(*arguments):
     assert cli.main(list(arguments)) == 0
+
+
+@contextlib.contextmanager
+def interrupted_in(stop):
+    """Interrupts training at the start of epoch `stop`."""
+    original = loop.batch_indices
+
+    def batch_indices(config, count, epoch):
+        if epoch == stop:
+            raise KeyboardInterrupt
+        return original(config, count, epoch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "batch_indices", batch_indices)
+        yield
 
 
 def last_state(folder):

@@ -12,10 +12,10 @@ from jaxclip.train import cli
 from jaxclip.train.cli import flags, parser
 from jaxclip.train.config import presets
 from jaxclip.train.recording import strict_json
-from jaxclip.train.training import loop
+from tests.train import runs
 from tests.train.runs import records, strictly, summary
 
-SMALL = ["--dataset", "digits", "--sizes", "8", "--batch-size", "512", "--epochs", "2"]
+SMALL = [*runs.SMALL, "--epochs", "2"]
 
 
 ERRORS = [
@@ -171,16 +171,9 @@ def test_non_finite_loss_exits_with_code_1(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_interrupt_keeps_written_files(tmp_path, monkeypatch, capsys):
-    original = loop.batch_indices
-
-    def interrupted(config, count, epoch):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return original(config, count, epoch)
-
-    monkeypatch.setattr(loop, "batch_indices", interrupted)
-    assert cli.main(["train", "explode", *SMALL, "--out", str(tmp_path)]) == 130
+def test_interrupt_keeps_written_files(tmp_path, capsys):
+    with runs.interrupted_in(1):
+        assert cli.main(["train", "explode", *SMALL, "--out", str(tmp_path)]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert [r["kind"] for r in records(tmp_path)] == ["run", "step", "step", "epoch"]
     assert summary(tmp_path)["status"] == "stopped"

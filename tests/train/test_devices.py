@@ -27,16 +27,6 @@ SETTINGS = {
     "elements": {"clip": ("value=0.001,record=true",), "project": ("box=0.1,record=true",)},
     "bfloat16": {"clip": ("global_norm=0.02",), "dtype": "bfloat16"},
 }
-MANUAL = ("pmap", "shard_map")
-slow = pytest.mark.slow
-
-
-def _cases():
-    """Every strategy with every setting; slow but for the manual ones with a global norm."""
-    for name in SETTINGS:
-        for way in STRATEGIES:
-            is_plain = name == "global_norm" and way in MANUAL
-            yield pytest.param(way, name, marks=[] if is_plain else slow)
 
 
 def config(**changes):
@@ -65,7 +55,8 @@ def on_one_device(few_digits):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("way", "name"), list(_cases()))
+@pytest.mark.parametrize("way", STRATEGIES)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_the_same_run(way, name, on_one_device, few_digits):
     """All telemetry, test scores and weights agree.
 
@@ -91,9 +82,7 @@ def test_the_same_run(way, name, on_one_device, few_digits):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "way", ["shard_map", *(pytest.param(w, marks=slow) for w in STRATEGIES if w != "shard_map")]
-)
+@pytest.mark.parametrize("way", STRATEGIES)
 def test_shards_on_each_device(way, few_digits):
     """Kernels and their momentum are sharded or replicated; replicas are equal."""
     settings = config(parallel=way, optimizer="momentum", clip=("adagc",), epochs=1)

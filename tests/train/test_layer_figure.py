@@ -31,10 +31,7 @@ def config(activation):
     return presets.get("explode").override({"clip": ()} | changes)
 
 
-@pytest.fixture(
-    scope="module",
-    params=["relu", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sigmoid", "tanh"))],
-)
+@pytest.fixture(scope="module", params=FUNCTIONS)
 def trained(request, few_digits):
     """Parameters in float64 before and after four steps, and their epoch."""
     settings = config(request.param)
@@ -129,16 +126,12 @@ def made_up(layers, epochs, value=1.0):
     return past
 
 
-ONE_BY_ONE = [(3, 1, 1.0), (1, 1, 1.0), (3, 2, np.inf), (2, 3, np.inf), (3, 2, 0.0)]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "epochs", "value"),
     [
-        (12, 1, 1.0),
-        (3, 2, np.nan),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in ONE_BY_ONE),
+        *((12, 1, 1.0), (3, 1, 1.0), (1, 1, 1.0)),
+        *((3, 2, np.nan), (3, 2, np.inf), (2, 3, np.inf), (3, 2, 0.0)),
     ],
 )
 def test_figure(layers, epochs, value, tmp_path):

@@ -23,21 +23,19 @@ def whole(tmp_path_factory):
     return out
 
 
-@pytest.fixture
-def interrupted(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
     """The same run, interrupted in its third epoch."""
-    original = loop.batch_indices
+    out = tmp_path_factory.mktemp("cut")
+    with runs.interrupted_in(2):
+        assert cli.main([*REMEMBERING, "--epochs", "4", "--out", str(out)]) == 130
+    return out
 
-    def stop(config, count, epoch):
-        if epoch == 2:
-            raise KeyboardInterrupt
-        return original(config, count, epoch)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "batch_indices", stop)
-        command = [*REMEMBERING, "--epochs", "4", "--out", str(tmp_path / "cut")]
-        assert cli.main(command) == 130
-    return tmp_path / "cut"
+@pytest.fixture
+def interrupted(cut, tmp_path):
+    """A copy of the interrupted run."""
+    return shutil.copytree(cut, tmp_path / "interrupted")
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ GRADS = jax.tree.map(lambda x: 3 * x, PARAMS)
 
 
 def read(text):
-    return rule_specs.parse(text, "--clip", rule_specs.CLIPS)
+    return rule_specs.parse("clip", text)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_projections_equal_the_librarys():
     built, direct = [], []
     kernel = {"kernel": jnp.full((3, 4), 2.0)}
     for text, function, arguments, options in PROJECTIONS:
-        spec = rule_specs.parse(text, "--project", rule_specs.PROJECTIONS, "layers")
+        spec = rule_specs.parse("project", text)
         assert (spec.rule.function, spec.arguments, spec.options) == (function, arguments, options)
         built.append(spec.build(kernel, mask=True))
         direct.append(getattr(jaxclip, function)(*arguments, **options))

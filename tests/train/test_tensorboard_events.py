@@ -12,7 +12,6 @@ from tensorboardX.proto import event_pb2
 
 from jaxclip.train import cli
 from jaxclip.train.recording import tensorboard_events
-from jaxclip.train.training import loop
 from tests.train import runs
 
 COMMAND = ["train", "explode", *runs.SMALL, "--epochs", "3", "--log-every", "2"]
@@ -94,15 +93,8 @@ def assert_same(found, wanted):
 def resumed(tmp_path_factory):
     """A run resumed after a kill between the record and the checkpoint of its second epoch."""
     out = tmp_path_factory.mktemp("resumed")
-    original, command = loop.batch_indices, [*COMMAND, "--out", str(out), "--tensorboard"]
-
-    def stop(config, count, epoch):
-        if epoch == 2:
-            raise KeyboardInterrupt
-        return original(config, count, epoch)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "batch_indices", stop)
+    command = [*COMMAND, "--out", str(out), "--tensorboard"]
+    with runs.interrupted_in(2):
         assert cli.main(command) == 130
     (out / "checkpoints" / "2").rename(out / "lost")
     (first,) = (out / "tensorboard").iterdir()

@@ -18,7 +18,7 @@ _RULES = {  # with an example
     "guard": "skip_nonfinite,max_consecutive=10",
 }
 _NUMBERS = {
-    "batch_size": "images a step",
+    "batch_size": "images in each step",
     "epochs": "passes over the training images",
     "log_every": "steps from one record in metrics.jsonl to the next",
     "checkpoint_every": "epochs from one checkpoint to the next; 0 for none",
@@ -27,10 +27,10 @@ _NUMBERS = {
     "init_std": "standard deviation of the initial weights, if --init has one",
     "learning_rate": "learning rate of the first step",
     "end_learning_rate": "learning rate of the last step, if --schedule changes it",
-    "power": "power of the polynomial schedule",
-    "momentum": "momentum of the optimizer momentum",
-    "b1": "decay rate of the first moment, for adam, adamw and stable_adamw",
-    "b2": "decay rate of the second moment, for adam, adamw and stable_adamw",
+    "power": "exponent of the polynomial schedule",
+    "momentum": "momentum, for --optimizer momentum",
+    "b1": "decay rate of the first moment in adam, adamw, stable_adamw",
+    "b2": "decay rate of the second moment in adam, adamw, stable_adamw",
     "weight_decay": "weight decay of adamw and stable_adamw",
     "dropout": "share of hidden activations that a training step sets to 0",
 }

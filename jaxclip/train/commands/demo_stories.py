@@ -53,20 +53,21 @@ def _vanishing_finding(histories: Sequence[History]) -> str:
     first, *between, last = sigmoid.kernel_norms(0)
     relu_first, *_, relu_last = relu.kernel_norms(0)
     return (
-        f"vanishing: through {len(between) + 1} sigmoid layers the gradient falls from "
-        f"{number(last)} at the output to {number(first)} at the input; with ReLU and He's "
-        f"initialisation from {number(relu_last)} to {number(relu_first)}. Clipping does not cure "
-        f"it: a bound from above leaves small gradients small (test accuracy "
-        f"{percent(sigmoid.test_accuracy[-1])} without, {percent(clipped.test_accuracy[-1])} with "
-        f"clipping, {percent(relu.test_accuracy[-1])} with ReLU). "
+        f"vanishing: through {len(between) + 1} sigmoid layers the gradient norm falls from "
+        f"{number(last)} at the output to {number(first)} at the input; with ReLU and He "
+        f"initialization from {number(relu_last)} to {number(relu_first)}. Clipping does not cure "
+        f"it: an upper bound leaves small gradients small (test accuracy "
+        f"{percent(sigmoid.test_accuracy[-1])} without clipping, "
+        f"{percent(clipped.test_accuracy[-1])} with clipping, "
+        f"{percent(relu.test_accuracy[-1])} with ReLU). "
         f"0.99^365 = {0.99**365:.4f}, 1.01^365 = {1.01**365:.2f}."
     )
 
 
 def _draw_vanishing(histories: Sequence[History], path: Path) -> None:
     figure, (left, right) = figures.panels(
-        ("Gradient norm of each layer at the first step", "Why: a factor a layer, 365 times over"),
-        "Sigmoid layers make the gradient vanish; clipping does not bring it back",
+        ("Gradient norm of each layer at the first step", "Why: a product of 365 equal factors"),
+        "Gradients vanish through sigmoid layers; clipping does not restore them",
     )
     styles = ((ORANGE, "-o"), (GREY, ":x"), (BLUE, "-s"))
     for history, (colour, style) in zip(histories, styles, strict=True):
@@ -94,11 +95,11 @@ def _exploding_finding(histories: Sequence[History]) -> str:
     at = wild.first_nonfinite()
     end = f"overflows after {at} steps" if at is not None else f"is {number(wild.loss[-1])}"
     return (
-        f"exploding: weights of standard deviation 1 begin at a loss of {number(wild.loss[0])}; "
-        f"without clipping it {end}, with clip_by_global_norm({_THRESHOLD}) it is "
+        f"exploding: with weights of standard deviation 1 the loss is {number(wild.loss[0])} at "
+        f"first; without clipping it {end}, with clip_by_global_norm({_THRESHOLD}) it is "
         f"{number(clipped.loss[-1])} after {len(clipped.loss)} steps (test accuracy "
-        f"{percent(clipped.test_accuracy[-1])}: clipping keeps the run alive, a sound "
-        "initialisation is still worth more)."
+        f"{percent(clipped.test_accuracy[-1])}: clipping keeps the loss finite, but a good "
+        "initialization reaches a higher accuracy)."
     )
 
 
@@ -117,7 +118,7 @@ def _draw_exploding(histories: Sequence[History], path: Path) -> None:
             figures.line(ax, finite + 1, values[finite], history.name, colour, style)
         last = np.flatnonzero(np.isfinite(wild.telemetry[key]))[-1]
         at = (last + 1, float(wild.telemetry[key][last]))
-        figures.note(ax, "then no longer finite", at, (12, 0), color=ORANGE, va="center")
+        figures.note(ax, "not finite after this step", at, (12, 0), color=ORANGE, va="center")
         ax.set_xscale("log")
     right.axhline(_THRESHOLD, color=GREY, linestyle="--", label=f"threshold {_THRESHOLD}")
     figures.label(left, "step (from 1)", "loss", log=True)
@@ -132,7 +133,7 @@ _FREE = presets.get("max-norm").override({"preset": "demo", "project": (), "lear
 
 
 def _first_layer_units(state: State) -> np.ndarray:
-    """Returns the norm of each hidden unit's incoming weights in the first layer."""
+    """Returns the norm of the incoming weights of each unit in the first layer."""
     return np.asarray(norms.unit_norms(state.params["layers"][0]["kernel"], axis=0)).ravel()
 
 

@@ -50,7 +50,7 @@ def run(
 ) -> dict[str, Any]:
     """Trains a run into the folder `out`; returns the content of `summary.json`.
 
-    The summary is written however the run ends; its `status` says how. Of several processes, only
+    The summary is also written if the run fails; its `status` says so. Of several processes, only
     process 0 prints and writes; the others return an empty dict.
 
     Args:
@@ -79,7 +79,7 @@ def run(
 
 
 def set_earlier_run_aside(folder: Path, console: Console) -> None:
-    """Moves the files of an earlier run out of the way, and says where to."""
+    """Moves the files of an earlier run into a folder below, and prints its name."""
     if earlier := run_folder.set_aside(folder):
         terminal.say(console, f"note: {folder} held another run, which is now in {earlier}")
 

@@ -88,6 +88,7 @@ PROJECTIONS = (
     Rule("project_spectral_norm", ("spectral_norm",), units=(0, 1)),
 )
 GUARDS = (Rule("skip_nonfinite"), Rule("skip_spikes"))
+RULES = {"clip": CLIPS, "project": PROJECTIONS, "guard": GUARDS}
 
 # Arguments that text cannot give: trees, callables, meshes. `layers=` replaces a mask.
 _NOT_TEXT = ("inner", "mask", "norm_mask", "scale_mask", "axis_name", "name")
@@ -96,7 +97,7 @@ _NOT_TEXT = ("inner", "mask", "norm_mask", "scale_mask", "axis_name", "name")
 class Spec(NamedTuple):
     """A rule as the user wrote it: `text` and its parts."""
 
-    flag: str
+    kind: str
     text: str
     rule: Rule
     arguments: tuple[Any, ...]
@@ -104,7 +105,7 @@ class Spec(NamedTuple):
 
     def error(self, problem: str) -> UserError:
         """Returns an error that names the flag and its value."""
-        return UserError(f"{self.flag} {self.text}: {problem}")
+        return UserError(f"--{self.kind} {self.text}: {problem}")
 
     @property
     def traceable(self) -> bool:
@@ -144,26 +145,25 @@ class Spec(NamedTuple):
         return made
 
 
-def parse(text: str, flag: str, rules: tuple[Rule, ...], *more_keys: str) -> Spec:
+def parse(kind: str, text: str) -> Spec:
     """Parses `RULE=VALUE[,key=value]`.
 
     Args:
+      kind: `clip`, `project` or `guard`. A projection has the option `layers` too.
       text: the rule as the user wrote it.
-      flag: its flag, for errors.
-      rules: the known rules.
-      *more_keys: keys besides the rule's keywords.
 
     Returns:
       The rule, its arguments and its options; `Spec.build` checks their values.
     """
     head, *pairs = text.split(",")
     name, equals, value = head.partition("=")
-    names = {name: rule for rule in rules for name in (*rule.short, rule.function)}
+    names = {name: rule for rule in RULES[kind] for name in (*rule.short, rule.function)}
     if name.strip() not in names:
-        raise UserError(f"{flag} {text}: unknown rule {name!r}, choose from {', '.join(names)}")
+        raise UserError(f"--{kind} {text}: unknown rule {name!r}, choose from {', '.join(names)}")
     rule = names[name.strip()]
-    spec = Spec(flag, text, rule, (), {})
-    options = _options(spec, pairs, (*_keywords(rule), *more_keys))
+    spec = Spec(kind, text, rule, (), {})
+    keys = (*_keywords(rule), "layers") if kind == "project" else _keywords(rule)
+    options = _options(spec, pairs, keys)
     return spec._replace(arguments=_arguments(spec, equals, value), options=options)
 
 

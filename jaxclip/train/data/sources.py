@@ -1,7 +1,7 @@
 """Loads images from a prepared folder, the original files, the network, or scikit-learn's digits.
 
-They are tried in that order, and `Data.describe` names the source. If the user names a data set or
-a folder, nothing else is loaded instead: it is an error that says how to correct it.
+They are tried in that order, and `Data.describe` names the source. A data set or folder
+that the user names is never replaced by another one: if it cannot be loaded, that is an error.
 """
 
 import hashlib

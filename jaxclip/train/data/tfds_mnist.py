@@ -76,7 +76,7 @@ def prepare(name: str, cache: Path, originals: Path | None) -> Path:
     """Prepares a data set in `cache` from the folder `originals`, or from the network if None."""
     tfds.disable_progress_bar()
     config = tfds.download.DownloadConfig(manual_dir=originals, force_checksums_validation=True)
-    with contextlib.redirect_stdout(io.StringIO()):  # `Data.describe` says it shorter
+    with contextlib.redirect_stdout(io.StringIO()):  # `Data.describe` is shorter
         builder = BUILDERS[name](data_dir=str(cache))
         builder.download_and_prepare(file_format="array_record", download_config=config)
     return Path(builder.data_path)

@@ -76,7 +76,7 @@ class History:
 
     def first_nonfinite(self) -> int | None:
         """Returns the first recorded step with a non-finite loss that no guard skipped, or None."""
-        bad = np.flatnonzero(~np.isfinite(self.loss) & ~nonfinite.skipped(self.telemetry))
+        bad = nonfinite.bad_rows(self.telemetry)
         return int(self.steps[bad[0]]) if bad.size else None
 
     def summary(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def write(path: Path, content: Any, *, exact: bool = False) -> None:
 
     Args:
       path: the file.
-      content: what it holds.
+      content: the value to write.
       exact: keep every digit; `content` must be strict JSON already.
     """
     part = path.with_name(path.name + ".part")

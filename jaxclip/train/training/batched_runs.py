@@ -56,7 +56,7 @@ def train(configs: Sequence[Config], data: Data, *, at_once: bool) -> Iterator[t
       configs: the runs.
       data: the images, the same for all.
       at_once: train them together by `vmap`. Runs on several devices are always trained in turn,
-        each by its own program.
+        each by a separate program.
 
     Yields:
       The run's position and its epoch. A run whose loss becomes non-finite ends with that epoch.

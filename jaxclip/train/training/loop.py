@@ -1,7 +1,7 @@
 """The training loop: an epoch is one jitted scan over its steps, which returns all telemetry.
 
-Nothing here prints or writes files. `train` yields an `Epoch` after each scan; the caller decides
-what to record. Between two epochs it checks the losses: `nonfinite` describes a non-finite one.
+Nothing here prints or writes files. `train` yields an `Epoch` after each scan; the caller
+records it. Between two epochs `train` checks that all losses are finite.
 """
 
 import time

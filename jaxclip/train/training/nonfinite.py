@@ -24,7 +24,7 @@ def failure(first_step: int, telemetry: Telemetry) -> str | None:
     Returns:
       None if every loss is finite or belongs to a step that a guard skipped.
     """
-    bad = np.flatnonzero(~np.isfinite(telemetry["loss"]) & ~skipped(telemetry))
+    bad = bad_rows(telemetry)
     if not bad.size:
         return None
     steps = f"steps {first_step} to {first_step + len(telemetry['loss']) - 1}"
@@ -36,6 +36,11 @@ def failure(first_step: int, telemetry: Telemetry) -> str | None:
         return f"{where}; no gradient was non-finite"
     at = first_step + rows[0]
     return f"{where}; first non-finite gradient: {names[columns[0]]} at step {at}"
+
+
+def bad_rows(telemetry: Telemetry) -> np.ndarray:
+    """Returns the rows with a non-finite loss that no guard skipped."""
+    return np.flatnonzero(~np.isfinite(telemetry["loss"]) & ~skipped(telemetry))
 
 
 def skipped(telemetry: Telemetry) -> np.ndarray:

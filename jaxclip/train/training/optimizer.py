@@ -68,16 +68,14 @@ def schedule(config: Config, steps: int, rate: Rate | None = None) -> optax.Sche
 
 def clips(config: Config) -> list[rule_specs.Spec]:
     """Parses every `--clip RULE=VALUE[,key=value]`."""
-    return [rule_specs.parse(text, "--clip", rule_specs.CLIPS) for text in config.clip]
+    return [rule_specs.parse("clip", text) for text in config.clip]
 
 
 def check(config: Config) -> None:
     """Raises `UserError` if a rule of `config` cannot be parsed; needs no data."""
-    clips(config)
-    for text in config.project:
-        rule_specs.parse(text, "--project", rule_specs.PROJECTIONS, "layers")
-    for text in config.guard:
-        rule_specs.parse(text, "--guard", rule_specs.GUARDS)
+    for kind in rule_specs.RULES:
+        for text in getattr(config, kind):
+            rule_specs.parse(kind, text)
 
 
 def build(
@@ -109,7 +107,7 @@ def build(
         *(p.build(params, **extra(p.spec)) for p in projections(config, params)),
     )
     for text in config.guard:
-        step = rule_specs.parse(text, "--guard", rule_specs.GUARDS).build(params, step)
+        step = rule_specs.parse("guard", text).build(params, step)
     return optax.chain(
         jaxclip.monitor(name="grads"),
         step,
@@ -143,7 +141,7 @@ class Projection(NamedTuple):
         return self.spec.value(limit) if isinstance(limit, str) else limit
 
     def build(self, params: Tree, **extra: Any) -> Transformation:
-        """Makes the transformation."""
+        """Builds the transformation for `params`."""
         kernels = [("layers", number, "kernel") for number in self.layers]
         mask = jax.tree_util.tree_map_with_path(lambda path, _: _keys(path) in kernels, params)
         return self.spec.build(params, mask=mask, **extra)
@@ -155,7 +153,7 @@ def projections(config: Config, params: Tree) -> list[Projection]:
 
 
 def _projection(text: str, count: int) -> Projection:
-    spec = rule_specs.parse(text, "--project", rule_specs.PROJECTIONS, "layers")
+    spec = rule_specs.parse("project", text)
     options = dict(spec.options)
     layers = options.pop("layers", "all")
     named = {"all": tuple(range(count)), "hidden": tuple(range(count - 1))}
