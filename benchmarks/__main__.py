@@ -1,20 +1,19 @@
-"""What does clipping cost? Time, memory, compilation, collectives, against Optax and its peers.
+"""The cost of clipping: time, memory, compilation and collectives, compared with other libraries.
 
     python -m benchmarks
 
-Everything is measured on the CPU, in under ten minutes on two cores that have nothing else to do.
-Programs that are compared run in turn in one process, A B C A B C; reported are medians, ratios of
-medians, and the quartiles of the ratios of single turns.
+Everything runs on the CPU, in under ten minutes on two idle cores. The programs to compare take
+turns in one process, A B C A B C. The report has medians, ratios of medians, and the quartiles of
+the ratios of single turns.
 
-A step is `(params, state) -> (params, state)`, both donated. Its gradients come from matrix
-products within it, as in a backward pass: elementwise ones, and those behind an
-`optimization_barrier`, which XLA's CPU compiler drops, would be fused with the optimizer, and a
-step without clipping would never write them. PyTorch and TensorFlow are compared where they are
-installed.
+A step is `(params, state) -> (params, state)`, both donated. It computes its gradients by matrix
+products, as a backward pass does. XLA would fuse elementwise gradients with the optimizer (its CPU
+compiler drops an `optimization_barrier`), so a step without clipping would never write them.
+PyTorch and TensorFlow are measured if they are installed.
 
-It writes `speed.json` (every measurement) and `speed.md` (the tables; what stands outside their
-markers is written by hand, and kept) into the folder `--out`. A smoke run, or one of some sections
-only, writes nothing unless `--out` says where.
+It writes `speed.json` (every measurement) and `speed.md` (the tables; text outside their markers is
+written by hand and stays) into the folder `--out`. A smoke run and a run with `--only` write
+nothing without `--out`.
 """
 
 import argparse
@@ -40,9 +39,9 @@ PACKAGES = ("jax", "jaxlib", "optax", "numpy", "torch", "tensorflow")
 
 def parser() -> report_files.Plain:
     found = report_files.Plain(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    found.add_argument("--out", help="folder to write to (default: docs, if all is measured)")
+    found.add_argument("--out", help="output folder (default: docs, for a complete run)")
     found.add_argument("--smoke", action="store_true", help="small trees, few turns")
-    found.add_argument("--only", metavar="NAME,NAME", help=f"of {', '.join(jobs.SECTIONS)}")
+    found.add_argument("--only", metavar="NAME,NAME", help=f"some of {', '.join(jobs.SECTIONS)}")
     return found
 
 
@@ -51,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Does what was asked for."""
+    """Measures, prints and writes."""
     names = chosen(options.only)
     partial = options.smoke or options.only is not None
     out = options.out or (None if partial else "docs")
@@ -73,13 +72,13 @@ def run(options: argparse.Namespace) -> None:
     if folder is not None:
         report_files.write(folder, NAME, content, text(content))
         say(f"written to {folder}")
-    failed = [f"{s}, {j}" for s, jobs in sections.items() for j, r in jobs.items() if "failed" in r]
+    failed = [f"{s}, {j}" for s in sections for j, r in sections[s].items() if "failed" in r]
     if failed:
         raise RunError(f"not measured: {'; '.join(failed)}")
 
 
 def chosen(only: str | None) -> list[str]:
-    """Returns the sections asked for, in their own order."""
+    """Returns the sections that `--only` names, in their usual order."""
     names = set(jobs.SECTIONS) if only is None else set(only.split(","))
     unknown = ", ".join(sorted(names - set(jobs.SECTIONS)))
     if unknown:
@@ -97,19 +96,19 @@ def command(options: argparse.Namespace) -> str:
 def measure(
     names: Sequence[str], smoke: bool, say: Callable[[str], None]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Runs the jobs one after the other; a smoke run, whose times count for nothing, in pairs."""
+    """Runs the jobs one after the other; in a smoke run, whose times do not matter, two at once."""
     sections: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in names}
-    jobs = [(name, job) for name in names for job in jobs.jobs(name, smoke)]
+    planned = [(name, job) for name in names for job in jobs.jobs(name, smoke)]
     with ThreadPoolExecutor(2 if smoke else 1) as workers:
-        results = workers.map(lambda job: jobs.run(*job, smoke), jobs)
-        for (name, job), result in zip(jobs, results, strict=True):
+        results = workers.map(lambda job: jobs.run(*job, smoke), planned)
+        for (name, job), result in zip(planned, results, strict=True):
             sections[name][job] = result
             say(f"{name}: {job}: {result.get('failed', 'done')}, {result['took']:.0f} s")
     return sections
 
 
 def text(content: dict[str, Any]) -> str:
-    """Returns what goes between the markers."""
+    """Returns the text between the markers."""
     about = (
         f"The whole run took {content['seconds']:.0f} s; load average before it: "
         f"{content['load_before']:.2f}. Every turn is in [speed.json](speed.json)."

@@ -1,7 +1,7 @@
-"""What the reports of the benchmarks have in common.
+"""Shared by the benchmarks: options, versions, and report files.
 
-Options that end in one line when they are wrong, versions, and files in which what stands around
-the tables is written by hand and kept.
+A report is a JSON file with the numbers and a Markdown file with the tables. The text around the
+tables is written by hand and stays.
 """
 
 import argparse
@@ -24,14 +24,14 @@ BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
 class Plain(argparse.ArgumentParser):
-    """Ends in one line when an option is wrong."""
+    """A parser that reports a wrong option in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises instead of leaving."""
+        """Raises instead of exiting."""
         raise UserError(message)
 
     def main(self, argv: list[str] | None, run: Callable[[argparse.Namespace], None]) -> int:
-        """Runs what was asked for; returns the exit code."""
+        """Parses the options and runs the program; returns the exit code."""
         try:
             options = self.parse_args(argv)
             self.check(options)
@@ -42,18 +42,20 @@ class Plain(argparse.ArgumentParser):
         return 0
 
     def check(self, options: argparse.Namespace) -> None:
-        """Raises if the options do not go together, or something they need is missing."""
+        """Raises if the options contradict each other or need a package that is missing."""
 
 
 class Parser(Plain):
-    """Has the options of the benchmarks that train what TensorFlow trains too."""
+    """A parser with the options of the benchmarks that compare with TensorFlow."""
 
     def __init__(self, name: str, described: str):
         """Names the program."""
         super().__init__(prog=f"python -m benchmarks.{name}", description=described)
-        self.add_argument("--data-dir", help="folder with MNIST's four original files, or prepared")
-        self.add_argument("--out", default="docs", help="folder to write to (default: docs)")
-        self.add_argument("--smoke", action="store_true", help="a short one on 8x8 digits")
+        self.add_argument(
+            "--data-dir", help="folder with MNIST's original files, or prepared by TFDS"
+        )
+        self.add_argument("--out", default="docs", help="output folder (default: docs)")
+        self.add_argument("--smoke", action="store_true", help="a short run on 8x8 digits")
 
     def check(self, options: argparse.Namespace) -> None:
         if options.smoke and options.data_dir is not None:
@@ -63,14 +65,14 @@ class Parser(Plain):
 
 
 def facts(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Returns what every report of these begins with."""
+    """Returns the command, versions and machine of a benchmark that compares with TensorFlow."""
     arguments = "--smoke" if options.smoke else "--data-dir mnist"
     packages = ("tensorflow", "jax", "jaxlib", "optax", "flax", "numpy", "keras")
     return known(f"python -m benchmarks.{name} {arguments}", packages)
 
 
 def known(command: str, packages: Sequence[str]) -> dict[str, Any]:
-    """Returns command, day, machine, and versions of those packages that are installed."""
+    """Returns the command, date, number of cores, and versions of the installed packages."""
     there = {name: _version(name) for name in packages if importlib.util.find_spec(name)}
     return {
         "command": command,
@@ -81,7 +83,7 @@ def known(command: str, packages: Sequence[str]) -> dict[str, Any]:
 
 
 def _version(package: str) -> str:
-    """Returns the version of what is imported under a name, whatever it is installed as."""
+    """Returns the version of a package by its import name."""
     return importlib.metadata.version(importlib.metadata.packages_distributions()[package][0])
 
 
@@ -93,7 +95,7 @@ def head(content: dict[str, Any]) -> str:
 
 
 def open_folder(out: str, name: str) -> Path:
-    """Makes the output folder, and sees that the tables have their place in it."""
+    """Creates the output folder; raises if an existing report has no markers."""
     folder = Path(out).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +106,7 @@ def open_folder(out: str, name: str) -> Path:
 
 
 def _around(path: Path) -> tuple[str, str]:
-    """Returns what a file has before and after its tables."""
+    """Returns the text before and after the tables."""
     text = path.read_text() if path.exists() else f"# {path.stem}\n\n{BEGIN}\n{END}\n"
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -114,7 +116,7 @@ def _around(path: Path) -> tuple[str, str]:
 
 
 def write(folder: Path, name: str, content: dict[str, Any], text: str) -> None:
-    """Writes the numbers as JSON, a list in one line, and the text between the markers."""
+    """Writes the numbers as JSON, each list on one line, and the text between the markers."""
     numbers = json.dumps(strict_json.plain(content), indent=1, allow_nan=False)
     in_one = r"\[\s*([^][{}]*?)\s*\]"
     lines = re.sub(in_one, lambda found: f"[{' '.join(found[1].split())}]", numbers)

@@ -1,23 +1,23 @@
-"""How long is an epoch? Preset `explode`, all recording on, against the tutorial's own program.
+"""The time of an epoch of the preset `explode`, compared with the tutorial's program.
 
     python -m benchmarks.epoch --data-dir mnist
 
 Three programs train the same network on the same arrays: the tutorial's in eager TensorFlow, the
-same with its step under `tf.function`, and `jaxclip train explode`; a fourth is the last one's scan
-with gradient, SGD and evaluation alone, the least that JAX can take. The three compute the norm of
-every gradient before and after clipping in every step, and loss and accuracy on the test images
-after every epoch. The eager program turns its norms into Python numbers each step, since it prints
-them (printing itself is left out); under `tf.function` they stay tensors and are fetched once an
-epoch. jaxclip also writes them to its records on disk, with whatever else `jaxclip train` does
-after an epoch.
+same with its step under `tf.function`, and `jaxclip train explode`. In every step they compute the
+norm of every gradient before and after clipping, and after every epoch the loss and accuracy on the
+test images. The eager program converts its norms to Python numbers in each step, since the tutorial
+prints them (it does not print here); under `tf.function` they are fetched once an epoch. jaxclip
+also writes them to disk, and does everything else that `jaxclip train` does after an epoch. A
+fourth program is jaxclip's scan with gradient, SGD and evaluation alone, the lower bound for JAX.
 
-Each lives in a process of its own and trains on request, while the others sleep. They take turns,
-three epochs in a row each: what a program leaves to its threads after an epoch falls into the next
-one, and the last one's is waited for and counted. The first turns are warm-up, and not counted. A
-turn's seconds by its epochs is one measurement; reported are medians, and the ratios of medians.
+Each program has a process of its own and trains on request, while the others sleep. They take
+turns of three epochs. Work that a program leaves to its threads falls into its next epoch; that of
+the last epoch is waited for and counted. The first turns are a warm-up and do not count. A
+measurement is the time of a turn divided by its epochs; the report has medians and ratios of
+medians.
 
-It writes `epoch.json` (every turn) and `epoch.md` (the table; what stands outside its markers is
-written by hand, and kept) into the folder `--out`.
+It writes `epoch.json` (every turn) and `epoch.md` (the table; text outside its markers is written
+by hand and stays) into the folder `--out`.
 """
 
 import argparse
@@ -46,7 +46,7 @@ TITLES = {
     "bare": "JAX scan without rule, norms and records",
     "jaxclip": "`jaxclip train explode`",
 }
-GOALS = {"eager": 5.0, "function": 1.3}  # times jaxclip's seconds, at least
+GOALS = {"eager": 5.0, "function": 1.3}  # lower bounds on the ratio to jaxclip's seconds
 WARM_UP, TURNS, IN_A_ROW = 2, 9, 3  # epochs, turns, epochs a turn
 SMOKE_TURNS = 2
 Turns = Mapping[str, list[programs.Turn]]
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Does what was asked for."""
+    """Measures, prints and writes."""
     folder = report_files.open_folder(options.out, NAME)
     console = Console()
     given = "digits" if options.smoke else "mnist", options.data_dir
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def processes(dataset: str, data_dir: str | None, epochs: int) -> Iterator[dict[str, Connection]]:
-    """Starts a process for every program; yields pipes to them once all are ready."""
+    """Starts a process for each program; yields pipes to them when all are ready."""
     context = multiprocessing.get_context("spawn")
     pipes, started = {}, []
     for name in programs.PROGRAMS:
@@ -101,7 +101,7 @@ def processes(dataset: str, data_dir: str | None, epochs: int) -> Iterator[dict[
 
 
 def measure(pipes: Mapping[str, Connection], turns: int, say: Callable[[str], None]) -> Turns:
-    """Has the programs take turns."""
+    """Lets the programs take turns; returns their times."""
     taken: dict[str, list[programs.Turn]] = {name: [] for name in pipes}
     for turn in range(turns + 1):
         for name, pipe in pipes.items():
@@ -127,7 +127,7 @@ def _answer(name: str, pipe: Connection) -> Any:
 
 
 def numbers(taken: Turns) -> dict[str, Any]:
-    """Returns medians and ratios, and what they come from: seconds an epoch, turn by turn."""
+    """Returns medians and ratios, and the seconds an epoch of every turn."""
     parts = {
         part: {n: [getattr(t, part) / IN_A_ROW for t in turns] for n, turns in taken.items()}
         for part in ("seconds", "training", "waiting")
@@ -163,14 +163,14 @@ def cells(name: str, content: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(content: Mapping[str, Any]) -> str:
-    """Returns the table, and what must be known to read it."""
+    """Returns the table and a note that explains it."""
     turns, row = len(content["seconds"]["jaxclip"]), content["epochs_in_a_row"]
     epochs = turns * row + content["warm_up_epochs"]
     training, waiting = (statistics.median(content[p]["jaxclip"]) for p in ("training", "waiting"))
     return report_files.table(HEADS, [cells(name, content) for name in TITLES]) + (
         f"\nMedian and range of {turns} turns of {row} epochs; accuracy after {epochs} epochs. "
-        f"Of jaxclip's seconds {training:.3f} are training and testing, the rest is recording; of "
-        f"that, {waiting:.3f} after the turn's last epoch, by threads, where epochs would go on. "
+        f"Of jaxclip's seconds, {training:.3f} are training and testing; the rest is recording, of "
+        f"which {waiting:.3f} in threads after the last epoch of a turn. "
         f"Load average before the run: {content['load_before']:.2f}.\n"
     )
 

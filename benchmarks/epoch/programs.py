@@ -1,7 +1,6 @@
-"""The programs that `benchmarks.epoch` times, each in a process of its own that trains on request.
+"""The programs that `benchmarks.epoch` times, each in a process of its own.
 
-A process prepares, says that it is ready, and then sleeps until it is asked for some epochs. How
-the turns go and what is made of the seconds is in `epoch`.
+A process prepares, reports that it is ready, and sleeps until it gets a number of epochs to train.
 """
 
 import os
@@ -23,36 +22,36 @@ POLL, CALM, PATIENCE = 0.01, 3, 3.0  # seconds; polls in a row; seconds
 
 
 class Turn(NamedTuple):
-    """What a turn took, and the test accuracy it ended with."""
+    """The times of a turn, and its final test accuracy."""
 
-    seconds: float  # the whole of it
+    seconds: float  # in all
     training: float  # of these, spent on steps and on the test images
     waiting: float  # of these, after the last epoch, until threads had finished
     test_accuracy: float
 
 
 class Gate:
-    """Asked before every epoch: lets it begin when the turn is this process's."""
+    """Lets an epoch begin when it is this process's turn."""
 
     def __init__(self, pipe: Connection):
-        """Keeps the end of the pipe that requests come through."""
+        """Takes the pipe of the requests."""
         self._pipe, self._left, self._start = pipe, 0, 0.0
         self._done: list[tuple[float, float]] = []
 
     def __call__(self) -> bool:
-        """Waits for a turn, unless one is on; returns whether there is another epoch to do."""
+        """Waits for a turn unless one is on; returns whether there is another epoch to train."""
         if not self._left:
-            self._tell()
+            self._report()
             self._left, self._start = self._pipe.recv(), time.perf_counter()
         self._left -= 1
         return self._left >= 0
 
     def trained(self, seconds: float, test_accuracy: float) -> None:
-        """Takes note of an epoch."""
+        """Records an epoch."""
         self._done.append((seconds, test_accuracy))
 
-    def _tell(self) -> None:
-        """Says what the turn took, or for the first time that the process is ready: None."""
+    def _report(self) -> None:
+        """Sends the times of the turn, or None at first, when the process is ready."""
         if not self._done:
             self._pipe.send(None)
             return
@@ -63,7 +62,7 @@ class Gate:
 
 
 def quiet() -> float:
-    """Returns since when no thread of this process has been busy."""
+    """Waits until no thread of this process is busy; returns since when."""
     since = start = time.perf_counter()
     calm, used = 0, time.process_time()
     while calm < CALM and since - start < PATIENCE:
@@ -75,19 +74,19 @@ def quiet() -> float:
 
 
 def jaxclip(data: Data, epochs: int, gate: Gate) -> None:
-    """Trains as `jaxclip train explode` does: all that it writes and says after an epoch counts."""
+    """Trains as `jaxclip train explode` does, including everything it writes and prints."""
     from rich.console import Console
 
     from jaxclip.train.commands import train
 
     loop.train = gated(loop.train, gate)
     config = presets.get("explode").override({"epochs": epochs})
-    with tempfile.TemporaryDirectory() as out, open(os.path.join(out, "said"), "w") as said:
-        train.run(config, data, os.path.join(out, "run"), Console(file=said))
+    with tempfile.TemporaryDirectory() as out, open(os.path.join(out, "printed"), "w") as printed:
+        train.run(config, data, os.path.join(out, "run"), Console(file=printed))
 
 
 def bare(data: Data, epochs: int, gate: Gate) -> None:
-    """Trains the same network by the same scan with SGD alone: what there is to be lost."""
+    """Trains the same network by the same scan with SGD alone."""
     config = presets.get("explode").override({"epochs": epochs, "clip": ()})
     network, rate = loop.build_network(config, data), optimizer.schedule(config, 1)
     chain = optax.with_extra_args_support(optax.sgd(rate))
@@ -101,7 +100,7 @@ def bare(data: Data, epochs: int, gate: Gate) -> None:
 def gated(train: Callable[..., Any], gate: Gate) -> Callable[..., Any]:
     """Returns a `loop.train` that waits for its turn before every epoch.
 
-    What its caller does with an epoch happens before it asks for the next one: within the turn.
+    The caller processes an epoch before it asks for the next one, so within the turn.
     """
 
     def turns(*args: Any, **options: Any) -> Any:
@@ -123,7 +122,7 @@ def _tensorflow(name: str) -> Callable[[Data, int, Gate], None]:
         program = kind(data.train_images.shape[1])
         batches = eager.dataset(data, kind.batch)
         test = eager.tf.constant(data.test_images), eager.tf.constant(data.test_labels)
-        kept = []  # the record of every epoch, as the others keep theirs
+        kept = []  # the numbers of every epoch, which the other programs keep too
         while gate():
             start = time.perf_counter()
             kept.append(program.epoch(batches))
@@ -142,9 +141,9 @@ PROGRAMS: dict[str, Callable[[Data, int, Gate], None]] = {
 
 
 def serve(name: str, dataset: str, data_dir: str | None, epochs: int, pipe: Connection) -> None:
-    """Is a process: trains `epochs` in all, in turns, and says what went wrong if anything does."""
+    """The program of a process: trains `epochs` in turns; sends the message of an error."""
     silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 2)  # TensorFlow's own lines come from C++
+    os.dup2(silence, 2)  # TensorFlow writes its messages from C++
     try:
         PROGRAMS[name](source.load(dataset, data_dir), epochs, Gate(pipe))
     except Exception as error:

@@ -1,8 +1,8 @@
-"""Clipping alone: Optax, jaxclip, PyTorch and TensorFlow on gradients that are there already.
+"""Clipping alone: Optax, jaxclip, PyTorch and TensorFlow on given gradients.
 
-JAX is given its gradients to write over, as PyTorch clips in place; TensorFlow's tensors cannot be
-written over. Before each call the gradients are filled again, which is not counted, and there is a
-pause in which threads of the program before fall asleep.
+JAX gets its gradients donated, as PyTorch clips in place; TensorFlow cannot reuse its tensors.
+Before each call, outside the measured time, the gradients are filled again, and a pause lets the
+threads of the previous program fall asleep.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ Timed = tuple[Callable[[], Any], Callable[[], Any], Callable[[], float]]  # call
 
 
 def alone(job: str, smoke: bool) -> dict[str, Any]:
-    """Times all that are installed."""
+    """Times the libraries that are installed."""
     tree, dtype = job.split(", ")
     shapes = list(model_shapes.tree(tree, smoke=smoke).values())
     missing = [peer for peer, module in PEERS.items() if importlib.util.find_spec(module) is None]
@@ -47,7 +47,7 @@ def alone(job: str, smoke: bool) -> dict[str, Any]:
 
 
 def cores() -> int:
-    """Returns how many threads each may use."""
+    """Returns the number of threads that each library may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -57,7 +57,7 @@ def _norm(grads: list[jax.Array]) -> jax.Array:
 
 
 def in_jax(shapes: list[tuple[int, ...]], dtype: Any) -> dict[str, Timed]:
-    """Returns Optax's rule and jaxclip's, which take turns on the same gradients."""
+    """Returns the rules of Optax and jaxclip, which take turns on the same gradients."""
     grads = [jnp.full(shape, SIZE, dtype) for shape in shapes]
     filled = jax.jit(lambda x: [a * 0 + jnp.asarray(SIZE, dtype) for a in x], donate_argnums=0)
 

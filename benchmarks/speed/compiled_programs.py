@@ -1,7 +1,6 @@
-"""The sections of the benchmark of speed that look at programs and not at steps.
+"""Times of compilation and import, memory, and numbers of collectives.
 
-How long they take to compile and to import, how much memory they take, how many collectives they
-run. What is timed here happens in fresh processes, in turn.
+Compilations and imports are timed in new processes, which take turns.
 """
 
 import json
@@ -38,7 +37,7 @@ PEAK_STEPS = 3
 
 
 def output(*arguments: str) -> str:
-    """Returns what a fresh Python prints."""
+    """Returns the output of a new Python process."""
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
@@ -46,7 +45,7 @@ def output(*arguments: str) -> str:
 
 
 def compiled(job: str, smoke: bool) -> dict[str, Any]:
-    """Times trace and compilation of a chain, the libraries in turn."""
+    """Times the tracing and compilation of a chain; the libraries take turns."""
     trace: dict[str, list[float]] = {library: [] for library in CHAINS[job][1]}
     whole: dict[str, list[float]] = {library: [] for library in CHAINS[job][1]}
     leaves = 10 if smoke else CHAINS[job][0]
@@ -60,7 +59,7 @@ def compiled(job: str, smoke: bool) -> dict[str, Any]:
 
 
 def compile_once(job: str, library: str, leaves: int) -> tuple[float, float]:
-    """Returns how long it takes to trace a chain, and to trace and compile it."""
+    """Returns the seconds to trace a chain, and to trace and compile it."""
     tx = optax.chain(CHAINS[job][1][library](LIMIT), OPTIMIZERS["SGD"]())
     jax.jit(lambda x: x + 1)(1.0)  # starts the compiler
     shapes = model_shapes.small(leaves)
@@ -79,7 +78,7 @@ def compile_once(job: str, library: str, leaves: int) -> tuple[float, float]:
 
 
 def imported(job: str, smoke: bool) -> dict[str, Any]:
-    """Times `python -c`, with nothing to do and with an import, from outside."""
+    """Times a Python process that does nothing, and processes that import a library."""
     programs = {"nothing": "pass", "Optax": "import optax", "jaxclip": "import jaxclip"}
     taken: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(1 if smoke else IMPORTS):
@@ -91,7 +90,7 @@ def imported(job: str, smoke: bool) -> dict[str, Any]:
 
 
 def memory(job: str, smoke: bool) -> dict[str, Any]:
-    """Returns what the compiler says of a variant's steps, and the peak of one that runs."""
+    """Returns the compiler's analysis of a variant's steps, and the peak memory of one step."""
     tree, variant = job.split(", ")
     shapes = model_shapes.tree(tree, smoke=smoke)
     rows = {}
@@ -104,7 +103,7 @@ def memory(job: str, smoke: bool) -> dict[str, Any]:
 
 
 def analysis(program: Any, bench: Bench) -> dict[str, float]:
-    """Returns bytes, also in trees: copies of the parameters."""
+    """Returns bytes, and the same in units of the parameters' size (`in_trees`)."""
     sizes, cost = program.memory_analysis(), program.cost_analysis()
     one = sum(map(math.prod, bench.tree.values())) * jnp.dtype(bench.dtype).itemsize
     known = {
@@ -117,13 +116,13 @@ def analysis(program: Any, bench: Bench) -> dict[str, float]:
 
 
 def peak(bench: Bench, variant: str) -> int | None:
-    """Returns the most memory that AdamW's steps held in float32; `None` where nothing tells."""
+    """Returns the peak memory of float32 AdamW steps; `None` if the system does not report it."""
     chain = compared("AdamW")[variant]
     bench.begin(chain)
     step = bench.step(variant, chain)
     step()
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # what the compiler held does not count
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak, which includes the compiler
         for _ in range(PEAK_STEPS):
             step()
         status = Path("/proc/self/status").read_text()
@@ -133,7 +132,7 @@ def peak(bench: Bench, variant: str) -> int | None:
 
 
 def collectives(job: str, smoke: bool) -> dict[str, Any]:
-    """Counts the all-reduces of an update on eight devices, rows of kernels sharded."""
+    """Counts the all-reduces of an update on eight devices, with kernels sharded by rows."""
     from tests.support import collectives as counter
 
     rules = {

@@ -1,4 +1,4 @@
-"""Do the variants of a step do the same? Asked before any of them is timed."""
+"""Checks that the variants of a step compute the same, before they are timed."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,14 +15,14 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 16 * 2**-7, "float16": 16 * 2**-10}
 def check(
     bench: Bench, variants: Mapping[str, Variant], steps: Mapping[str, Callable[[], Any]]
 ) -> dict[str, float]:
-    """Takes some steps with each from the same beginning, and sees that clipping was done alike.
+    """Takes some steps with each variant from the same state, and compares the results.
 
     Returns:
-        How far apart Optax and jaxclip, and Optax and no rule, end: parameters and the state of the
-        optimizer, relative to the largest element of a leaf, the worst leaf.
+        The distance of Optax from jaxclip, and of Optax from no rule: the largest difference of
+        parameters and optimizer state, relative to the largest element of the leaf.
 
     Raises:
-        AssertionError: if they differ where they must not, or agree where they must differ.
+        AssertionError: if Optax and jaxclip differ, or Optax and no rule agree.
     """
     ends = {}
     for name in ("Optax", "none", "jaxclip"):

@@ -1,6 +1,6 @@
-"""What the benchmark of speed is to reach, and whether a run did.
+"""The goals of the benchmark of speed, and whether a run reaches them.
 
-A goal holds for several measurements; it is reached if all of them lie within its bound.
+A goal is a bound on several measurements; it is reached if none of them exceeds it.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,15 +12,15 @@ Sections = Mapping[str, Mapping[str, Mapping[str, Any]]]  # results by section a
 
 
 class Goal(NamedTuple):
-    """A bound, and which numbers must lie below it.
+    """A bound, and the numbers that must not exceed it.
 
     Attributes:
-        title: what is to be reached.
-        how: what is measured.
-        most: the largest value that reaches it.
-        values: `values(sections)` returns the measurements, by what they are of.
-        expected: how many there are when everything was measured.
-        elsewhere: said in place of a measurement that is not made here.
+        title: the goal, in words.
+        how: the measured quantity.
+        most: the bound.
+        values: `values(sections)` returns the measurements by name.
+        expected: the number of measurements in a complete run.
+        elsewhere: text in place of a measurement that is not made here.
     """
 
     title: str
@@ -32,21 +32,21 @@ class Goal(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """A goal's line in the table; `reached` is `None` where that cannot be said."""
+    """A goal and its measurements; `reached` is `None` if it is unknown."""
 
     goal: Goal
     values: dict[str, float]
     reached: bool | None
 
     def plain(self) -> dict[str, Any]:
-        """Returns what goes into JSON."""
+        """Returns the entry for the JSON file."""
         goal = self.goal
         known = {"goal": goal.title, "measured as": goal.how, "at most": goal.most}
         return known | {"values": self.values, "reached": self.reached, "in words": self.words}
 
     @property
     def words(self) -> str:
-        """Says it: reached, or by how much not."""
+        """The verdict in words: reached, or missed by how much."""
         goal = self.goal
         if goal.elsewhere:
             return goal.elsewhere
@@ -62,7 +62,7 @@ class Verdict(NamedTuple):
 
 
 def verdict(goal: Goal, sections: Sections) -> Verdict:
-    """Holds the measurements against a goal."""
+    """Compares the measurements with a goal."""
     values = goal.values(sections)
     if goal.most is None or not values:
         return Verdict(goal, values, None)
@@ -78,7 +78,7 @@ def verdicts(sections: Sections) -> list[Verdict]:
 def of_jobs(
     section: str, number: Callable[[timing.Times], float], *words: str
 ) -> Callable[[Sections], dict[str, float]]:
-    """Returns a number of each job's times; only jobs whose name has all of some words."""
+    """Returns a number for each job whose name contains all of the words."""
 
     def values(sections: Sections) -> dict[str, float]:
         return {
@@ -93,7 +93,7 @@ def of_jobs(
 def against(
     section: str, base: str, but: str | None = None
 ) -> Callable[[Sections], dict[str, float]]:
-    """Returns time / time of a base for every other program of a section, but one."""
+    """Returns time / time of a base for every other program of a section except `but`."""
 
     def values(sections: Sections) -> dict[str, float]:
         return {
@@ -134,7 +134,7 @@ def import_to_optax(times: timing.Times) -> float:
     return timing.beyond(times, "jaxclip", "Optax", "nothing").value
 
 
-BIG = [  # the steps that the goals are about
+BIG = [  # the steps that have goals
     f"{tree}, {dtype}, {optimizer}"
     for tree in ("38 M", "GPT-2")
     for dtype in ("float32", "bfloat16")

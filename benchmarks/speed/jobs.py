@@ -1,8 +1,8 @@
-"""The sections of the benchmark of speed, and the process that each of their jobs has to itself.
+"""The sections of the benchmark of speed, and their jobs, each in a process of its own.
 
-A job begins with fresh memory and an environment of its own. Freed memory is kept mapped, or each
-step would map its temporaries anew, which takes longer than what is to be measured; one row is also
-taken as users run it. Everything runs on the CPU.
+A new process starts with fresh memory and a controlled environment, on the CPU. The environment
+keeps freed memory mapped; else each step would map its temporaries anew, which takes longer than
+clipping. One job also runs without this setting, as users do.
 """
 
 import argparse
@@ -25,7 +25,7 @@ KEPT_MAPPED = {  # for glibc; others do not know these names
     "MALLOC_TOP_PAD_": str(1 << 28),
     "MALLOC_ARENA_MAX": "1",
 }
-PLAIN = ", memory not kept mapped"  # ends the name of the job that is run without
+PLAIN = ", memory not kept mapped"  # ends the name of the job without this setting
 ON_CPU = {
     "JAX_PLATFORMS": "cpu",
     "JAX_ENABLE_COMPILATION_CACHE": "false",
@@ -45,14 +45,14 @@ STEPS = [
 
 
 class Section(NamedTuple):
-    """What is measured under one name.
+    """A group of measurements.
 
     Attributes:
-        title: what the section asks.
+        title: the heading of its table.
         measure: module and name of the function `(job, smoke) -> numbers for JSON`.
-        jobs: the names of what is measured; each has a process of its own.
-        smoke: how many of them, from the first, a smoke run takes.
-        environment: what the processes need besides.
+        jobs: the names of its measurements; each runs in a process of its own.
+        smoke: the number of jobs, from the first, in a smoke run.
+        environment: additional variables of the processes.
     """
 
     title: str
@@ -105,7 +105,7 @@ def environment(section: Section, job: str) -> dict[str, str]:
 
 
 def run(name: str, job: str, smoke: bool) -> dict[str, Any]:
-    """Measures a job in a new process; returns its numbers, or under `failed` what went wrong."""
+    """Runs a job in a new process; returns its numbers, or the error under `failed`."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
@@ -127,7 +127,7 @@ def run(name: str, job: str, smoke: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Is the process of one job."""
+    """The program of a job's process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("section")
     parser.add_argument("job")

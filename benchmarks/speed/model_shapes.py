@@ -1,14 +1,14 @@
-"""The trees that the benchmark of speed takes: names and shapes of leaves, no arrays.
+"""Names and shapes of the leaves of the models in the benchmark of speed.
 
-GPT-2 and ResNet-50 have the shapes of the published models. Each tree has a small stand-in for a
-smoke run, large enough that its gradients are clipped.
+GPT-2 and ResNet-50 have the shapes of the published models. Each model has a small version for
+smoke runs, large enough that its gradients are clipped.
 """
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 def transformer(width: int, layers: int, words: int, positions: int) -> Shapes:
-    """Returns a decoder as GPT-2 has it, the embedding of words also its last layer."""
+    """Returns a decoder like GPT-2, whose word embedding is also its last layer."""
     norm = {"scale": (width,), "bias": (width,)}
     block = {
         **{f"ln_1/{key}": shape for key, shape in norm.items()},
@@ -34,7 +34,7 @@ def convolution(name: str, size: int, inputs: int, outputs: int) -> Shapes:
 
 
 def resnet(blocks: tuple[int, ...], width: int, classes: int) -> Shapes:
-    """Returns a residual network of bottlenecks, of which ResNet-50 has 3, 4, 6 and 3."""
+    """Returns a residual network of bottleneck blocks; ResNet-50 has 3, 4, 6 and 3 a stage."""
     tree, inputs = convolution("stem", 7, 3, width), width
     for stage, count in enumerate(blocks):
         inner, outputs = width * 2**stage, 4 * width * 2**stage
@@ -69,5 +69,5 @@ SMALL = {
 
 
 def tree(name: str, *, smoke: bool = False) -> Shapes:
-    """Returns a tree by name, or its stand-in."""
+    """Returns a model by name, or its small version."""
     return (SMALL if smoke else TREES)[name]()

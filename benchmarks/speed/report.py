@@ -12,7 +12,7 @@ Jobs = Mapping[str, Mapping[str, Any]]  # results of a section
 
 
 class Table(NamedTuple):
-    """A table, and what must be known to read it."""
+    """A table, and a note that explains it."""
 
     title: str
     heads: Sequence[str]
@@ -21,7 +21,7 @@ class Table(NamedTuple):
 
 
 def tables(sections: goals.Sections, *, smoke: bool) -> list[Table]:
-    """Returns the goals, and a table of each section that was measured."""
+    """Returns the table of goals, and a table for each measured section."""
     note = "A smoke run, of small trees: its figures say nothing about the goals." if smoke else ""
     return [_goals(sections, note), *(TABLES[name](name, jobs) for name, jobs in sections.items())]
 
@@ -52,7 +52,7 @@ def _failed(result: Mapping[str, Any], columns: int) -> list[str]:
 
 
 def _rows(jobs: Jobs, heads: Sequence[str], cells: Callable[[Any], list[str]]) -> list[list[str]]:
-    """Returns a line for each job: its name, and cells or why there are none."""
+    """Returns a row for each job: its name, and its cells or its error."""
     return [
         [job, *(_failed(result, len(heads)) if "failed" in result else cells(result))]
         for job, result in jobs.items()
@@ -77,9 +77,9 @@ def _steps(name: str, jobs: Jobs) -> Table:
         ]
 
     note = (
-        "Medians; ratios are of medians, in brackets the quartiles of single turns. *Reads*: what "
-        "the rule adds to the step without one, in times of the norm alone. *Least*: a sum of "
-        "squares and a product, with nothing made sure of and nothing recorded."
+        "Medians; ratios of medians, with the quartiles of single turns in brackets. *Reads*: the "
+        "extra time over the step without a rule, in times of the norm alone. *Least*: a sum of "
+        "squares and a product, without guarantees and records."
     )
     return Table(SECTIONS[name].title, heads, _rows(jobs, heads, cells), note)
 
@@ -95,14 +95,14 @@ def _alone(name: str, jobs: Jobs) -> Table:
         return [timing.milliseconds(times, "jaxclip"), *there, *ratios]
 
     note = (
-        "Gradients are given; JAX and PyTorch write over them, TensorFlow cannot. *missing*: not "
+        "On given gradients; JAX and PyTorch overwrite them, TensorFlow cannot. *missing*: not "
         "installed."
     )
     return Table(SECTIONS[name].title, heads, _rows(jobs, heads, cells), note)
 
 
 def _compared(name: str, jobs: Jobs) -> Table:
-    """Returns a line for each program of a job, against the job's first."""
+    """Returns a row for each program of a job, relative to the job's first program."""
     heads = ("step", "program", "ms", "times the first")
     rows = []
     for job, result in jobs.items():
@@ -141,7 +141,7 @@ def _import(name: str, jobs: Jobs) -> Table:
         medians = [f"{statistics.median(values):.2f}" for values in times.values()]
         return [*medians, str(timing.beyond(times, "jaxclip", "Optax", "nothing"))]
 
-    note = "Seconds of `python -c` as seen from outside; the ratio is of those beyond `pass`."
+    note = "Seconds of `python -c`; the ratio is taken after subtracting those of `pass`."
     return Table(SECTIONS[name].title, heads, _rows(jobs, heads, cells), note)
 
 
@@ -168,7 +168,7 @@ def _memory(name: str, jobs: Jobs) -> Table:
             )
     rows.sort(key=lambda row: row[0])
     note = (
-        "Temporaries, arguments and bytes accessed as the compiler has them; a tree is one copy of "
+        "Temporaries, arguments and bytes accessed, by the compiler; a tree is one copy of "
         "the parameters. Bytes accessed count both branches of a condition. *Peak*: resident "
         "memory of the process while it takes steps."
     )

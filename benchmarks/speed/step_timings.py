@@ -1,7 +1,7 @@
-"""The sections of the benchmark of speed that time train steps: which rows, which variants.
+"""The sections of the benchmark of speed that time train steps.
 
-Each function here measures one job of its section, in a process of its own, and returns numbers for
-JSON: `times`, seconds by program. The sections are put together in `jobs`.
+Each function measures one job of its section, in a process of its own, and returns numbers for
+JSON: `times`, the seconds of each program. `jobs` lists the sections.
 """
 
 import math
@@ -28,14 +28,14 @@ from benchmarks.speed.train_step import (
 )
 
 TURNS, SMOKE_TURNS = {"GPT-2": 9}, 3  # a step of GPT-2 with AdamW takes long
-MANY = 1000  # leaves, whose program takes long to compile: there is one less
+MANY = 1000  # leaves from which `least` is left out, since compilation takes long
 OTHER_TURNS = 19
-ALIKE_TURNS = 41  # where what is to be seen is a few percent
+ALIKE_TURNS = 41  # where the differences are a few percent
 Result = dict[str, Any]
 
 
 def steps(job: str, smoke: bool) -> Result:
-    """Times: without a rule, with Optax's, jaxclip's, the least one, and one read of the tree."""
+    """Times steps without a rule and with those of Optax and jaxclip, and one read of the tree."""
     tree, dtype, optimizer, *options = job.split(", ")
     given = "gradients given" in options
     bench = Bench(model_shapes.tree(tree, smoke=smoke), jnp.dtype(dtype), given=given)
@@ -49,10 +49,9 @@ def steps(job: str, smoke: bool) -> Result:
 
 
 def least() -> optax.GradientTransformation:
-    """Returns the least that clips by the global norm: one sum, one product, nothing made sure of.
+    """Returns the fastest known rule that clips by the global norm: one sum and one product.
 
-    What no rule can be faster than, as far as is known. The barrier keeps a bfloat16 leaf from
-    being written out in float32.
+    It has no guarantees. The barrier keeps XLA from writing a bfloat16 leaf out in float32.
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -61,8 +60,8 @@ def least() -> optax.GradientTransformation:
         scale, keep = LIMIT / norm, norm <= LIMIT
 
         def scaled(x: jax.Array) -> jax.Array:
-            own = x.astype(jnp.float32)
-            return jax.lax.select(keep, own, own * scale).astype(x.dtype)
+            wide = x.astype(jnp.float32)
+            return jax.lax.select(keep, wide, wide * scale).astype(x.dtype)
 
         return {name: scaled(x) for name, x in updates.items()}, state
 
@@ -74,7 +73,7 @@ def turns(smoke: bool, tree: str) -> int:
 
 
 def of(tree: str, dtype: str, variants: Mapping[str, Variant], smoke: bool) -> Result:
-    """Times variants that need not do the same."""
+    """Times variants that may compute different things."""
     bench = Bench(model_shapes.tree(tree, smoke=smoke), jnp.dtype(dtype))
     bench.begin(next(iter(variants.values())))
     programs = {name: bench.step(name, variant) for name, variant in variants.items()}
@@ -91,7 +90,7 @@ def bare() -> optax.GradientTransformation:
 
 
 def telemetry(job: str, smoke: bool) -> Result:
-    """Times: the rule with and without its record, against one that records nothing."""
+    """Times the rule with and without its record, and a rule that records nothing."""
     tree, dtype, optimizer = job.split(", ")
     rule = jaxclip.clip_by_global_norm(LIMIT)
     watched = optax.chain(jaxclip.monitor(), rule)
@@ -105,7 +104,8 @@ def telemetry(job: str, smoke: bool) -> Result:
     return of(tree, dtype, variants, smoke)
 
 
-LEARNED: dict[str, tuple[Callable[[], Any], int]] = {  # and how many updates fill its memory
+# Rules, and the number of updates that fill their memory.
+LEARNED: dict[str, tuple[Callable[[], Any], int]] = {
     "autoclip, window 10,000": (lambda: jaxclip.autoclip(window=10_000), 10_000),
     "autoclip, window 100": (lambda: jaxclip.autoclip(window=100), 100),
     "zclip": (jaxclip.zclip, 200),
@@ -115,9 +115,9 @@ LEARNED: dict[str, tuple[Callable[[], Any], int]] = {  # and how many updates fi
 
 
 def filled(rule: Any, tree: model_shapes.Shapes, dtype: Any, updates: int) -> Any:
-    """Returns a rule's state after updates whose norms lie about those of the gradients.
+    """Returns a rule's state after updates with norms close to those of the gradients.
 
-    Its memory does not depend on the sizes of leaves, so these updates have an element a leaf.
+    The state does not depend on the sizes of leaves, so these updates have one element per leaf.
     """
     jitter = np.exp(0.3 * np.random.default_rng(1).standard_normal(updates)).astype(np.float32)
     norms = {name: SIZE * math.sqrt(math.prod(shape)) for name, shape in tree.items()}
@@ -131,7 +131,7 @@ def filled(rule: Any, tree: model_shapes.Shapes, dtype: Any, updates: int) -> An
 
 
 def learned(job: str, smoke: bool) -> Result:
-    """Times: learned thresholds, their memory full, against a static one."""
+    """Times learned thresholds with full memory, and a static threshold."""
     tree, dtype, optimizer = job.split(", ")
     shapes = model_shapes.tree(tree, smoke=smoke)
     variants = {"clip_by_global_norm": chained(jaxclip.clip_by_global_norm(LIMIT), optimizer)}
@@ -143,7 +143,7 @@ def learned(job: str, smoke: bool) -> Result:
 
 
 def guards(job: str, smoke: bool) -> Result:
-    """Times: guards around a chain, and Optax's, against the chain alone."""
+    """Times guards around a chain, also that of Optax, and the chain alone."""
     tree, dtype, optimizer = job.split(", ")
     alone = chained(jaxclip.clip_by_global_norm(LIMIT), optimizer)
     variants = {

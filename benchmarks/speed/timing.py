@@ -1,7 +1,7 @@
-"""Time of several programs, taken in turns, and what is made of it: medians, ratios, quartiles.
+"""Times several programs in turn, and computes medians, ratios and quartiles.
 
-A ratio is one of medians. The quartiles beside it are those of the ratios of single turns, so that
-noise shows.
+A ratio is a ratio of medians. Its quartiles are those of the ratios of single turns, which show the
+noise.
 """
 
 import statistics
@@ -14,7 +14,7 @@ WARM_UP = 2
 
 
 class Ratio(NamedTuple):
-    """A ratio of medians, and between which values half of the turns lie."""
+    """A ratio of medians, and the quartiles of the ratios of single turns."""
 
     value: float
     low: float
@@ -31,7 +31,7 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Runs programs A B C A B C; each returns when its work is done.
 
-    `before(name)` prepares a call, and is not counted; nor are the first turns.
+    The times exclude `before(name)`, which prepares a call, and the first turns.
     """
     taken: dict[str, list[float]] = {name: [] for name in programs}
     for turn in range(turns + WARM_UP):
@@ -51,12 +51,12 @@ def ratio(times: Times, name: str, base: str) -> Ratio:
 
 
 def reads(times: Times, name: str, without: str = "none", read: str = "norm") -> Ratio:
-    """Returns how many reads of the tree a program costs beyond the one without it."""
+    """Returns the extra time over a program without a rule, in reads of the tree."""
     return _ratio(lambda t: (t[name] - t[without]) / t[read], times, (name, without, read))
 
 
 def beyond(times: Times, name: str, base: str, nothing: str) -> Ratio:
-    """Returns time / time, each less the time of a program that does nothing."""
+    """Returns time / time, after subtracting the time of a program that does nothing."""
     return _ratio(
         lambda t: (t[name] - t[nothing]) / (t[base] - t[nothing]), times, (name, base, nothing)
     )

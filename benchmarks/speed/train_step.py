@@ -1,8 +1,8 @@
 """A train step to be timed: gradients from matrix products, a rule, an optimizer.
 
-All variants of a step work in turn on the same parameters and the same state of the optimizer, so
-that none has luckier memory than another; of its own each has the state of its rule. Parameters
-begin at zero, where every update shows in every dtype.
+All variants of a step take turns on the same parameters and the same optimizer state, so none has a
+better place in memory; only the state of its rule is separate. Parameters start at zero, where
+every update is visible in every dtype.
 """
 
 import math
@@ -17,7 +17,7 @@ import optax
 import jaxclip
 from benchmarks.speed.model_shapes import Shapes
 
-LIMIT, SIZE = 1.0, 0.01  # what gradients are clipped to; the standard deviation of their elements
+LIMIT, SIZE = 1.0, 0.01  # the threshold; the standard deviation of the gradients' elements
 DEPTH = 8  # of the matrix products
 GUARDS = (jaxclip.GuardState, optax.ApplyIfFiniteState)
 OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
@@ -28,13 +28,13 @@ OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
 
 
 class Variant(NamedTuple):
-    """A chain that ends in the optimizer, or a guard around one.
+    """A chain whose last member is the optimizer, or a guard around such a chain.
 
     Attributes:
         tx: the transformation.
-        rule_state: the state that the chain's first member begins with, if not its own first.
-        read: whether the step also returns what was recorded.
-        forget: whether the state of all but the optimizer is left behind in the program.
+        rule_state: the first state of the chain's first member, if not that of its `init`.
+        read: whether the step also returns the metrics.
+        forget: whether the step drops the state of all but the optimizer.
     """
 
     tx: optax.GradientTransformation
@@ -44,7 +44,7 @@ class Variant(NamedTuple):
 
 
 def compared(optimizer: str) -> dict[str, Variant]:
-    """Returns the three that every row of the steps has."""
+    """Returns the three variants of every step."""
     rules = {
         "none": optax.identity(),
         "Optax": optax.clip_by_global_norm(LIMIT),
@@ -62,12 +62,12 @@ def zeros(tree: Shapes, dtype: Any) -> dict[str, jax.Array]:
 
 
 def ones_of(tree: Shapes) -> Shapes:
-    """Returns the same leaves with one element each; a rule's state does not depend on how many."""
+    """Returns the same leaves with one element each, for the state of a rule."""
     return dict.fromkeys(tree, (1,))
 
 
 def factors(tree: Shapes, dtype: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Returns the a and b of each leaf, whose product a^T b is its gradient."""
+    """Returns matrices a and b for each leaf; its gradient is a^T b."""
     draw = np.random.default_rng(0)
     scale = math.sqrt(SIZE / math.sqrt(DEPTH))
 
@@ -98,10 +98,10 @@ def with_inner(state: Any, part: Any) -> Any:
 
 
 class Bench:
-    """Parameters and the optimizer's state, which every program takes, gives away and puts back."""
+    """Parameters and optimizer state, which the steps of all variants donate and replace."""
 
     def __init__(self, tree: Shapes, dtype: Any, *, given: bool = False):
-        """Makes what the gradients come from; `given`: the gradients themselves."""
+        """Draws the matrices of the gradients, or computes the gradients if `given`."""
         self.tree, self.dtype, self._given = tree, dtype, given
         self._from: Any = factors(tree, dtype)
         if given:
@@ -111,12 +111,12 @@ class Bench:
         self._own: dict[str, Any] = {}
 
     def begin(self, variant: Variant) -> None:
-        """Puts zeros, and the first state of the variant's optimizer."""
+        """Resets the parameters to zero and the optimizer to its first state."""
         self.params = zeros(self.tree, self.dtype)
         self.inner = inner(variant.tx.init(self.params))
 
     def norm(self) -> Callable[[], Any]:
-        """Returns one read of the tree: the norm of the parameters, given as arguments."""
+        """Returns a function that reads the tree once: the norm of the parameters."""
 
         @jax.jit
         def norm(params: Any) -> jax.Array:
@@ -126,13 +126,13 @@ class Bench:
         return lambda: norm(self.params).block_until_ready()
 
     def lowered(self, variant: Variant) -> Any:
-        """Returns the step for inspection; nothing is run."""
+        """Returns the lowered step, without running it."""
         params = jax.eval_shape(lambda: zeros(self.tree, self.dtype))
         state = jax.eval_shape(variant.tx.init, params)
         return self._jitted(variant, None).lower(params, state, self._from)
 
     def step(self, name: str, variant: Variant) -> Callable[[], Any]:
-        """Returns a function that takes a step, and its record where that is read."""
+        """Returns a function that takes a step and returns its metrics if `read`."""
         first = variant.tx.init(zeros(ones_of(self.tree), self.dtype))
         if variant.rule_state is not None:
             first = (variant.rule_state, *first[1:])

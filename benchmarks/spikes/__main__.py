@@ -1,16 +1,16 @@
-"""Do learned thresholds and guards earn their keep? Real training, bad batches, a rate too high.
+"""Learned thresholds and guards in training with bad batches and a high learning rate.
 
     python -m benchmarks.spikes --data-dir mnist
 
 A small ReLU network learns MNIST (its first 12,800 images) at a learning rate seven to ten times
 the best one, and 2 % of the batches are bad: half of those have random labels, the inputs of the
-other half are 10 to 30 times too large. Every rule meets the same weights, batches and bad steps,
-with five seeds that are trained side by side: one `vmap` over one `scan`.
+other half are 10 to 30 times too large. All rules start from the same weights and get the same
+batches and bad steps, with five seeds that are trained together: one `vmap` over one `scan`.
 
-Four scenarios: `calm` has no bad batch, and shows what a rule makes of the learning rate alone;
-`spiked` has 14; `rare` has 4 of these; in `nan` all 14 are NaN. A rule's
-hyper-parameters are its defaults, which are its paper's, but where its name says otherwise. The
-guards `skip_spikes` and `skip_nonfinite` are given the loss as well.
+There are four scenarios: `calm` has no bad batch and shows the effect of the learning rate alone;
+`spiked` has 14 bad batches; `rare` has 4 of these; in `nan` all 14 are NaN. A rule has its default
+hyper-parameters, which are those of its paper, unless its name shows others. The guards
+`skip_spikes` and `skip_nonfinite` also get the loss.
 
 The learning rates come from `--sweep`: the final loss, median of five seeds, was
 
@@ -26,11 +26,11 @@ The learning rates come from `--sweep`: the final loss, median of five seeds, wa
 | no rule, spiked | 0.14 | 0.10 | 0.11 | 0.36 | 1.2 | 1.9 |
 | clip_by_global_norm(1.0), spiked | 0.10 | 0.07 | 0.10 | 0.25 | 0.37 | 0.95 |
 
-Taken are 0.2 and 0.03: the highest at which a calm run without any rule ends within four times the
-best rate's loss. That is uncomfortable, and it still learns.
+The benchmark uses 0.2 and 0.03: the highest rates at which a calm run without a rule ends within
+four times the loss of the best rate.
 
-It writes `spikes.json` (every number), `spikes.md` (the tables; what stands outside their markers
-is written by hand, and kept) and `figures/spikes.png` into the folder `--out`.
+It writes `spikes.json` (every number), `spikes.md` (the tables; text outside their markers is
+written by hand and stays) and `figures/spikes.png` into the folder `--out`.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from benchmarks.spikes import report, rules, training
 from jaxclip.train import data
 from jaxclip.train.errors import UserError
 
-SWEEP = {  # in multiples of the learning rates taken
+SWEEP = {  # in multiples of the learning rates of the benchmark
     "momentum": (0.05, 0.15, 0.5, 1.0, 1.5, 2.5),
     "adam": (1 / 30, 0.1, 1 / 3, 1.0, 5 / 3, 10 / 3),
 }
@@ -81,7 +81,7 @@ def experiment(
     say: Callable[[str], None],
 ) -> list[report.Table]:
     """Trains every rule of every section in its scenarios."""
-    compiled = {}  # a program serves all sections that have its optimizer and its rule
+    compiled = {}  # by optimizer and rule, which several sections may share
     tables = []
     for section in sections:
         tables.append(report.Table(section.name, section.title, section.scenarios, []))
@@ -100,7 +100,7 @@ def experiment(
 def sweep(
     given: training.Task, plans: Mapping[str, training.Plan], say: Callable[[str], None]
 ) -> None:
-    """Says how a run ends at other learning rates, median of the seeds."""
+    """Prints the final loss at other learning rates, the median of the seeds."""
     cases = {"no rule": ("calm", "spiked"), "clip_by_global_norm(1.0)": ("spiked",)}
     for optimizer, multiples in SWEEP.items():
         for multiple in multiples:
@@ -122,9 +122,11 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     parser = _Parser(prog="python -m benchmarks.spikes", description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", help="folder with MNIST's four original files, or prepared")
-    parser.add_argument("--out", default="docs", help="folder to write to (default: docs)")
-    parser.add_argument("--smoke", action="store_true", help="a few seconds on 8x8 digits")
+    parser.add_argument(
+        "--data-dir", help="folder with MNIST's original files, or prepared by TFDS"
+    )
+    parser.add_argument("--out", default="docs", help="output folder (default: docs)")
+    parser.add_argument("--smoke", action="store_true", help="a short run on 8x8 digits")
     parser.add_argument("--sweep", action="store_true", help="only print losses by learning rate")
     try:
         run(parser.parse_args(argv))
@@ -135,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Does what was asked for."""
+    """Trains, prints and writes."""
     if options.smoke and options.data_dir is not None:
         raise UserError(f"--data-dir={options.data_dir}: --smoke takes scikit-learn's digits")
     folder = None if options.sweep else report.open_folder(options.out)

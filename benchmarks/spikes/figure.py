@@ -1,6 +1,6 @@
-"""The figure of `benchmarks.spikes`: four rules step by step, and where every rule ends.
+"""The figure of `benchmarks.spikes`: four rules step by step, and the final losses of all rules.
 
-Colours are Okabe and Ito's; without and with bad batches differ in their marks too.
+The colours are Okabe and Ito's; the scenarios also differ in their marks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ from matplotlib.ticker import FixedLocator, NullFormatter
 from benchmarks.spikes.training import failed
 from jaxclip.train.reporting.figures import BLUE, FONT, GREY, ORANGE
 
-SEED = 0  # the one whose curve is drawn in full, and whose bad steps are marked
+SEED = 0  # its curve is highlighted, and its bad steps are marked
 LINES = ("no rule", "clip_by_history()", "skip_spikes", "zclip(max_norm=None)")
 TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
-TOP = 10.0  # higher losses are drawn there
+TOP = 10.0  # higher losses are drawn at this value
 HEAD = {"fontsize": FONT + 2, "fontweight": "bold"}
 MARKS = {
     "calm": {"marker": "o", "mfc": "white", "mec": GREY, "label": "no bad batch"},
@@ -28,7 +28,7 @@ MARKS = {
 
 
 def draw(tables: Sequence[Any], plans: Mapping[str, Any], path: Path) -> None:
-    """Draws the ends of the tables that have both scenarios, and curves of the first of them."""
+    """Draws the final losses of the tables that have both scenarios, and curves of the first."""
     both = [table for table in tables if table.scenarios == tuple(MARKS)]
     figure = Figure(figsize=(12, 11.4), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(0.34, 0.66), hspace=0.03)
@@ -60,7 +60,7 @@ def _curve(ax: Axes, row: Any, bad: np.ndarray) -> None:
     for curve in np.delete(curves, SEED, axis=0):
         ax.plot(curve, color=GREY, linewidth=0.8, alpha=0.5)
     ax.plot(curves[SEED], color=BLUE, linewidth=1.4)
-    # In axis coordinates upwards: the marks stay at the bottom whatever the losses are.
+    # The vertical axis has axis coordinates, so the marks stay at the bottom.
     marks = {"linestyle": "", "marker": "|", "color": ORANGE, "ms": 9, "mew": 1.8}
     ax.plot(bad, np.full(len(bad), 0.03), transform=ax.get_xaxis_transform(), **marks)
     ax.set_xlabel("step", fontsize=FONT)
@@ -99,7 +99,7 @@ def _ends(figure: Any, tables: Sequence[Any]) -> None:
         ax.set_xlabel("final loss", fontsize=FONT)
         _frame(ax, ax.xaxis)
     right = max(ax.get_xlim()[1] for ax in axes)
-    axes[0].set_xlim(right=2.2 * right)  # room for "failed"
+    axes[0].set_xlim(right=2.2 * right)  # space for "failed"
     handles, labels = axes[0].get_legend_handles_labels()
     kinds = dict(zip(labels, handles, strict=True))
     below = {"loc": "outside lower center", "ncols": len(kinds), "frameon": False}

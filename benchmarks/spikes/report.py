@@ -1,6 +1,6 @@
-"""What `benchmarks.spikes` leaves behind: its numbers as JSON, its tables as Markdown.
+"""The report of `benchmarks.spikes`: numbers as JSON, tables as Markdown.
 
-The figure is drawn in `figure`. No timings are written: a second run leaves the same files.
+It contains no times and no date, so a second run writes the same files.
 """
 
 import importlib.metadata
@@ -21,7 +21,7 @@ COMMAND = "python -m benchmarks.spikes"
 
 
 class Row(NamedTuple):
-    """A rule in a section: numbers and curves of each of the section's scenarios."""
+    """A rule in a section: its numbers and curves by scenario."""
 
     rule: str
     numbers: dict[str, Numbers]
@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The rows of a section, under its name and its title."""
+    """The rows of a section."""
 
     name: str
     title: str
@@ -44,7 +44,7 @@ def content(
     plans: Mapping[str, training.Plan],
     tables: Sequence[Table],
 ) -> dict[str, Any]:
-    """Returns what goes into `spikes.json`."""
+    """Returns the content of `spikes.json`."""
     named = ("jax", "jaxlib", "optax", "flax", "numpy")
     versions = {name: importlib.metadata.version(name) for name in named}
     return {
@@ -63,7 +63,7 @@ def content(
 
 
 def _bad_steps(plan: training.Plan) -> list[dict[str, list[int]]]:
-    """Returns for each seed which steps are bad, by kind."""
+    """Returns the bad steps of each seed, by kind."""
     return [
         {
             name: np.flatnonzero(kind == i).tolist()
@@ -75,7 +75,7 @@ def _bad_steps(plan: training.Plan) -> list[dict[str, list[int]]]:
 
 
 def open_folder(out: str) -> Path:
-    """Makes the output folder, and sees that the tables have their place in it."""
+    """Creates the output folder; raises if an existing report has no markers."""
     folder = report_files.open_folder(out, "spikes")
     (folder / "figures").mkdir(exist_ok=True)
     return folder
@@ -87,7 +87,7 @@ def write(
     tables: Sequence[Table],
     plans: Mapping[str, training.Plan],
 ) -> None:
-    """Writes all three files; what stands around the tables stays."""
+    """Writes the JSON file, the tables and the figure."""
     report_files.write(folder, "spikes", numbers, _markdown(numbers, tables))
     figure.draw(tables, plans, folder / "figures" / "spikes.png")
 
@@ -99,7 +99,7 @@ def _markdown(numbers: dict[str, Any], tables: Sequence[Table]) -> str:
 
 
 def _table(table: Table, seeds: int) -> str:
-    """Writes a section: losses and spikes for all its scenarios, the rest for the last one."""
+    """Returns a section: losses and spikes of all scenarios, other columns of the last one."""
     last = table.scenarios[-1]
     columns = [(f"final loss, {s}", s, _final_loss) for s in table.scenarios]
     columns += [("test accuracy, %", last, _accuracy), (f"failed, of {seeds}", last, _failed)]
@@ -139,7 +139,7 @@ def _share(key: str) -> Callable[[Numbers], str]:
 
 
 def _spread(values: Sequence[float], form: str) -> str:
-    """Writes the median, and from where to where the seeds go."""
+    """Returns the median and the range of the seeds."""
     if not np.isfinite(values).all():
         return "not finite"
     low, middle, high = (format(f(values), form) for f in (min, statistics.median, max))

@@ -1,4 +1,4 @@
-"""What `benchmarks.spikes` compares: the rules, with which optimizer, in which scenarios."""
+"""The rules, optimizers and scenarios of `benchmarks.spikes`."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import jaxclip
 from benchmarks.spikes import training
 
 Transformation = optax.GradientTransformation
-Rule = Callable[[Transformation], Transformation]  # given the optimizer, returns the whole
+Rule = Callable[[Transformation], Transformation]  # from the optimizer to the whole transformation
 
 RATES = {"momentum": 0.2, "adam": 0.03}
 OPTIMIZERS = {
@@ -61,7 +61,7 @@ ADAM_RULES = RULES | {
     "scale_by_stable_adam()": lambda optimizer: _STABLE_ADAM,
     "skip_spikes, scale_by_stable_adam()": lambda optimizer: jaxclip.skip_spikes(_STABLE_ADAM),
 }
-SMOKE_RULES = {  # of the sections that are run then
+SMOKE_RULES = {  # by section
     "momentum": ("no rule", "clip_by_history()", "skip_nonfinite"),
     "adam": ("no rule", "scale_by_stable_adam()"),
     "rare": ("no rule", "clip_by_history()"),
@@ -91,7 +91,7 @@ NAN_RULES = {name: RULES[name] for name in ("no rule", "clip_by_global_norm(1.0)
 
 
 class Section(NamedTuple):
-    """Some rules with one optimizer, in one or two scenarios: a table."""
+    """Rules with one optimizer, in one or two scenarios: one table."""
 
     name: str
     title: str

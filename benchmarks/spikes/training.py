@@ -1,8 +1,7 @@
-"""The runs of `benchmarks.spikes`: which batches go bad, and what a rule makes of them.
+"""The training runs of `benchmarks.spikes`, and the numbers computed from them.
 
-Everything random is drawn here, in NumPy, before any rule is looked at: two rules that are given
-the same seed get the same weights, the same batches and the same bad steps. What is compared is
-in `rules`; what is written about it in `report`.
+All random numbers are drawn with NumPy, independently of the rule: with the same seed, two rules
+get the same weights, the same batches and the same bad steps.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,21 +23,21 @@ KINDS = {LABELS: "random labels", SCALED: "inputs too large", NAN: "inputs NaN"}
 
 
 class Size(NamedTuple):
-    """How much is computed."""
+    """The size of the experiment."""
 
     seeds: int
     steps: int
     batch: int
     hidden: tuple[int, ...]
     images: int  # training images, the first ones
-    probe: int  # of these, those on which the loss is followed
-    first_bad: int  # no bad batch before this step: every rule's warm-up is over
-    quiet: int  # nor in the last steps, over which the final loss is taken
-    bad_share: float  # of the steps between, where the scenario is not a rare one
+    probe: int  # of these, the first ones, on which the loss is recorded
+    first_bad: int  # the first step that may be bad, after every rule's warm-up
+    quiet: int  # the last steps, without bad batches, which give the final loss
+    bad_share: float  # of the steps between, unless the scenario is `rare`
 
 
 class Scenario(NamedTuple):
-    """Which batches are bad: their kinds, in turn, and how much rarer than usual they come."""
+    """The kinds of bad batches, which take turns, and a divisor of their number."""
 
     kinds: tuple[int, ...] = ()
     rarer: int = 1
@@ -54,7 +53,7 @@ class Plan(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What is trained: the images, and the networks of all seeds as one stacked tree."""
+    """The images, and the networks of all seeds as one stacked tree."""
 
     data: Data
     size: Size
@@ -64,7 +63,7 @@ class Task(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a rule made of a plan; first axis seed, second step where there is one."""
+    """The result of training with a rule; the first axis is the seed, the second the step."""
 
     loss: np.ndarray  # of the batch, before each step
     probe_loss: np.ndarray  # of the clean probe, after it
@@ -96,7 +95,7 @@ def plan(given: Task, scenario: Scenario) -> Plan:
 def _plan(given: Task, seed: int, scenario: Scenario) -> Plan:
     size, labels = given.size, given.data.train_labels
     random = np.random.default_rng((seed, 3))
-    # All of it is drawn in any case: the scenarios differ in the bad steps and nowhere else.
+    # Everything is drawn in every scenario, so scenarios differ only in the bad steps.
     examples = random.integers(0, len(labels), (size.steps, size.batch), dtype=np.int32)
     wrong = random.integers(0, labels.max() + 1, examples.shape, dtype=np.int32)
     large = np.exp(random.uniform(np.log(10), np.log(30), size.steps))
@@ -111,7 +110,7 @@ def _plan(given: Task, seed: int, scenario: Scenario) -> Plan:
 
 
 def program(given: Task, tx: optax.GradientTransformation) -> Callable[[Plan], Result]:
-    """Compiles the whole of a rule's training, all seeds at once, for any plan."""
+    """Compiles the training of all seeds with a rule, for any plan."""
     training = _training(given, optax.with_extra_args_support(tx))
     trained = jax.jit(jax.vmap(training, in_axes=(None, 0, 0, 0, 0)))
     images = jax.device_put(given.data[2:])
@@ -155,12 +154,12 @@ def _training(given: Task, tx: optax.GradientTransformationExtraArgs) -> Callabl
 
 
 def _actions(metrics: Mapping[str, jax.Array]) -> jax.Array:
-    """Returns how many updates were clipped or skipped so far, by all rules of a chain together."""
+    """Returns the number of updates that any rule of the chain has clipped or skipped so far."""
     counts = [v for k, v in metrics.items() if k.endswith(("/clipped_count", "/skipped_count"))]
     return sum(counts, start=jnp.zeros((), jnp.int32))
 
 
-# What is read off a result ------------------------------------------------------------------
+# Numbers of a result ------------------------------------------------------------------------
 
 WINDOW, JUMP, APART = 100, 2.0, 10
 FAILED = 1.0
@@ -185,10 +184,10 @@ def measure(result: Result, batches: Plan, size: Size) -> dict[str, list[Any]]:
 
 
 def count_spikes(loss: np.ndarray) -> int:
-    """Counts how often the loss jumps above `JUMP` times the median of the `WINDOW` steps before.
+    """Counts how often the loss exceeds `JUMP` times the median of the `WINDOW` steps before.
 
-    Steps above it less than `APART` steps after another such step belong to the same spike. A loss
-    that is not finite is above; steps that have no `WINDOW` steps before them are not looked at.
+    Such steps less than `APART` steps apart belong to the same spike. A loss that is not finite
+    counts; the first `WINDOW` steps do not.
     """
     before = np.lib.stride_tricks.sliding_window_view(loss, WINDOW)[:-1]
     now = loss[WINDOW:]
@@ -197,7 +196,7 @@ def count_spikes(loss: np.ndarray) -> int:
 
 
 def failed(loss: float) -> bool:
-    """Returns whether a run that ends with this loss has learned nothing, or died."""
+    """Returns whether a run with this final loss has learned nothing or diverged."""
     return not loss <= FAILED
 
 

@@ -1,18 +1,18 @@
-"""Do the presets do what the tutorials do? Their programs in TensorFlow, and jaxclip, side by side.
+"""The presets of jaxclip compared with the TensorFlow programs of four tutorials.
 
     python -m benchmarks.tutorials --data-dir mnist
 
-The four tutorial programs are written in TensorFlow as their authors wrote them: `forward` and
-`explode` eager, with variables and a gradient tape, `value-clip` and `max-norm` as graphs with
-placeholders, a session and a saver. Their hyper-parameters stand in those programs. Both sides read
-the same arrays. Each is run with several seeds, that is draws of the weights and, where the
-tutorial shuffles, of the batches; the table has medians and ranges.
+The four programs are written in TensorFlow like the originals: `forward` and `explode` are eager,
+with variables and a gradient tape; `value-clip` and `max-norm` are graphs with placeholders, a
+session and a saver. They contain their own hyper-parameters. Both sides read the same arrays. Each
+program runs with several seeds for the weights and, if the tutorial shuffles, for the batches; the
+table has medians and ranges.
 
-Two draws never give the same numbers. So TensorFlow also takes an epoch of every program from
-jaxclip's first weights and on its batches: there both must agree to rounding.
+Since different draws give different numbers, TensorFlow also trains one epoch of each program from
+jaxclip's initial weights and on its batches. There both must agree up to rounding.
 
-It writes `tutorials.json` (every number) and `tutorials.md` (the tables; what stands outside their
-markers is written by hand, and kept) into the folder `--out`.
+It writes `tutorials.json` (every number) and `tutorials.md` (the tables; text outside their markers
+is written by hand and stays) into the folder `--out`.
 """
 
 import argparse
@@ -28,9 +28,9 @@ from benchmarks.tutorials import report, runs
 from jaxclip.train import data
 
 NAME = "tutorials"
-SEEDS = dict.fromkeys(runs.NAMES, 3) | {"forward": 8, "forward, std 1": 8}  # these are cheap
+SEEDS = dict.fromkeys(runs.NAMES, 3) | {"forward": 8, "forward, std 1": 8}  # these runs are short
 SMOKE_SEEDS, SMOKE_EPOCHS = dict.fromkeys(runs.NAMES, 2), 2
-DRAWS, SMOKE_DRAWS = 100, 2  # of `explode`, whose second step differs much from draw to draw
+DRAWS, SMOKE_DRAWS = 100, 2  # of `explode`, whose second step varies much with the weights
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Does what was asked for."""
+    """Trains, prints and writes."""
     folder = report_files.open_folder(options.out, NAME)
     dataset = "digits" if options.smoke else "mnist"
     images = data.load(dataset, options.data_dir)

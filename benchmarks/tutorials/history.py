@@ -1,7 +1,6 @@
-"""What a run of a tutorial leaves, in TensorFlow or here, and the figures read off it.
+"""The numbers that a run of a tutorial records, and the figures computed from them.
 
-Both sides fill in a `History`, and one function reads it: a row of the table means the same on
-both. What was published is in `report`.
+TensorFlow and jaxclip fill in the same `History`, so a row of the table means the same for both.
 """
 
 from typing import NamedTuple
@@ -13,7 +12,7 @@ EVERY = 100  # steps from one printed loss to the next
 
 
 class History(NamedTuple):
-    """Numbers of a run; what a program does not record is None, or has no columns."""
+    """Numbers of a run; those that a program does not record are None or have no columns."""
 
     losses: np.ndarray  # (epochs, steps), of the batch before its step
     scores: np.ndarray  # (epochs, 2): test loss, test accuracy
@@ -26,7 +25,7 @@ class History(NamedTuple):
 
 
 def figures(name: str, history: History) -> dict[str, float]:
-    """Returns a program's figures by what they are called in the table."""
+    """Returns a program's figures by their names in the table."""
     return _READ[name](history)
 
 

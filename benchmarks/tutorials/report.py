@@ -1,7 +1,4 @@
-"""What `benchmarks.tutorials` says: published, TensorFlow here, jaxclip here, row by row.
-
-A row's figures come from `history`; how the files are written is in `report_files`.
-"""
+"""The report of `benchmarks.tutorials`: published figures, TensorFlow's and jaxclip's."""
 
 import math
 import statistics
@@ -36,7 +33,7 @@ STEPS = (0, 1, 10, 100)
 
 
 class Row(NamedTuple):
-    """A figure: as published, and of every seed on either side."""
+    """A figure: the published value, and the values of all seeds of both sides."""
 
     what: str
     published: float | None
@@ -45,17 +42,17 @@ class Row(NamedTuple):
 
     @property
     def difference(self) -> float:
-        """Returns how far apart the medians are."""
+        """The difference of the medians."""
         return statistics.median(self.ours) - statistics.median(self.theirs)
 
     @property
     def overlap(self) -> bool:
-        """Returns whether the ranges of the seeds touch, or the medians agree in five digits."""
+        """Whether the ranges of the seeds overlap, or the medians agree in five digits."""
         if not np.isfinite([*self.theirs, *self.ours]).all():
             return np.isfinite(self.theirs).any() == np.isfinite(self.ours).any()
         medians = map(statistics.median, self.theirs_ours)
         low, high = max(map(min, self.theirs_ours)), min(map(max, self.theirs_ours))
-        # One accuracy, as float32 and as float64, is 97.24 and 97.2400007.
+        # The same accuracy is 97.24 in float64 and 97.2400007 in float32.
         return (
             low <= high
             or math.isclose(low, high, rel_tol=1e-6)
@@ -64,7 +61,7 @@ class Row(NamedTuple):
 
     @property
     def theirs_ours(self) -> tuple[list[float], list[float]]:
-        """Returns both sides."""
+        """Both sides."""
         return self.theirs, self.ours
 
 
@@ -84,7 +81,7 @@ def rows(result: Result) -> list[Row]:
 
 
 def paired(result: Result) -> dict[str, float]:
-    """Returns how far jaxclip is from TensorFlow, relatively, given weights and batches."""
+    """Returns relative differences of jaxclip and TensorFlow on the same weights and batches."""
     theirs, ours = result.paired
     kept = [step for step in STEPS if step < ours.losses.shape[1]]
     found = {f"loss, step {s}": _apart(theirs.losses[0, s], ours.losses[0, s]) for s in kept}
@@ -97,7 +94,7 @@ def paired(result: Result) -> dict[str, float]:
 
 
 def _apart(theirs: Any, ours: Any) -> float:
-    """Returns the largest relative difference; NaN where neither is finite, inf where one is."""
+    """Returns the largest relative difference; NaN if neither is finite, inf if one is."""
     theirs, ours = np.float64(theirs), np.float64(ours)
     finite = np.isfinite(theirs), np.isfinite(ours)
     if not np.all(finite):
@@ -108,7 +105,7 @@ def _apart(theirs: Any, ours: Any) -> float:
 def content(
     known: dict[str, Any], data: str, results: Sequence[Result], draws: Sequence[float]
 ) -> dict[str, Any]:
-    """Returns what goes into `tutorials.json`."""
+    """Returns the content of `tutorials.json`."""
     found = {}
     for result in results:
         found[result.name] = {
@@ -157,7 +154,7 @@ def _digits(row: Row) -> str:
 
 
 def _spread(values: Sequence[float], digits: str) -> str:
-    """Writes the median, and from where to where the seeds go."""
+    """Returns the median and the range of the seeds."""
     low, middle, high = (format(f(values), digits) for f in (min, statistics.median, max))
     return middle if low == high else f"{middle} ({low} to {high})"
 
@@ -173,7 +170,7 @@ def markdown(results: Sequence[Result], draws: Sequence[float]) -> str:
 
 
 def _of_many(draws: Sequence[float]) -> str:
-    """Says where the published norm lies among those of many draws."""
+    """Compares the published norm with those of many draws."""
     low, middle, high = np.percentile(draws, (5, 50, 95))
     published = math.hypot(*_EXPLODE["before"])
     above = sum(norm > published for norm in draws)

@@ -1,8 +1,7 @@
-"""The runs of `benchmarks.tutorials`: TensorFlow in processes of its own, jaxclip in this one.
+"""The runs of `benchmarks.tutorials`: TensorFlow in a pool of processes, jaxclip in this one.
 
-TensorFlow's programs are single-threaded and run side by side, one for each core, while jaxclip's
-run here: nothing is timed. What the programs are is in `tensorflow_eager` and `tensorflow_graph`,
-what is read off them in `history`.
+TensorFlow's programs are single-threaded and run in parallel, one for each core, while jaxclip's
+run here. Nothing is timed.
 """
 
 import concurrent.futures
@@ -29,7 +28,7 @@ Weights = Sequence[tuple[np.ndarray, np.ndarray]]
 
 
 class Start(NamedTuple):
-    """Where a run begins that is to be the same in both: weights, and an epoch's batches."""
+    """The initial weights and an epoch's batches of a run that is the same on both sides."""
 
     weights: Weights
     order: np.ndarray
@@ -41,7 +40,7 @@ _given: list[Data] = []  # in a process of the pool: the data
 
 
 def pool(dataset: str, data_dir: str | None) -> concurrent.futures.Executor:
-    """Starts processes for TensorFlow; what is printed there is lost."""
+    """Starts processes for TensorFlow, whose output is dropped."""
     return concurrent.futures.ProcessPoolExecutor(
         max_workers=os.cpu_count(),
         mp_context=multiprocessing.get_context("spawn"),
@@ -52,7 +51,7 @@ def pool(dataset: str, data_dir: str | None) -> concurrent.futures.Executor:
 
 def _begin(dataset: str, data_dir: str | None) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 2)  # TensorFlow's own lines come from C++
+    os.dup2(silence, 2)  # TensorFlow writes its messages from C++
     _given.append(source.load(dataset, data_dir))
 
 
@@ -71,7 +70,7 @@ def theirs(name: str, seed: int, epochs: int | None = None, start: Start | None 
 
 
 def second_steps(draws: int) -> list[float]:
-    """Returns what `tensorflow_eager.second_steps` does, in a process of the pool."""
+    """Runs `tensorflow_eager.second_steps` in a process of the pool."""
     from benchmarks.tutorials import tensorflow_eager as eager
 
     _one_thread()
@@ -107,7 +106,7 @@ def ours(name: str, data: Data, seed: int, epochs: int | None = None) -> History
         scores.append((epoch.test_loss, epoch.test_accuracy))
         norms = norms or _norms(epoch.telemetry)
         if name not in EAGER and epoch.number == settings.epochs - 1:
-            last = _end(epoch, data)  # its state lives as long as the epoch is at hand
+            last = _end(epoch, data)  # its state is valid until the next epoch begins
     return History(np.stack(losses), np.array(scores), *norms, np.array(rates), **last)
 
 
@@ -121,7 +120,7 @@ def _norms(telemetry: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
 
 
 def _end(epoch: loop.Epoch, data: Data) -> dict[str, Any]:
-    """Returns what is looked at once training is over, as `History` calls it."""
+    """Returns the fields of `History` that are computed after training."""
     layers = _layers(epoch.state.params)
     restored = _layers(saved_and_restored(epoch.state.params))
     return {
@@ -132,7 +131,7 @@ def _end(epoch: loop.Epoch, data: Data) -> dict[str, Any]:
 
 
 def _scores(layers: Weights, x: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Returns cross-entropy and accuracy, in NumPy: what a checkpoint holds, read by another."""
+    """Returns cross-entropy and accuracy, computed by NumPy."""
     *hidden, (kernel, bias) = layers
     for w, b in hidden:
         x = np.maximum(x @ w + b, 0)
@@ -142,7 +141,7 @@ def _scores(layers: Weights, x: np.ndarray, labels: np.ndarray) -> tuple[float, 
 
 
 def saved_and_restored(params: Any) -> Any:
-    """Returns what Orbax reads back of a checkpoint it wrote."""
+    """Returns the parameters after saving and restoring them with Orbax."""
     from orbax import checkpoint
 
     with tempfile.TemporaryDirectory() as folder, checkpoint.StandardCheckpointer() as disk:
@@ -153,13 +152,13 @@ def saved_and_restored(params: Any) -> Any:
 
 
 def _layers(params: Any) -> Weights:
-    """Returns kernel and bias of every layer, copied, from the input on."""
+    """Returns copies of the kernel and bias of each layer, from input to output."""
     layers = params["layers"]
     return [(np.array(layers[i]["kernel"]), np.array(layers[i]["bias"])) for i in sorted(layers)]
 
 
 def start(name: str, data: Data, seed: int) -> Start:
-    """Returns where a run of ours begins, for TensorFlow to begin there too."""
+    """Returns the initial weights and batches of a run of jaxclip, for TensorFlow."""
     settings = config(name, seed)
     weights = _layers(loop.prepare(settings, data).state.params)
     return Start(weights, loop.batch_indices(settings, len(data.train_labels), 0))
@@ -169,7 +168,7 @@ def start(name: str, data: Data, seed: int) -> Start:
 
 
 class Result(NamedTuple):
-    """A program's runs: one for each seed on either side, and an epoch from the same weights."""
+    """A program's runs: one for each seed and side, and an epoch from the same weights."""
 
     name: str
     theirs: list[History]

@@ -1,8 +1,7 @@
-"""The tutorials `forward` and `explode` in TensorFlow 2, eager, as object-oriented as they are.
+"""The tutorials `forward` and `explode` in eager, object-oriented TensorFlow 2.
 
-Written anew from what the tutorials do; their hyper-parameters stand here, not in the presets, so
-that a preset that has one wrong is found out. `benchmarks.epoch` times `Explode`, and `Compiled`,
-the same under `tf.function`. The two graph programs are in `tensorflow_graph`.
+They are rewritten from the tutorials and have their own hyper-parameters, so the comparison reveals
+a wrong preset. `benchmarks.epoch` times `Explode`, and `Compiled`, the same under `tf.function`.
 """
 
 import itertools
@@ -32,7 +31,7 @@ class Forward:
     epochs = 10
 
     def __init__(self, inputs: int, std: float = 0.1, weights: Weights | None = None):
-        """Draws the weights, unless some are given."""
+        """Draws the weights unless they are given."""
         sizes = itertools.pairwise((inputs, *self.hidden, CLASSES))
         drawn = weights or [
             (tf.random.truncated_normal([m, n], stddev=std), tf.zeros([n])) for m, n in sizes
@@ -41,7 +40,7 @@ class Forward:
         self.variables = [variable for layer in self.layers for variable in layer]
 
     def outputs(self, x: Any) -> Any:
-        """Returns the outputs of the last layer, as they are."""
+        """Returns the outputs of the last layer, without activation."""
         *hidden, (kernel, bias) = self.layers
         for w, b in hidden:
             x = tf.nn.relu(x @ w + b)
@@ -61,7 +60,7 @@ class Forward:
         return (loss,)
 
     def epoch(self, batches: Any) -> np.ndarray:
-        """Takes a step for every batch; returns what each recorded, a row a step."""
+        """Takes a step for every batch; returns the numbers of each step as a row."""
         return np.array([[float(value) for value in self.step(x, y)] for x, y in batches])
 
     def test(self, images: Any, labels: Any) -> tuple[float, float]:
@@ -73,7 +72,7 @@ class Forward:
 
 
 class Explode(Forward):
-    """A wider one, whose gradients are clipped by their global norm and told before and after."""
+    """A wider network with clipping by global norm, and norms before and after it."""
 
     hidden = (512, 256)
     rate = 0.1
@@ -87,7 +86,7 @@ class Explode(Forward):
         self.optimizer = tf.keras.optimizers.SGD(learning_rate=self.rate)
 
     def step(self, x: Any, y: Any) -> tuple[Any, ...]:
-        """Takes a step and returns the loss, then every norm before, then every norm after."""
+        """Takes a step; returns the loss, all norms before clipping and all norms after it."""
         loss, grads = self.gradients(x, y)
         before = [tf.norm(grad) for grad in grads]
         grads, _ = tf.clip_by_global_norm(grads, self.limit)
@@ -97,7 +96,7 @@ class Explode(Forward):
 
 
 class Compiled(Explode):
-    """The same, step and test under `tf.function`, and the numbers fetched once an epoch."""
+    """The same with step and test under `tf.function`; the numbers are fetched once an epoch."""
 
     def __init__(self, inputs: int, std: float = 0.1, weights: Weights | None = None):
         """Compiles at the first call."""
@@ -115,7 +114,7 @@ PROGRAMS: dict[str, type[Forward]] = {"forward": Forward, "explode": Explode}
 
 
 def dataset(data: Data, batch: int, *, drop: bool = False) -> Any:
-    """Returns the training images in file order, with labels one-hot; `drop` a batch not full."""
+    """Returns the training images in file order with one-hot labels; may `drop` the last batch."""
     labels = tf.one_hot(data.train_labels, CLASSES)
     pairs = tf.data.Dataset.from_tensor_slices((tf.constant(data.train_images), labels))
     return pairs.batch(batch, drop_remainder=drop)
@@ -129,7 +128,7 @@ def run(
     std: float = 0.1,
     weights: Weights | None = None,
 ) -> History:
-    """Runs a program from a draw of its own; or from given weights, on full batches only."""
+    """Runs a program from random weights; or from given weights, on full batches only."""
     tf.random.set_seed(seed)
     program = PROGRAMS[name](data.train_images.shape[1], std, weights)
     batches = dataset(data, program.batch, drop=weights is not None)
@@ -144,7 +143,7 @@ def run(
 
 
 def second_steps(data: Data, draws: int) -> list[float]:
-    """Returns the norm of the second step's whole gradient in `explode`, for many draws."""
+    """Returns the global norm of the second gradient of `explode`, for many draws of weights."""
     found = []
     for seed in range(draws):
         tf.random.set_seed(seed)

@@ -1,7 +1,6 @@
 """The tutorials `value-clip` and `max-norm` in TensorFlow 1: a graph, placeholders, a session.
 
-Written anew from what the tutorials do, on `tf.compat.v1`; their hyper-parameters stand here, not
-in the presets. The two eager programs are in `tensorflow_eager`.
+They are rewritten from the tutorials with `tf.compat.v1`, and have their own hyper-parameters.
 """
 
 import os
@@ -21,13 +20,13 @@ import tensorflow as tf
 v1 = tf.compat.v1
 HIDDEN, CLASSES = (300, 100), 10
 BATCH, EPOCHS = 50, 20
-LIMIT = 1.0  # of a gradient's entries, and of a row's norm
+LIMIT = 1.0  # of the elements of a gradient, and of the norm of a row
 RATE, LAST_RATE, DECAY_STEPS, POWER, MOMENTUM = 0.01, 0.001, 22_000, 0.9, 0.9
 Weights = Sequence[tuple[np.ndarray, np.ndarray]]  # kernel and bias, layer by layer
 
 
 class Program(NamedTuple):
-    """The graph's inputs and what can be asked of it."""
+    """The graph's inputs and outputs."""
 
     images: Any
     labels: Any
@@ -41,7 +40,7 @@ class Program(NamedTuple):
 
 
 def max_norm(limit: float) -> Callable[[Any], None]:
-    """Returns a regulariser that adds no loss: it leaves an assignment in a collection."""
+    """Returns a regularizer that adds an assignment to a collection, and nothing to the loss."""
 
     def regularizer(kernel: Any) -> None:
         clipped = tf.clip_by_norm(kernel, clip_norm=limit, axes=1)
@@ -96,7 +95,7 @@ def _decaying(loss: Any) -> tuple[Any, Any]:
 
 
 def shuffled(count: int, seed: int) -> Callable[[int], np.ndarray]:
-    """Returns what draws an epoch's batches: all examples, in another order each time."""
+    """Returns a function that draws an epoch's batches: all examples in random order."""
     random = np.random.default_rng(seed)
     return lambda epoch: random.permutation(count)[: count // BATCH * BATCH].reshape(-1, BATCH)
 
@@ -109,7 +108,7 @@ def run(
     weights: Weights | None = None,
     order: np.ndarray | None = None,
 ) -> History:
-    """Runs a program from a draw of its own; or from given weights, every epoch in given order."""
+    """Runs a program from random weights; or from given weights and with given batches."""
     draw = (lambda epoch: order) if order is not None else shuffled(len(data.train_labels), seed)
     with tf.Graph().as_default():
         v1.set_random_seed(seed)
@@ -124,7 +123,7 @@ def run(
 
 
 def session() -> Any:
-    """Opens a session on as many threads as the rest of TensorFlow has here."""
+    """Opens a session with as many threads as TensorFlow has in this process."""
     threads = {
         "intra_op_parallelism_threads": tf.config.threading.get_intra_op_parallelism_threads(),
         "inter_op_parallelism_threads": tf.config.threading.get_inter_op_parallelism_threads(),
@@ -133,7 +132,7 @@ def session() -> Any:
 
 
 def _epoch(program: Program, sess: Any, data: Data, batches: np.ndarray) -> tuple[Any, ...]:
-    """Takes a step for every batch; returns the losses, the last rate and the test's scores."""
+    """Takes a step for every batch; returns the losses, the last rate and the test scores."""
     losses = []
     for batch in batches:
         rate = sess.run(program.rate) if len(losses) == len(batches) - 1 else None
@@ -152,7 +151,7 @@ def _scores(program: Program, sess: Any, images: np.ndarray, labels: np.ndarray)
 def _history(
     program: Program, sess: Any, data: Data, steps: list[tuple[Any, ...]], path: Path
 ) -> History:
-    """Reads off a trained session what is compared; saves it, and restores it into another."""
+    """Returns the numbers of a trained session, also after saving and restoring it."""
     losses, rates, scores = map(np.array, zip(*steps, strict=True))
     program.saver.save(sess, str(path))
     rows = [np.linalg.norm(np.float64(k), axis=1).max() for k in sess.run(program.hidden)]
