@@ -8,11 +8,10 @@ import pytest
 import jaxclip
 from tests.support import contexts, modes, registry
 from tests.support import oracles as o
-from tests.support.contexts import case, once, together
+from tests.support.contexts import case, once, together, updates
 from tests.support.registry import EDGE_RULES, NORM_RULES
 
 LOW = ["float16", "bfloat16", "float32"]
-NESTED = registry.TREES["nested"]
 by_rule = registry.by_rule(NORM_RULES)
 by_any_rule = registry.by_rule(EDGE_RULES)
 
@@ -26,12 +25,15 @@ def _small(dtype, rule):
     info = jnp.finfo(dtype)
     tiny = info.smallest_normal if rule.kind == "value" else info.smallest_subnormal
     small = [tiny, -tiny, info.smallest_normal]
-    values = np.array([-0.0, 0.0, 1.5, -0.3, *map(float, small)]).astype(info.dtype)
-    return jnp.asarray(values), {"m": jnp.asarray(values[1:].reshape(2, 3))}
+    return registry.filled(dtype, [-0.0, 0.0, 1.5, -0.3, *map(float, small), -0.0], -0.0)
 
 
-def _ones(tree):
-    return jax.tree.map(lambda x: np.ones(x.shape, np.float32), tree)
+def _tree(dtype="float32", **keywords):
+    return registry.build(registry.TREE, dtype, **keywords)
+
+
+def _ones(dtype="float32"):
+    return registry.filled(dtype, (), 1.0)
 
 
 # ---- norm <= threshold: bit for bit
@@ -39,13 +41,11 @@ def _ones(tree):
 
 @by_any_rule
 def test_below_the_threshold_every_bit_is_kept(rule):
-    cases = {d: (100.0, _small(d, rule), _ones(_small(d, rule))) for d in LOW}
-    for name, (out, _) in together(rule, cases).items():
+    cases = {d: (100.0, _small(d, rule), _ones(d)) for d in LOW}
+    for name, (out, _) in updates(rule, cases).items():
         with case(name):
             assert any(np.signbit(x).any() for x in registry.floats(out))
             registry.assert_same_bits(out, cases[name][1])
-    eager = contexts.step(rule, 100.0)(*cases["bfloat16"][1:])
-    registry.assert_same_bits(eager, cases["bfloat16"][1])
 
 
 @by_any_rule
@@ -53,14 +53,14 @@ def test_at_the_threshold_every_bit_is_kept(rule):
     """Eight equal powers of two; the limit is their norm, rounded up where float32 must."""
     cases = {}
     for dtype in LOW:
-        u = {"w": jnp.full((2, 2, 2), 4.0, dtype)}
-        limit = np.max(rule.norms(registry.floats(u))[0])
+        u = registry.filled(dtype, [4.0] * 8)
+        limit = max(np.max(n) for n in rule.norms(registry.floats(u)))
         if rule.params:
-            limit = limit / np.max(rule.norms([np.ones((2, 2, 2))])[0])  # exact: 4
+            limit = limit / np.max(rule.norms([np.ones((4, 1))])[0])  # exact: 4
         elif np.float32(limit) < limit:
             limit = np.nextafter(np.float32(limit), np.float32(np.inf))
-        cases[dtype] = (float(limit), u, _ones(u))
-    for name, (out, state) in together(rule, cases).items():
+        cases[dtype] = (float(limit), u, registry.filled(dtype, [1.0] * 8))
+    for name, (out, state) in updates(rule, cases).items():
         with case(name):
             registry.assert_same_bits(out, cases[name][1])
             assert int(state.clipped_count) == 0
@@ -79,8 +79,7 @@ def _check_new_norms(rule, out, c, u, p):
         over = old > limit
         clipped += over.sum()
         new, limit = (np.broadcast_to(x, over.shape)[over] for x in (new, limit))
-        # One epsilon of 16 bits, where only the product rounds. In wider dtypes norm, quotient and
-        # product round, and by bad luck come to 1.4.
+        # One epsilon of 16 bits, where only the product rounds; in wider dtypes two.
         rtol = registry.eps(leaf.dtype) * (1 if leaf.dtype.itemsize == 2 else 2)
         np.testing.assert_allclose(new, limit, rtol=rtol)
     assert clipped
@@ -88,33 +87,26 @@ def _check_new_norms(rule, out, c, u, p):
 
 @by_rule
 def test_clipped_norm_is_the_threshold(rule):
-    """Within one machine epsilon of the leaf's dtype, for vectors of all sizes."""
-    build = registry.build
-    trees = {d: (NESTED, d) for d in [*LOW, "complex64"]} | {"matrix": ((40, 3), "float32")}
-    cases = {k: (0.25, build(t, d, scale=50), build(t, d, seed=1)) for k, (t, d) in trees.items()}
-    for name, (out, _) in together(rule, cases).items():
+    """Within two machine epsilons of the leaf's dtype, in 16 bits within one."""
+    dtypes = registry.NARROW
+    cases = {d: (0.25, _tree(d, scale=50), _tree(d, seed=1)) for d in dtypes}
+    for name, (out, _) in updates(rule, cases).items():
         with case(name):
             _check_new_norms(rule, out, *cases[name])
 
 
-@pytest.mark.slow
 @by_rule
 def test_clipped_norm_in_float64(rule):
     with modes.x64():
-        cases = {
-            "f64": (
-                0.25,
-                registry.build(NESTED, "float64", scale=50),
-                registry.build(NESTED, "float64", seed=1),
-            )
-        }
-        _check_new_norms(rule, together(rule, cases)["f64"][0], *cases["f64"])
+        cases = {d: (0.25, _tree(d, scale=50), _tree(d, seed=1)) for d in registry.WIDE}
+        for name, (out, _) in updates(rule, cases, registry.WIDE).items():
+            _check_new_norms(rule, out, *cases[name])
 
 
 @by_rule
 def test_clipping_keeps_the_direction(rule):
-    u, p = registry.build(NESTED, scale=50), registry.build(NESTED, seed=1)
-    out = together(rule, {"": (0.25, u, p)})[""][0]
+    u, p = _tree(scale=50), _tree(seed=1)
+    out = updates(rule, {"": (0.25, u, p)})[""][0]
     norms, _ = registry.norms_and_limits(rule, 0.25, u, p)
     for a, b, n in zip(registry.floats(out), registry.floats(u), norms, strict=True):
         ratio = o.wide(a) / o.wide(b)
@@ -122,7 +114,7 @@ def test_clipping_keeps_the_direction(rule):
         same = [i for i, size in enumerate(np.shape(n)) if size == 1]  # axes within one unit
         if same and rule.kind != "element":
             spread = ratio.max(axis=tuple(same)) / ratio.min(axis=tuple(same))
-            np.testing.assert_allclose(spread, 1, rtol=2.5e-7)
+            np.testing.assert_allclose(spread, 1, rtol=3 * registry.eps("float32"))
 
 
 # ---- thresholds None, inf, 0, negative
@@ -130,10 +122,10 @@ def test_clipping_keeps_the_direction(rule):
 
 @by_any_rule
 def test_no_threshold_changes_nothing_and_records(rule):
-    u = registry.build(NESTED, scale=1e6)
-    limits = {"None": None, "inf": float("inf"), "numpy": np.float32(np.inf)}
-    cases = {k: (c, u, _ones(u)) for k, c in limits.items()}
-    for name, (out, state) in together(rule, cases).items():
+    u = _tree(scale=1e6)
+    found = updates(rule, {"inf": (float("inf"), u, _ones())})
+    found |= together(rule, {"None": (None, u, _ones())})
+    for name, (out, state) in found.items():
         with case(name):
             registry.assert_same_bits(out, u)
             largest = max(n.max() for n in rule.norms(registry.floats(u)))
@@ -145,12 +137,8 @@ def test_no_threshold_changes_nothing_and_records(rule):
 
 @by_any_rule
 def test_threshold_zero_gives_zeros(rule):
-    cases = {}
-    for scale in (0.0, 3.0):
-        for dtype in LOW:
-            u = registry.build(NESTED, dtype, scale=scale)
-            cases[f"{scale} {dtype}"] = (0.0, u, _ones(u))
-    for name, (out, state) in together(rule, cases).items():
+    cases = {f"{k} {d}": (0.0, _tree(d, scale=k), _ones(d)) for k in (0.0, 3.0) for d in LOW}
+    for name, (out, state) in updates(rule, cases).items():
         with case(name):
             registry.assert_kept(out, cases[name][1])
             assert all((x == 0).all() for x in registry.floats(out))
@@ -160,11 +148,11 @@ def test_threshold_zero_gives_zeros(rule):
 
 @by_any_rule
 def test_traced_negative_threshold_counts_as_zero(rule):
-    u, p = registry.build(NESTED), registry.build(NESTED, seed=1)
-    run = jax.jit(lambda c: contexts.step(rule, c)(u, p))
+    u, p = _tree(), _tree(seed=1)
+    found = updates(rule, {"-1": (-1.0, u, p), "0.5": (0.5, u, p)})
     if rule.name != "clip_by_value":  # there, -1 and 1 would be two bounds that have crossed
-        assert all((x == 0).all() for x in registry.floats(run(-1.0)))
-    registry.assert_rule(rule, 0.5, u, p, run(0.5))
+        assert all((x == 0).all() for x in registry.floats(found["-1"][0]))
+    registry.assert_rule(rule, 0.5, u, p, found["0.5"][0])
 
 
 # ---- the zero update
@@ -172,24 +160,26 @@ def test_traced_negative_threshold_counts_as_zero(rule):
 
 @by_any_rule
 def test_zero_update_is_unchanged_with_an_identity_jacobian(rule):
+    """And at the threshold 0 with a finite one."""
     u = {"w": jnp.zeros((2, 2)), "b": jnp.zeros(2)}
-
-    def total(u, c):
-        return sum(jnp.sum(x) for x in jax.tree.leaves(contexts.step(rule, c)(u, _ones(u))))
+    ones = jax.tree.map(jnp.ones_like, u)
 
     @jax.jit
-    def run(u):
+    def run(u, c):
         def step(u):
-            return contexts.step(rule, 1.0)(u, _ones(u))
+            out = contexts.step(rule, c)(u, ones)
+            return out, out
 
-        return step(u), jax.jacobian(step)(u), jax.grad(total)(u, 0.0), jax.grad(total)(u, 1.0)
+        return jax.jacobian(step, has_aux=True)(u)
 
-    out, jacobian, *slopes = run(u)
+    jacobian, out = run(u, 1.0)
     registry.assert_same_bits(out, u)
     np.testing.assert_array_equal(jacobian["w"]["w"].reshape(4, 4), np.eye(4))
     np.testing.assert_array_equal(jacobian["b"]["b"], np.eye(2))
     assert not np.any(jacobian["w"]["b"])
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(slopes))
+    jacobian, out = run(u, 0.0)
+    registry.assert_same_bits(out, u)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(jacobian))
 
 
 @by_rule
@@ -222,9 +212,9 @@ EXTREME = {
 
 def _extreme(rule, name):
     dtype, values = EXTREME[name]
-    u = {"w": jnp.asarray(np.reshape(values, (2, 2)), dtype)}
-    p = {"w": jnp.asarray(np.reshape(values, (2, 2)) / 2, dtype)}
-    sizes = [n[n > 0].max() for n in rule.norms(registry.floats(u))]
+    u = registry.filled(dtype, values)
+    p = registry.filled(dtype, np.asarray(values) / 2)
+    sizes = [n[n > 0].max(initial=0) for n in rule.norms(registry.floats(u))]
     c = 0.5 if rule.params else float(np.float32(min(0.5 * max(sizes), 3.4e38)))
     return c, u, p
 
@@ -232,21 +222,23 @@ def _extreme(rule, name):
 @by_any_rule
 def test_extreme_values_are_exact(rule):
     cases = {name: _extreme(rule, name) for name in EXTREME}
-    for name, (out, state) in together(rule, cases).items():
+    for name, (out, state) in updates(rule, cases).items():
         with case(name):
             registry.assert_rule(rule, *cases[name], out)
             assert int(state.nonfinite_count) == 0  # every element was finite
 
 
-@pytest.mark.parametrize("power", [200, -200])
 @registry.by_rule([r for r in NORM_RULES if not r.params])
-def test_extreme_float64(rule, power):
+def test_extreme_float64(rule):
     """A power of ten times a tree and its limit gives that power times the result."""
     with modes.x64():
-        u, k = registry.build((4, 3), "float64"), 10.0**power
-        out = together(rule, {"": (0.5 * k, u * k, u)})[""][0]
-        want = registry.expected(rule, 0.5, u, u)[0]
-        np.testing.assert_allclose(np.asarray(out) / k, want, rtol=2e-15)
+        u = _tree("float64")
+        times = {power: jax.tree.map(lambda x, k=power: x * 10.0**k, u) for power in (200, -200)}
+        cases = {power: (0.5 * 10.0**power, tree, u) for power, tree in times.items()}
+        want = registry.expected(rule, 0.5, u, u)
+        for power, (out, _) in updates(rule, cases, registry.WIDE).items():
+            for a, b in zip(registry.floats(out), want, strict=True):
+                np.testing.assert_allclose(a / 10.0**power, b, rtol=2e-15)
 
 
 @pytest.mark.slow

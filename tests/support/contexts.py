@@ -6,6 +6,7 @@ training states; those with several devices are in `meshes`.
 """
 
 import contextlib
+import functools
 
 import equinox as eqx
 import jax
@@ -15,7 +16,7 @@ import optax
 from flax import nnx
 from flax.training import train_state
 
-from tests.support import modes
+from tests.support import modes, registry
 
 
 def step(rule, c, **keywords):
@@ -25,8 +26,8 @@ def step(rule, c, **keywords):
 
 
 def once(tx, u, p=None, **extra):
-    """`(result, state)` of one update of a transformation, state included."""
-    return tx.update(u, tx.init(u if p is None else p), p, **extra)
+    """`(result, state)` of one compiled update of a transformation, state included."""
+    return jax.jit(lambda u, p: tx.update(u, tx.init(u if p is None else p), p, **extra))(u, p)
 
 
 def one_by_one(tx, values, dtype=jnp.float32):
@@ -41,7 +42,7 @@ def one_by_one(tx, values, dtype=jnp.float32):
 def together(rule, cases, **keywords):
     """Many cases in one program, `{name: (c, updates, params)} -> {name: (result, state)}`.
 
-    A program of ten updates compiles in little more time than a program of one.
+    For trees and thresholds of different types; `updates` has one program for all values.
     """
 
     def one(c, u, p):
@@ -51,6 +52,45 @@ def together(rule, cases, **keywords):
     limits = {name: case[0] for name, case in cases.items()}
     run = jax.jit(lambda trees: {name: one(limits[name], *tree) for name, tree in trees.items()})
     return run({name: case[1:] for name, case in cases.items()})
+
+
+@functools.cache
+def _program(rule, keywords):
+    """One update for each dtype; threshold, state and trees are arguments."""
+
+    def one(c, u, state, p):
+        return rule.make(c, **dict(keywords)).update(u, state, p)
+
+    def update(cases):
+        return {dtype: one(*case) for dtype, case in cases.items()}
+
+    return jax.jit(update)
+
+
+def updates(rule, cases, dtypes=None, states=None, **keywords):
+    """As `together`, for cases that differ in values and dtypes alone: trees like `registry.TREE`.
+
+    All tests of a rule share its program: compiling it takes a thousand times as long as a run.
+    """
+    run, found = _program(rule, tuple(sorted(keywords.items()))), {}
+    waiting = {dtype: [] for dtype in dtypes or rule.traced}
+    for name, (c, u, p) in cases.items():
+        waiting[str(jax.tree.leaves(u)[0].dtype)].append((name, c, u, p))
+    while any(waiting.values()):
+        batch = {d: queue.pop(0) if queue else _nothing(d) for d, queue in waiting.items()}
+        given = {}
+        for dtype, (name, c, u, p) in batch.items():
+            state = (states or {}).get(name) or rule.make(1.0, **keywords).init(p)
+            given[dtype] = (jnp.asarray(c, float), u, state, p)
+        result = run(given)
+        found |= {name: result[d] for d, (name, *_) in batch.items() if name is not None}
+    return {name: found[name] for name in cases}
+
+
+@functools.cache
+def _nothing(dtype):
+    tree = registry.build(registry.TREE, dtype, scale=0.0)
+    return None, 1.0, tree, tree
 
 
 @contextlib.contextmanager

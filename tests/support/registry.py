@@ -16,6 +16,7 @@ import jaxclip
 from tests.support import oracles as o
 
 INF = o.INF
+NARROW = ("float16", "bfloat16", "float32", "complex64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Rule:
     limits: Callable[[Any, list], list] = o.constant
     params: bool = False
     named: bool = True  # a rule of the public surface; else a variant or a combination
+    traced: tuple[str, ...] = NARROW  # the dtypes in which the threshold may be a traced number
     c: float = 0.75  # a threshold that some units of a normal random tree exceed and some do not
 
     def __str__(self):
@@ -62,7 +64,8 @@ _VARIANT = {"argument": "max_norm", "named": False}
 
 RULES = [
     Rule("clip", _fixed("clip", record=True), "value", o.by_element, argument="max_delta"),
-    Rule("clip_by_value", _value, "value", o.by_element, argument="max_value"),
+    Rule("clip_by_value", _value, "value", o.by_element, argument="max_value",
+         traced=NARROW[:3]),  # -c and c must be seen to be opposite for complex leaves
     Rule("clip_by_norm", _fixed("clip_by_norm"), "leaf", o.by_leaf(), **_MAX),
     Rule("clip_by_norm_axis", _fixed("clip_by_norm", axis=0), "unit", o.by_unit(0), **_VARIANT),
     Rule("clip_by_norm_1", _fixed("clip_by_norm", ord=1), "leaf", o.by_leaf(1), **_VARIANT),
@@ -105,7 +108,9 @@ def by_rule(rules, plain=PLAIN):
     """A test of each rule, slow but for a few: an update takes half a second to compile."""
     slow = pytest.mark.slow
     return pytest.mark.parametrize(
-        "rule", [pytest.param(r, id=r.name, marks=[] if r.name in plain else slow) for r in rules]
+        "rule",
+        [pytest.param(r, id=r.name, marks=[] if r.name in plain else slow) for r in rules],
+        scope="module",  # the tests of a rule in a row: they share programs
     )
 
 
@@ -131,7 +136,21 @@ TREES = {
     "empty": {},
     "array": (2, 3, 2, 2),
 }
+# The tree of those tests of a rule that share a program: matrix, vector and scalar.
+TREE = {"dense": {"kernel": (40, 3), "bias": (3,)}, "gain": ()}
+WIDE = ("float64", "complex128")  # with x64
 DTYPES = ["float16", "bfloat16", "float32", "float64", "complex64"]
+
+
+def filled(dtype, values=(), value=0.0):
+    """A tree like `TREE`: the first values of the matrix in rows of two, the rest `value`."""
+    tree = build(TREE, dtype, scale=0.0)
+    tree = jax.tree.map(lambda x: np.full(x.shape, value, x.dtype), tree)
+    rows = np.reshape(np.asarray(values, np.complex128), (-1, 2))
+    rows = rows if jnp.issubdtype(dtype, jnp.complexfloating) else rows.real
+    kernel = tree["dense"]["kernel"]
+    kernel[: len(rows), :2] = rows
+    return jax.tree.map(jnp.asarray, tree)
 
 
 def _is_shape(x):
