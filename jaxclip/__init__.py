@@ -1,33 +1,36 @@
 """Gradient clipping for JAX, whole.
 
-Every rule is an `optax.GradientTransformation`: a norm taken at a scope, a threshold, a scaling.
-`import jaxclip` needs JAX and Optax only; the training program is in `jaxclip.train`.
+Every rule is an `optax.GradientTransformation`: it computes a norm at a scope, compares it with a
+threshold and rescales. `import jaxclip` needs JAX and Optax only; the training program is
+`jaxclip.train`.
 """
 
 from jaxclip import diagnosis as diagnosis
 from jaxclip import functional as functional
+from jaxclip import guards as guards
 from jaxclip import norms as norms
 from jaxclip import projections as projections
+from jaxclip import telemetry as telemetry
 from jaxclip import thresholds as thresholds
 from jaxclip._core.state import ClipState as ClipState
-from jaxclip.diagnosis.diagnose import diagnose as diagnose
-from jaxclip.diagnosis.report import Diagnosis as Diagnosis
+from jaxclip.diagnosis import Diagnosis as Diagnosis
+from jaxclip.diagnosis import diagnose as diagnose
 from jaxclip.guards import GuardState as GuardState
 from jaxclip.guards import skip_nonfinite as skip_nonfinite
 from jaxclip.guards import skip_spikes as skip_spikes
-from jaxclip.projections.transforms import project_box as project_box
-from jaxclip.projections.transforms import project_max_norm as project_max_norm
-from jaxclip.projections.transforms import project_min_max_norm as project_min_max_norm
-from jaxclip.projections.transforms import project_non_negative as project_non_negative
-from jaxclip.projections.transforms import project_spectral_norm as project_spectral_norm
-from jaxclip.projections.transforms import project_unit_norm as project_unit_norm
+from jaxclip.projections import project_box as project_box
+from jaxclip.projections import project_max_norm as project_max_norm
+from jaxclip.projections import project_min_max_norm as project_min_max_norm
+from jaxclip.projections import project_non_negative as project_non_negative
+from jaxclip.projections import project_spectral_norm as project_spectral_norm
+from jaxclip.projections import project_unit_norm as project_unit_norm
 from jaxclip.telemetry import MonitorState as MonitorState
 from jaxclip.telemetry import metrics as metrics
 from jaxclip.telemetry import monitor as monitor
 from jaxclip.transforms.adaptive import adagc as adagc
+from jaxclip.transforms.adaptive import autoclip as autoclip
+from jaxclip.transforms.adaptive import clip_by_history as clip_by_history
 from jaxclip.transforms.adaptive import zclip as zclip
-from jaxclip.transforms.adaptive_history import autoclip as autoclip
-from jaxclip.transforms.adaptive_history import clip_by_history as clip_by_history
 from jaxclip.transforms.clip_by import clip_by as clip_by
 from jaxclip.transforms.clipping import adaptive_grad_clip as adaptive_grad_clip
 from jaxclip.transforms.clipping import clip_by_average_norm as clip_by_average_norm
@@ -59,6 +62,7 @@ __all__ = [
     "diagnose",
     "diagnosis",
     "functional",
+    "guards",
     "metrics",
     "monitor",
     "norms",
@@ -72,6 +76,7 @@ __all__ = [
     "scale_by_stable_adam",
     "skip_nonfinite",
     "skip_spikes",
+    "telemetry",
     "thresholds",
     "zclip",
 ]

@@ -1,19 +1,20 @@
-r"""Guards: transformations around others that leave a bad step out.
+r"""Guards: wrappers of a transformation that skip bad steps.
 
-A rule makes a large gradient smaller; a guard does not let it in. Where a step is skipped the
-update is zero and the state of everything inside, momentum and step counts included, stays as it
-was. How that is done is in `_guard`.
+A rule makes a large gradient smaller; a guard does not let it in. A skipped step has a zero update
+and leaves the inner state, momentum and step counts included, unchanged.
 """
+
+from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from jax.typing import ArrayLike
 
-from jaxclip.thresholds import window as _history
-from jaxclip.thresholds.window import Ring
+from jaxclip._types import AxisName
+from jaxclip.thresholds.window import Ring, spread
 from jaxclip.transforms.guard import GuardState as GuardState
 from jaxclip.transforms.guard import Judge, guard
 
@@ -21,34 +22,38 @@ __all__ = ["GuardState", "skip_nonfinite", "skip_spikes"]
 
 
 def skip_nonfinite(
-    inner: Any, *, max_consecutive: int | None = None, axis_name: Any = None
+    inner: optax.GradientTransformation | optax.MultiSteps,
+    *,
+    max_consecutive: int | None = None,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Skips a step whose update, or whose loss, is not finite.
+    r"""Skips a step with a gradient, or a loss, that is not finite.
 
     | update and `value` | result |
     |---|---|
-    | all finite | as `inner` alone, bit for bit |
-    | a NaN or inf anywhere | a zero update; the state of `inner` as it was |
-    | the same, after `max_consecutive` in a row | as `inner` alone: the run fails visibly |
+    | all finite | the step of `inner` |
+    | a NaN or inf anywhere | a zero update; the state of `inner` unchanged |
+    | the same, after `max_consecutive` in a row | the step of `inner`, so the run fails visibly |
 
     Inside `shard_map` one bad shard skips the step on every device.
 
-    Around `optax.MultiSteps` it leaves a single bad micro-step out, and the accumulation goes on;
-    inside it cannot, since the accumulated gradients are NaN by then.
+    Around `optax.MultiSteps` it skips a single bad micro-step, and the accumulation goes on. Inside
+    it cannot, since the accumulated gradients are NaN by then.
 
     Args:
-        inner: any optax transformation, a whole chain with its optimizer for instance, or an
+        inner: any Optax transformation, such as a whole chain with its optimizer, or an
             `optax.MultiSteps`.
-        max_consecutive: how many bad updates in a row are skipped; `None` for any number.
-        axis_name: mesh axes over which the leaves are sharded, where that cannot be found.
+        max_consecutive: after this many consecutive skipped updates, bad updates are applied, so a
+            diverged run fails visibly; `None` for no limit.
+        axis_name: mesh axes that shard the leaves, where they cannot be found.
 
     Returns:
-        A transformation whose state is a `GuardState`. `update(..., value=loss)` has it look at the
-        loss too; `norm=` takes the 2-norm of the update if it is known. Both, and all other extra
-        arguments, reach `inner`. A rule inside that needs the same norm does not measure it again.
+        A transformation whose state is a `GuardState`. With `update(..., value=loss)` it also
+        checks the loss. `value` and all other extra arguments reach `inner`. A rule inside that
+        needs the same norm does not measure it again.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if `max_consecutive` is below 1.
 
     Example:
@@ -63,8 +68,7 @@ def skip_nonfinite(
         [-0.6 -0.8] 0
         [0. 0.] 1
     """
-    judge = Judge(lambda dtype: (), lambda memory: (None, None), lambda memory, norm, value: memory)
-    return guard("skip_nonfinite", inner, judge, max_consecutive, axis_name)
+    return guard("skip_nonfinite", inner, Judge(), max_consecutive, axis_name)
 
 
 class Observed(NamedTuple):
@@ -75,40 +79,42 @@ class Observed(NamedTuple):
 
 
 def skip_spikes(
-    inner: Any,
+    inner: optax.GradientTransformation | optax.MultiSteps,
     *,
-    sigma: Any = 6.0,
-    window: Any = np.int32(128),
-    min_history: Any = np.int32(64),
+    sigma: ArrayLike = 6.0,
+    window: int = 128,
+    min_history: int = 64,
+    min_spread: ArrayLike = 1e-3,
     max_consecutive: int | None = None,
-    axis_name: Any = None,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Skips a step whose gradient norm, or whose loss, is a spike.
 
-    $$n > \mu + k \sigma$$
+    $$n > \mu + \max(k \sigma, s |\mu|)$$
 
     with the mean and the unbiased standard deviation of the last `window` norms, the current one
-    excluded, and the same for the loss, if it is passed as `value=`. A skipped norm is remembered
-    nevertheless, so that a level that really changed is accepted after a while; the price is that a
-    spike raises the threshold for the next one, until it has left the window. A non-finite norm or
-    loss is always skipped and never remembered.
+    excluded, and the same for the loss, if it is passed as `value=`. A skipped norm is still
+    remembered, so a level that really changed is accepted after a while; the price is that a spike
+    raises the limit until it has left the window. A non-finite norm or loss is always skipped and
+    never remembered.
 
     Args:
-        inner: any optax transformation, or an `optax.MultiSteps`.
+        inner: any Optax transformation, or an `optax.MultiSteps`.
         sigma: k, a number >= 0.
-        window: how many of the last norms and losses are remembered.
-        min_history: how many there must be before anything finite is skipped.
-        max_consecutive: how many bad updates in a row are skipped; `None` for any number.
-        axis_name: mesh axes over which the leaves are sharded, where that cannot be found. Devices
-            that differ in the loss take its mean over these.
+        window: the number of norms and losses in memory.
+        min_history: the number of earlier ones from which on finite spikes are skipped.
+        min_spread: s, the least relative spread, so that equal norms are no spikes; 0 for none.
+        max_consecutive: after this many consecutive skipped updates, bad updates are applied, so a
+            diverged run fails visibly; `None` for no limit.
+        axis_name: mesh axes that shard the leaves, where they cannot be found. The loss is averaged
+            over them.
 
     Returns:
-        A transformation whose state is a `GuardState`, with what the norm and the loss were held
-        against as `norm_threshold` and `value_threshold`. `update` takes `value=` and `norm=` and
-        passes them and all other extra arguments on, as for `skip_nonfinite`.
+        A transformation whose state is a `GuardState`, with the limits as `norm_threshold` and
+        `value_threshold`. `value` and all other extra arguments of `update` reach `inner`.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value.
 
     Example:
@@ -128,22 +134,21 @@ def skip_spikes(
         The `SkipStepOptimizer` of OLMo-core, which also skips norms and losses as far below the
         mean.
     """
-    size, need = _history.check(sigma, window, min_history, least=2)
+    history = spread(sigma, window, min_history, min_spread, least=2)
 
     def first(dtype: Any) -> Observed:
         zero = jnp.zeros((), dtype)
-        return Observed(_history.empty(size, zero), _history.empty(size, zero))
+        return Observed(history.empty(zero), history.empty(zero))
 
     def limits(memory: Observed) -> tuple[jax.Array, jax.Array]:
-        one, other = (_history.limit(ring, sigma, need, correction=1) for ring in memory)
-        return one, other
+        return history.limit(memory.norms, 1), history.limit(memory.values, 1)
 
-    def learned(memory: Observed, norm: jax.Array, value: Any) -> Observed:
-        seen = memory.norms.pushed(norm.astype(memory.norms.values.dtype), jnp.isfinite(norm))
-        if value is None:
-            return memory._replace(norms=seen)
-        loss = value.astype(memory.values.values.dtype)
-        return Observed(seen, memory.values.pushed(loss, jnp.isfinite(loss)))
+    def learned(memory: Observed, norm: jax.Array, loss: Any) -> Observed:
+        return Observed(_pushed(memory.norms, norm), _pushed(memory.values, loss))
 
-    judge = Judge(first, limits, learned)
-    return guard("skip_spikes", inner, judge, max_consecutive, axis_name)
+    return guard("skip_spikes", inner, Judge(first, limits, learned), max_consecutive, axis_name)
+
+
+def _pushed(ring: Ring, x: jax.Array | None) -> Ring:
+    """The ring with one more observation, if it is given and finite."""
+    return ring if x is None else ring.pushed(x.astype(ring.values.dtype), jnp.isfinite(x))

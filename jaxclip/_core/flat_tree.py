@@ -1,67 +1,50 @@
-"""Trees: which leaves count, how prefix trees spread over them, what a leaf is called.
+"""Trees as flat lists of floating leaves: which leaves count, their names, prefix trees over them.
 
-Everything above works on flat lists of leaves; this is where a tree becomes one and becomes a tree
-again. No arithmetic here.
+The other modules work on these lists. There is no arithmetic here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxclip import _validate as _checks
-
-_SCALARS = (bool, int, float, complex)
-
-
-def is_inexact(x: Any) -> bool:
-    """Whether a leaf is measured and scaled: real or complex floating point.
-
-    Integers, booleans, `float0` tangents and random keys are passed through.
-    """
-    dtype = getattr(x, "dtype", None)
-    if dtype is None:
-        if not isinstance(x, _SCALARS):
-            return False
-        dtype = jnp.result_type(x)
-    return jnp.issubdtype(dtype, jnp.inexact)
-
-
-def is_integer(x: Any) -> bool:
-    """Whether a leaf holds whole numbers; booleans are none."""
-    if isinstance(x, bool) or not (hasattr(x, "dtype") or isinstance(x, int)):
-        return False
-    return jnp.issubdtype(jnp.result_type(x), jnp.integer)
+from jaxclip import _validate
 
 
 class Flat(NamedTuple):
-    """A tree taken apart. `where` are the positions of the floating leaves among all leaves."""
+    """A tree taken apart.
 
+    Attributes:
+        arrays: the floating leaves.
+        places: their positions among all leaves.
+        leaves: all leaves.
+        paths: the key paths of all leaves.
+        treedef: the structure.
+        tree: the tree itself.
+    """
+
+    arrays: list[jax.Array]
+    places: list[int]
     leaves: list[Any]
-    where: list[int]
-    keys: list[Any]
+    paths: list[Any]
     treedef: Any
     tree: Any
 
-    @property
-    def arrays(self) -> list[jax.Array]:
-        """The floating leaves."""
-        return [_array(self.leaves[i]) for i in self.where]
-
-    def at(self, i: int) -> str:
-        """The key path of the i-th floating leaf, for messages."""
-        return jax.tree_util.keystr(self.keys[self.where[i]]) or "the update"
+    def path(self, i: int) -> str:
+        """The key path of the i-th floating leaf, for errors."""
+        return jax.tree_util.keystr(self.paths[self.places[i]]) or "the update"
 
     @property
     def names(self) -> list[str]:
-        """A distinct readable name for every floating leaf: its keys joined by `/`.
+        """A distinct name for every floating leaf: its keys joined by `/`.
 
-        Flax NNX wraps parameters in objects whose array is called `value`; that last step is left
-        out, so that a name is the same with and without the wrapper.
+        Flax NNX wraps a parameter in an object whose array is called `value`. That last key is left
+        out, so a name is the same with and without the wrapper.
         """
-        paths = [_without_value(self.keys[i]) for i in self.where]
+        paths = [_without_value(self.paths[i]) for i in self.places]
         names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
         if len(set(names)) < len(names):
             names = [jax.tree_util.keystr(path) for path in paths]
@@ -70,28 +53,26 @@ class Flat(NamedTuple):
     @property
     def last_keys(self) -> list[str]:
         """The last key of every floating leaf, such as `kernel`; `""` for a bare array."""
-        paths = [_without_value(self.keys[i])[-1:] for i in self.where]
+        paths = [_without_value(self.paths[i])[-1:] for i in self.places]
         return [jax.tree_util.keystr(path, simple=True) for path in paths]
 
-    def only(self, chosen: list[bool]) -> Flat:
-        """The same tree with some of the floating leaves only."""
-        return self._replace(where=[i for i, c in zip(self.where, chosen, strict=True) if c])
+    def only(self, chosen: Sequence[bool]) -> Flat:
+        """The same tree with some of its floating leaves."""
+        arrays = [x for x, c in zip(self.arrays, chosen, strict=True) if c]
+        places = [i for i, c in zip(self.places, chosen, strict=True) if c]
+        return self._replace(arrays=arrays, places=places)
 
-    def rebuild(self, arrays: list[jax.Array]) -> Any:
-        """The same tree with other floating leaves."""
+    def rebuild(self, arrays: Sequence[Any]) -> Any:
+        """The tree with other floating leaves."""
         leaves = list(self.leaves)
-        for i, array in zip(self.where, arrays, strict=True):
+        for i, array in zip(self.places, arrays, strict=True):
             leaves[i] = array
         return jax.tree.unflatten(self.treedef, leaves)
 
-    def replaced(self, arrays: list[jax.Array]) -> Flat:
-        """The same leaves of the same tree with other values."""
-        return flatten(self.rebuild(arrays))._replace(where=self.where)
-
     def spread(self, prefix: Any, name: str) -> list[Any]:
-        """One value of the prefix tree `prefix` for each floating leaf; `None` is a value."""
+        """The value of a prefix tree for each floating leaf; `None` is a value."""
         if not isinstance(prefix, (dict, list, tuple)) and jax.tree_util.all_leaves([prefix]):
-            return [prefix] * len(self.where)
+            return [prefix] * len(self.places)
         boxed = jax.tree.map(_Box, prefix, is_leaf=lambda x: x is None)
         try:
             full = jax.tree.leaves(jax.tree.broadcast(boxed, self.tree))
@@ -100,16 +81,21 @@ class Flat(NamedTuple):
                 f"{name} is not a prefix of the updates' tree, container for container of the same "
                 f"type (a dict, an nnx.State, a module): {error}"
             ) from error
-        return [full[i].value for i in self.where]
+        return [full[i].value for i in self.places]
 
-
-def _array(x: Any) -> Any:
-    """`x` as an array; what has a shape and a dtype only is left as it is, for `init`."""
-    return x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x)
+    def chosen(self, mask: Any, name: str) -> list[bool]:
+        """The floating leaves that a mask selects: a prefix tree of bools, or a function to one."""
+        leaves = jax.tree.leaves(mask)  # a module of bools may be callable as well
+        asks = callable(mask) and not any(map(_validate.is_bool, leaves))
+        values = self.spread(mask(self.tree) if asks else mask, name)
+        for value in values:
+            if not _validate.is_bool(value):
+                raise TypeError(f"{name} has the leaf {value!r}; it must hold True and False only")
+        return [bool(value) for value in values]
 
 
 class _Box:
-    """Makes a leaf of anything, `None` included."""
+    """A leaf that holds anything, `None` too."""
 
     def __init__(self, value: Any):
         self.value = value
@@ -118,74 +104,67 @@ class _Box:
 def flatten(tree: Any) -> Flat:
     """Takes a tree apart."""
     with_paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    leaves = [leaf for _, leaf in with_paths]
-    where = [i for i, leaf in enumerate(leaves) if is_inexact(leaf)]
-    return Flat(leaves, where, [path for path, _ in with_paths], treedef, tree)
+    flat = Flat([], [], [], [], treedef, tree)
+    for path, leaf in with_paths:
+        if is_inexact(leaf):
+            # A shape with a dtype is a leaf for `init`.
+            array = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
+            flat.arrays.append(array)
+            flat.places.append(len(flat.leaves))
+        flat.leaves.append(leaf)
+        flat.paths.append(path)
+    return flat
 
 
-def params_like(params: Any, updates: Flat) -> Flat:
-    """The parameters taken apart, if their tree is that of the updates."""
-    own = flatten(params)
-    if own.treedef != updates.treedef:
-        paths = [{jax.tree_util.keystr(key) for key in flat.keys} for flat in (own, updates)]
-        only = " and ".join(
-            f"{name} alone have {sorted(mine - theirs)[0]}"
-            for name, mine, theirs in (("params", *paths), ("updates", *paths[::-1]))
-            if mine - theirs
-        )
-        raise ValueError(
-            "params and updates differ in structure: "
-            + (only or f"{own.treedef} against {updates.treedef}")
-        )
+def is_inexact(x: Any) -> bool:
+    """Whether a leaf is measured and scaled: real or complex floating point.
+
+    Integers, booleans, `float0` tangents and random keys are passed through.
+    """
+    if not hasattr(x, "dtype") and not isinstance(x, (bool, int, float, complex)):
+        return False
+    return jnp.issubdtype(jnp.result_type(x) if not hasattr(x, "dtype") else x.dtype, jnp.inexact)
+
+
+def is_integer(x: Any) -> bool:
+    """Whether a leaf holds integers, booleans excluded."""
+    if isinstance(x, bool) or not (hasattr(x, "dtype") or isinstance(x, int)):
+        return False
+    return jnp.issubdtype(jnp.result_type(x), jnp.integer)
+
+
+def alike(tree: Any, like: Flat, names: tuple[str, str] = ("params", "updates")) -> Flat:
+    """Another tree taken apart in the same places, if structure and shapes agree.
+
+    Args:
+        tree: parameters for their updates, or updates for their parameters.
+        like: the tree that says which leaves count.
+        names: the names of both in errors.
+    """
+    own = flatten(tree)
+    if own.treedef != like.treedef:
+        mine, theirs = ({jax.tree_util.keystr(p) for p in flat.paths} for flat in (own, like))
+        only = [
+            f"only {name} has {min(rest)}"
+            for name, rest in zip(names, (mine - theirs, theirs - mine), strict=True)
+            if rest
+        ]
+        difference = " and ".join(only) or f"{own.treedef} against {like.treedef}"
+        raise ValueError(f"params and updates differ in structure: {difference}")
+    arrays = [jnp.asarray(own.leaves[i]) for i in like.places]
+    own = own._replace(arrays=arrays, places=like.places)
+    for i, (x, y) in enumerate(zip(own.arrays, like.arrays, strict=True)):
+        if x.shape != y.shape:
+            shapes = f"{x.shape} of {names[0]} and {y.shape} of {names[1]} at {own.path(i)}"
+            raise ValueError(f"params and updates differ in shape: {shapes}")
     return own
 
 
-def check_shapes(params: Flat, updates: Flat) -> None:
-    """Raises where a parameter and its update differ in shape."""
-    for i, (w, u) in enumerate(zip(params.arrays, updates.arrays, strict=True)):
-        if w.shape != u.shape:
-            shapes = f"{w.shape} against {u.shape} at {params.at(i)}"
-            raise ValueError(f"params and updates differ in shape: {shapes}")
-
-
-def at(tree: Any, count: jax.Array) -> Any:
-    """A tree of values and schedules, with the schedules' values at `count`."""
-    values = _checks.is_value
-    return jax.tree.map(lambda x: x(count) if callable(x) else x, tree, is_leaf=values)
+def at_step(tree: Any, count: jax.Array) -> Any:
+    """A tree of numbers and schedules, with the schedules' values at `count`."""
+    limits = _validate.is_one_limit
+    return jax.tree.map(lambda x: x(count) if callable(x) else x, tree, is_leaf=limits)
 
 
 def _without_value(path: Any) -> Any:
-    attribute = jax.tree_util.GetAttrKey("value")
-    return path[:-1] if path and path[-1] == attribute else path
-
-
-def reduced_axes(flat: Flat, scope: str, axis: Any) -> list[tuple[int, ...]]:
-    """The axes over which each floating leaf's norm is taken.
-
-    Args:
-        flat: a tree taken apart.
-        scope: only at `unit` is there a choice.
-        axis: a tuple; `None`; or a function `(name, leaf) -> axes`, of the leaf's name as
-            `Flat.names` has it.
-    """
-    arrays = flat.arrays
-    if scope != "unit" or not callable(axis):
-        return [_reduced_axes(x.ndim, scope, axis) for x in arrays]
-    axes = [_checks.axes(axis(*leaf)) for leaf in zip(flat.names, arrays, strict=True)]
-    return [_reduced_axes(x.ndim, scope, own) for x, own in zip(arrays, axes, strict=True)]
-
-
-def _reduced_axes(ndim: int, scope: str, axis: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The axes over which one leaf's norm is taken.
-
-    `axis=None` at the scope `unit` means one output channel of a JAX kernel, laid out (in, out) or
-    (H, W, in, out): all axes but the last. A vector is one unit.
-    """
-    if scope == "element":
-        return ()
-    if scope != "unit":
-        return tuple(range(ndim))
-    if axis is None:
-        return tuple(range(ndim - 1)) if ndim > 1 else tuple(range(ndim))
-    own = {a + ndim if a < 0 else a for a in axis if -ndim <= a < ndim}
-    return tuple(sorted(own)) or tuple(range(ndim))
+    return path[:-1] if path and path[-1] == jax.tree_util.GetAttrKey("value") else path

@@ -1,139 +1,262 @@
-"""What a rule measures: a scope and a kind of norm, laid over a tree.
+"""The norms of a tree at a scope: one for the whole tree, or one for each leaf, unit or element.
 
-One norm for the whole tree, or one per leaf; where it is told which leaves count. The arithmetic of
-norms is in `_power_sums`, what is done with them in `_engine`.
+A scope is resolved to groups of arrays. The sums themselves are in `power_sums`.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import contextvars
+import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxclip import _validate as _checks
-from jaxclip import norms
-from jaxclip._core import flat_tree as _trees
+from jaxclip import _validate
 from jaxclip._core.flat_tree import Flat
-from jaxclip._numerics import collectives as _mesh
-from jaxclip._numerics import scaled_float as _wide
-from jaxclip._numerics.rescale import Scale
-from jaxclip._numerics.scaled_float import Norm
+from jaxclip._numerics import collectives, power_sums
+from jaxclip._numerics.collectives import MeshAxes
+from jaxclip._numerics.power_sums import Kind
+from jaxclip._numerics.scaled_float import Norm, accumulator
+from jaxclip._types import AxisName, Mask, Order, Scope, UnitAxes
 
-SCOPES = ("element", "unit", "leaf", "global")
+_Known = tuple[tuple[jax.Array, ...], Kind, Norm]
+_KNOWN: contextvars.ContextVar[tuple[_Known, ...]]
+_KNOWN = contextvars.ContextVar("norms that a wrapper has computed", default=())
 
 
-class Gauge(NamedTuple):
-    """What is measured: the scope and the kind of norm."""
+class Group(NamedTuple):
+    """Arrays with one norm, or one array with a norm for each slice.
 
-    scope: str
-    ord: float | str
-    axis: Any  # a tuple, `None` or a function of a leaf
-    axis_name: _mesh.Axes | None
-    norm_mask: Any
+    Attributes:
+        members: the positions of the arrays among the floating leaves.
+        axes: the axes reduced in the only member, which stay with size 1; `None` for all.
+        shape: the shape of the norms.
+    """
 
-    def __call__(self, flat: Flat) -> list[Norm]:
-        which = None if self.norm_mask is None else chosen(flat, self.norm_mask, "norm_mask")
-        return norms.measure(flat, self.scope, self.ord, self.axis, self.axis_name, which)
+    members: list[int]
+    axes: tuple[int, ...] | None
+    shape: tuple[int, ...]
+
+
+class Measure(NamedTuple):
+    """A scope and a norm. Made by `measure`, which validates.
+
+    Attributes:
+        scope: `"element"`, `"unit"`, `"leaf"` or `"global"`.
+        order: a float >= 1, `"rms"` or `"average"`.
+        axis: the axes that a unit reduces.
+        axis_name: the mesh axes that shard the leaves, or `None` to find them.
+        mask: the leaves that are measured; scope `"global"` only.
+    """
+
+    scope: Scope
+    order: float | str
+    axis: Any
+    axis_name: MeshAxes | None
+    mask: Mask
 
     @property
-    def differing(self) -> _mesh.Axes | None:
-        """The mesh axes along which every device has norms of its own, if the user named them."""
+    def differing(self) -> MeshAxes | None:
+        """The mesh axes on which norms differ between devices, if the user named them."""
         return self.axis_name if self.scope == "element" else None
 
-    def shapes(self, flat: Flat) -> list[tuple[int, ...]]:
+    @property
+    def power(self) -> float:
+        """The p of the norm that means are made from."""
+        return 2.0 if isinstance(self.order, str) else self.order
+
+    def groups(self, flat: Flat) -> list[Group]:
+        """The groups of the floating leaves, in their order."""
+        arrays = flat.arrays
         if self.scope == "global":
-            return [()]
+            members = list(range(len(arrays)))
+            if self.mask is not None:
+                members = [i for i, c in enumerate(flat.chosen(self.mask, "norm_mask")) if c]
+            return [Group(members, None, ())]
         if self.scope == "leaf":
-            return [()] * len(flat.where)
-        axes = _trees.reduced_axes(flat, self.scope, self.axis)
-        return [
-            tuple(1 if i in reduced else n for i, n in enumerate(x.shape))
-            for x, reduced in zip(flat.arrays, axes, strict=True)
+            return [Group([i], None, ()) for i in range(len(arrays))]
+        if self.scope == "element":
+            return [Group([i], (), x.shape) for i, x in enumerate(arrays)]
+        names = flat.names if callable(self.axis) else [""] * len(arrays)
+        axes = [_unit_axes(self.axis, *leaf) for leaf in zip(names, arrays, strict=True)]
+        shapes = [
+            tuple(1 if d in own else n for d, n in enumerate(x.shape))
+            for x, own in zip(arrays, axes, strict=True)
         ]
+        return [Group([i], *pair) for i, pair in enumerate(zip(axes, shapes, strict=True))]
+
+    def norms(self, flat: Flat) -> list[Norm]:
+        """The norm of each group."""
+        groups, kinds, counts = self._plan(flat)
+        found = _norms(groups, kinds)
+        if self.order != "average":
+            return found
+        pairs = zip(found, counts, strict=True)
+        return [Norm(n.value / jnp.asarray(count, n.value.dtype), n.unit) for n, count in pairs]
+
+    def _plan(self, flat: Flat) -> tuple[list[tuple[jax.Array, ...]], list[Kind], list[int]]:
+        """The arrays of each group, the kind of its norm, and its elements for a mean."""
+        groups = self.groups(flat)
+        mesh = self._mesh(flat, groups)
+        arrays, kinds, counts = [], [], []
+        power = 2.0 if isinstance(self.order, str) else self.order
+        for group in groups:
+            own = tuple(map(flat.arrays.__getitem__, group.members))
+            axes = None if mesh is None else tuple(map(mesh.__getitem__, group.members))
+            count = _elements(own, group.axes, axes) if isinstance(self.order, str) else 1
+            p = math.inf if self.scope == "element" else power
+            arrays.append(own)
+            kinds.append(Kind(p, group.axes, axes, count if self.order == "rms" else 1))
+            counts.append(count)
+        return arrays, kinds, counts
+
+    def _mesh(self, flat: Flat, groups: list[Group]) -> list[MeshAxes] | None:
+        """The mesh axes over which the norm of each leaf is summed; `None` outside of meshes."""
+        if self.axis_name is None and jax.sharding.get_abstract_mesh().empty:
+            return None
+        mesh = []
+        for i, x in enumerate(flat.arrays):
+            axes = collectives.sharded_axes(x, self.axis_name, flat.path(i))
+            sliced = self.scope == "unit" and len(groups[i].axes or ()) < x.ndim
+            if axes and self.axis_name is None and sliced:
+                raise ValueError(
+                    f"axis_name=None: the leaf {flat.path(i)} is sharded over the mesh axes "
+                    f"{axes}, but whether that divides its units cannot be known. Pass axis_name= "
+                    "with the mesh axes over which one unit is spread, or axis_name=() if every "
+                    "unit is whole"
+                )
+            mesh.append(() if self.scope == "element" else axes)
+        return mesh
 
     def zeros(self, flat: Flat) -> list[jax.Array]:
-        """Zeros of the types of the norms."""
-        arrays = flat.arrays
-        axes = _trees.reduced_axes(flat, self.scope, self.axis)
-        if self.scope == "global":
-            own = [(x, a) for x, a in zip(arrays, axes, strict=True) if self._differs(x)]
-            dtype = _wide.accumulator(*arrays)
-            parts = [self._zeros(x, a, (), dtype) for x, a in own]
-            return [functools.reduce(jnp.add, parts, jnp.zeros((), dtype))]
-        every = zip(arrays, axes, self.shapes(flat), strict=True)
-        return [self._zeros(x, a, shape, _wide.accumulator(x)) for x, a, shape in every]
+        """Zeros with the types of the norms, for the first memory of a threshold."""
+        result = []
+        for group in self.groups(flat):
+            own = [flat.arrays[i] for i in group.members]
+            dtype, total = accumulator(*own), jnp.zeros(group.shape, accumulator(*own))
+            for x in own:
+                summed = self._summed(x)
+                differs = any(name not in summed for name in collectives.varying_axes(x))
+                if len(own) == 1 or differs:
+                    axes = range(x.ndim) if group.axes is None else group.axes
+                    total += collectives.zeros_like_sum(x, axes, summed, group.shape, dtype)
+            result.append(total)
+        return result
 
-    def _summed(self, x: jax.Array) -> _mesh.Axes:
-        """The mesh axes over which the norms of a leaf are reduced, as far as its type says."""
+    def _summed(self, x: jax.Array) -> MeshAxes:
         if self.scope == "element":
             return ()
-        return _mesh.varying_axes(x) if self.axis_name is None else self.axis_name
-
-    def _differs(self, x: jax.Array) -> bool:
-        """Whether the norm of a leaf is one of each device."""
-        return any(name not in self._summed(x) for name in _mesh.varying_axes(x))
-
-    def _zeros(self, x: jax.Array, axes: tuple[int, ...], shape: Any, dtype: Any) -> jax.Array:
-        return _mesh.zeros_like_sum(x, axes, self._summed(x), shape, dtype)
+        return collectives.varying_axes(x) if self.axis_name is None else self.axis_name
 
     def of_tree(self, flat: Flat, numbers: list[jax.Array]) -> jax.Array:
-        """The norm of everything together, non-finite norms left out; the largest float at most."""
-        if isinstance(self.ord, str) and self.scope != "global":
-            # Means cannot be joined without the sizes: what is finite is measured once more.
+        """The norm of everything together without non-finite norms; at most the largest float."""
+        if isinstance(self.order, str) and self.scope != "global":
+            # Means cannot be joined without sizes, so the finite rest is measured.
             pairs = zip(flat.arrays, numbers, strict=True)
-            rest = flat.rebuild(
-                [jnp.where(jnp.isfinite(n), x, jnp.zeros_like(x)) for x, n in pairs]
-            )
-            (whole,) = self._replace(scope="global", axis=None)(_trees.flatten(rest))
-            numbers = [whole.number]
+            rest = [jnp.where(jnp.isfinite(n), x, jnp.zeros_like(x)) for x, n in pairs]
+            whole = self._replace(scope="global", axis=None).norms(flat._replace(arrays=rest))
+            numbers = [whole[0].number]
         numbers = [jnp.where(jnp.isfinite(n), n, jnp.zeros_like(n)) for n in numbers]
-        whole = norms.together(numbers, 2.0 if isinstance(self.ord, str) else self.ord)
-        return jnp.minimum(whole, jnp.finfo(whole.dtype).max)  # all of them were finite
+        return jnp.minimum(together(numbers, self.power), jnp.finfo(numbers[0].dtype).max)
 
     def spread(self, flat: Flat, tree: Any, name: str) -> list[Any]:
+        """The value of a prefix tree for each group."""
         return [tree] if self.scope == "global" else flat.spread(tree, name)
 
-    def where(self, flat: Flat) -> list[str]:
-        if self.scope == "global":
-            return ["the whole tree"]
-        return [flat.at(i) for i in range(len(flat.where))]
+    def per_leaf(self, flat: Flat, values: list[Any]) -> list[Any]:
+        """The value of its group for each floating leaf."""
+        return values * len(flat.arrays) if self.scope == "global" else values
 
-    def per_leaf(self, flat: Flat, scales: list[Scale]) -> list[Scale]:
-        return scales * len(flat.where) if self.scope == "global" else scales
-
-    def given(self, flat: Flat, norm: Any) -> list[Norm]:
-        """Norms measured elsewhere."""
-        dtype = _wide.accumulator(*flat.arrays)
-        what = "a scalar" if self.scope == "global" else "a scalar, or one for each leaf"
-        pairs = zip(self.spread(flat, norm, "norm"), self.shapes(flat), strict=True)
-        return [given(value, dtype, shape, what) for value, shape in pairs]
+    def path(self, flat: Flat, i: int) -> str:
+        """The name of the i-th group, for errors."""
+        return "the whole tree" if self.scope == "global" else flat.path(i)
 
 
-def given(norm: Any, dtype: Any, shape: tuple[int, ...] = (), what: str = "a scalar") -> Norm:
-    """A norm measured elsewhere, as if measured here: in that dtype and of that shape.
+def measure(
+    scope: Scope,
+    ord: Order = None,
+    axis: UnitAxes = None,
+    axis_name: AxisName = None,
+    mask: Mask = None,
+) -> Measure:
+    """Validates the arguments that all rules share."""
+    _validate.choice(scope, Scope, "scope")
+    if axis is not None and scope != "unit":
+        raise ValueError(f"axis={axis!r} is only supported with scope='unit'; got scope={scope!r}")
+    order, names = _validate.norm_order(ord), _validate.mesh_axes(axis_name)
+    return Measure(scope, order, _validate.axes(axis), names, mask)
 
-    Args:
-        norm: a number or an array that broadcasts to the shape.
-        dtype: in which it would be measured.
-        shape: of the norms of a leaf.
-        what: what it must be, for messages.
+
+def _unit_axes(axis: Any, name: str, x: jax.Array) -> tuple[int, ...]:
+    """The axes that a unit of one leaf reduces.
+
+    By default a unit is one output channel of a JAX kernel, (in, out) or (H, W, in, out): all axes
+    but the last are reduced. A vector is one unit.
     """
-    if not _checks.broadcasts(_checks.shape(norm=norm), shape):
-        raise ValueError(f"norm={norm!r} must be {what}")
-    number = _checks.number(norm).astype(dtype)
-    number = number.reshape((1,) * (len(shape) - number.ndim) + number.shape)
-    return _wide.of(jnp.broadcast_to(number, shape))
+    own = _validate.axes(axis(name, x)) if callable(axis) else axis
+    every = tuple(range(x.ndim))
+    if own is None:
+        return every[:-1] or every
+    if own == ():
+        return ()
+    return tuple(sorted({a % x.ndim for a in own if -x.ndim <= a < x.ndim})) or every
 
 
-def chosen(flat: Flat, mask: Any, name: str) -> list[bool]:
-    """Which leaves a mask selects, a prefix tree of bools or a function to one."""
-    # A mask that is a module may be callable as well.
-    leaves = jax.tree.leaves(mask)
-    asks = callable(mask) and not any(map(_checks.is_bool, leaves))
-    values = flat.spread(mask(flat.tree) if asks else mask, name)
-    for value in values:
-        if not _checks.is_bool(value):
-            raise TypeError(f"{name} has the leaf {value!r}; it must hold True and False only")
-    return [bool(value) for value in values]
+def _elements(
+    arrays: tuple[jax.Array, ...],
+    axes: tuple[int, ...] | None,
+    mesh: tuple[MeshAxes, ...] | None,
+) -> int:
+    """The number of elements that one norm is of, on all devices; at least 1."""
+    total = 0
+    for i, x in enumerate(arrays):
+        size = x.size if axes is None else math.prod([x.shape[a] for a in axes])
+        total += size * (1 if mesh is None else collectives.shards(mesh[i]))
+    return max(total, 1)
+
+
+def _norms(groups: list[tuple[jax.Array, ...]], kinds: list[Kind]) -> list[Norm]:
+    """The norms of groups, which may be empty; known ones are not computed again."""
+    found: list[Any] = [None] * len(groups)
+    missing: dict[int, tuple[tuple[jax.Array, ...], Kind]] = {}
+    for i, (arrays, kind) in enumerate(zip(groups, kinds, strict=True)):
+        missing[i] = (arrays, kind)
+        if not arrays:
+            missing.pop(i)
+            found[i] = Norm(jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32))
+        for theirs, their_kind, norm in _KNOWN.get():
+            if kind == their_kind and list(map(id, arrays)) == list(map(id, theirs)):
+                missing.pop(i)
+                found[i] = norm
+    if missing:
+        arrays, own = zip(*missing.values(), strict=True)
+        for i, norm in zip(missing, power_sums.norms(arrays, own), strict=True):
+            found[i] = norm
+    return found
+
+
+@contextlib.contextmanager
+def shared(flat: Flat, rule: Measure) -> Iterator[Norm]:
+    """Computes a global norm, and lets a wrapper share it with the rules inside.
+
+    Arrays are compared by identity, also tracers: an array that changed on the way is measured.
+    """
+    (arrays,), (kind,), _ = rule._plan(flat)
+    (norm,) = _norms([arrays], [kind])
+    token = _KNOWN.set((*_KNOWN.get(), (arrays, kind, norm)))
+    try:
+        yield norm
+    finally:
+        _KNOWN.reset(token)
+
+
+def together(numbers: list[jax.Array], power: float) -> jax.Array:
+    """The norm of all groups from those of each; devices may have groups of their own."""
+    if len(numbers) == 1 and numbers[0].ndim == 0:
+        return numbers[0]
+    outside = jax.sharding.get_abstract_mesh().empty
+    mesh = None if outside else tuple(map(collectives.varying_axes, numbers))
+    return _norms([tuple(numbers)], [Kind(power, None, mesh)])[0].number

@@ -1,127 +1,113 @@
-"""From what was found and done to the scalars that are recorded.
+"""The recorded scalars of an update with many norms.
 
-Norms may differ between devices where each device has units of its own; what is recorded may not.
+Devices may have norms of their own, but record the same scalars.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxclip._core.state import Record
-from jaxclip._numerics import collectives as _mesh
-from jaxclip._numerics import scaled_float as _wide
-from jaxclip._numerics import total_order as _largest
-from jaxclip._numerics.collectives import Axes
-from jaxclip._numerics.rescale import Scale
-from jaxclip._numerics.scaled_float import Norm
+from jaxclip._numerics import collectives, power_sums, total_order
+from jaxclip._numerics.collectives import MeshAxes
+from jaxclip._numerics.scaled_float import Norm, Scale, accumulator, times, widened
 
 
-def record(
-    found: list[Norm],
-    limits: list[jax.Array],
+def of_norms(
+    norms: list[Norm],
+    limits: Sequence[Any],
     scales: list[Scale],
     clipped: list[jax.Array],
-    finite: jax.Array | None = None,
-    axis_name: Axes | None = None,
+    axis_name: MeshAxes | None = None,
 ) -> Record:
-    """What happened, over all norms and over the devices on which they differ.
+    """What one update records, over all norms and over the devices on which they differ.
 
     Args:
-        found: the norms.
-        limits: what they were held against.
-        scales: by what their arrays were multiplied.
-        clipped: which were clipped.
-        finite: whether all norms that were measured were finite; `None` if these are all.
+        norms: the norms.
+        limits: their thresholds.
+        scales: the scales of their arrays.
+        clipped: which of them count as clipped.
         axis_name: mesh axes on which norms differ, besides those that types tell.
     """
-    units = sum(c.size * _mesh.shards(_mesh.differing_axes(c, axis_name)) for c in clipped)
-    number = total([jnp.sum(c, dtype=jnp.float32) for c in clipped], axis_name)
     rows = [
-        (n.number, -jnp.asarray(c), -s.number, ~n.is_finite)
-        for n, c, s in zip(found, limits, scales, strict=True)
+        (n.number, -jnp.asarray(c), -s.factor, ~s.finite)
+        for n, c, s in zip(norms, limits, scales, strict=True)
     ]
     norm, limit, scale, broken = largest(rows, (0.0, -jnp.inf, -1.0, 0.0), axis_name)
-    return Record(
-        norm=norm,
-        threshold=-limit,
-        scale=-scale,
-        fraction=number / float(max(units, 1)),  # beyond an int32
-        clipped=number > 0,
-        nonfinite=broken > 0 if finite is None else ~finite,
-    )
+    number, fraction = _clipped(clipped, axis_name)
+    return Record(norm, -limit, -scale, fraction, number > 0, broken > 0)
 
 
 def of_elements(
     arrays: list[jax.Array],
-    limits: list[Any],
+    limits: Sequence[Any],
     clipped: list[jax.Array],
-    axis_name: Axes | None = None,
+    axis_name: MeshAxes | None = None,
 ) -> Record:
-    """What happened to single elements, over all leaves and devices.
+    """What one update records of single elements, over all leaves and devices.
 
     Args:
         arrays: the leaves.
-        limits: how large a magnitude may be, for leaves that have a limit.
-        clipped: which elements of each leaf were beyond it.
-        axis_name: the mesh axes over which the leaves are sharded, besides those that types tell.
+        limits: the largest magnitudes allowed, for leaves that have a limit.
+        clipped: which elements of each leaf exceed it.
+        axis_name: mesh axes that shard the leaves, besides those that types tell.
     """
-    rows = [(number, half, ~jnp.isfinite(half)) for number, half in map(_peak, arrays)]
-    norm, half, broken = largest(rows, (0.0, 0.0, 0.0), axis_name)
-    most = _wide.in_halves(norm, half)
-    (negative,) = largest([(-jnp.asarray(c),) for c in limits], (-jnp.inf,), axis_name)
-    limit = -negative
-    number = total([jnp.sum(c, dtype=jnp.float32) for c in clipped], axis_name)
-    elements = sum(x.size * _mesh.shards(_mesh.differing_axes(x, axis_name)) for x in arrays)
-    return Record(
-        norm=norm,
-        threshold=limit,
-        scale=jnp.where(norm > limit, limit * (1 / most.unit) / most.value, jnp.ones_like(norm)),
-        fraction=number / float(max(elements, 1)),
-        clipped=number > 0,
-        nonfinite=broken > 0,
-    )
+    halves = [_half_of_largest(x) for x in arrays]
+    half, broken = largest([(h, ~jnp.isfinite(h)) for h in halves], (0.0, 0.0), axis_name)
+    limit = -largest([(-jnp.asarray(c),) for c in limits], (-jnp.inf,), axis_name)[0]
+    scale = jnp.where(2 * half > limit, limit / 2 / half, jnp.ones_like(half))
+    number, fraction = _clipped(clipped, axis_name)
+    return Record(2 * half, limit, scale, fraction, number > 0, broken > 0)
 
 
-def _peak(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The largest magnitude, and half of it."""
-    size = _wide.magnitude(_wide.widened(x, _wide.accumulator(x)))
-    number = _largest.magnitude(size.number)
-    return number, _largest.magnitude(size.half) if jnp.iscomplexobj(x) else number / 2
-
-
-def all_finite(found: list[Norm], axis_name: Axes | None = None) -> jax.Array:
+def all_finite(norms: list[Norm], axis_name: MeshAxes | None = None) -> jax.Array:
     """Whether all norms are finite, on every device."""
-    (broken,) = largest([(~n.is_finite,) for n in found], (0.0,), axis_name)
-    return broken == 0
+    return largest([(~jnp.isfinite(n.value),) for n in norms], (0.0,), axis_name)[0] == 0
 
 
 def largest(
-    rows: list[tuple[jax.Array, ...]], defaults: tuple[float, ...], axis_name: Axes | None = None
+    rows: Sequence[tuple[jax.Array, ...]],
+    defaults: tuple[float, ...],
+    axis_name: MeshAxes | None = None,
 ) -> list[jax.Array]:
-    """The largest of the first of each row, of the second, and so on; float32 scalars.
+    """The largest of the first numbers of all rows, of the second, and so on; float32 scalars.
 
     Args:
-        rows: for each norm some arrays that broadcast to the first one's shape.
-        defaults: what there is without rows.
+        rows: some arrays each, which broadcast to the shape of the first.
+        defaults: the result without rows.
         axis_name: mesh axes on which they differ, besides those that types tell.
     """
     parts = [_largest_of_each(row) for row in rows if row[0].size]
     if not parts:
         return [jnp.full((), default, jnp.float32) for default in defaults]
-    most = _mesh.max_over(parts, [_mesh.differing_axes(part, axis_name) for part in parts])
+    mesh = tuple([collectives.differing_axes(part, axis_name) for part in parts])
+    most = power_sums.largest_of(parts, mesh)
     return [most[i] for i in range(len(defaults))]
 
 
 def _largest_of_each(row: tuple[jax.Array, ...]) -> jax.Array:
-    like = jnp.zeros_like(row[0], jnp.float32)  # its sharding is what a mesh of Explicit axes needs
+    like = jnp.zeros_like(row[0], jnp.float32)  # sharded as a mesh of Explicit axes requires
     table = jnp.stack([like + x.astype(jnp.float32) for x in row])
-    return _largest.element(table, tuple(range(1, table.ndim)))
+    return total_order.largest(table, tuple(range(1, table.ndim)))
 
 
-def total(parts: list[jax.Array], axis_name: Axes | None = None) -> jax.Array:
-    if not parts:
-        return jnp.zeros((), jnp.float32)
-    return _mesh.sum_over(parts, [_mesh.differing_axes(part, axis_name) for part in parts])
+def _clipped(clipped: list[jax.Array], axis_name: MeshAxes | None) -> tuple[jax.Array, jax.Array]:
+    """How many norms or elements are clipped, and their fraction."""
+    if not clipped:
+        return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
+    parts = [jnp.sum(c, dtype=jnp.float32) for c in clipped]
+    mesh = [collectives.differing_axes(part, axis_name) for part in parts]
+    number = power_sums.sum_of(parts, tuple(mesh))
+    sizes = zip(clipped, mesh, strict=True)
+    return number, number / float(max(sum(c.size * collectives.shards(m) for c, m in sizes), 1))
+
+
+def _half_of_largest(x: jax.Array) -> jax.Array:
+    """Half the largest magnitude, which of complex elements may exceed the largest float."""
+    wide = accumulator(x)
+    half = times(widened(x, wide), jnp.asarray(0.5, wide))
+    return total_order.magnitude(jnp.abs(half))

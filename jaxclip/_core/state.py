@@ -1,8 +1,10 @@
-"""What a rule remembers and records: one NamedTuple of arrays, fixed by `init`.
+"""The states of transformations: NamedTuples of arrays with the types that `init` made.
 
-Each rule has a subclass of its own, so that a state says which rule it belongs to while its leaves
-stay arrays only: that is what `scan`, `cond`, donation, `MultiSteps` and checkpoints need.
+Each rule has a subclass of its own, so a state says which rule it belongs to while its leaves stay
+arrays: `scan`, `cond`, donation, `MultiSteps` and checkpoints need that.
 """
+
+from __future__ import annotations
 
 import functools
 from collections.abc import Callable
@@ -10,13 +12,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-_RECORD = ("norm", "threshold", "scale", "fraction", "count", "clipped_count", "nonfinite_count")
+from jaxclip import _validate
+
+_COUNTED = ("norm", "threshold", "scale", "fraction", "count", "clipped_count", "nonfinite_count")
 
 
 class Record(NamedTuple):
-    """What one update has to tell, as scalars."""
+    """The scalars that one update records."""
 
     norm: jax.Array
     threshold: jax.Array
@@ -27,37 +32,35 @@ class Record(NamedTuple):
 
 
 class ClipState(NamedTuple):
-    """The state of a rule.
+    """The state of a rule. A field is `None` where the rule does not record it.
 
     Attributes:
         norm: the norm before clipping, the largest where the rule has many; float32 scalar.
-        threshold: what it was held against, the smallest where the rule has many; float32 scalar.
+        threshold: its threshold, the smallest where the rule has many; float32 scalar.
         scale: the smallest factor applied; float32 scalar.
-        fraction: the share of the rule's units that were clipped; float32 scalar.
+        fraction: the fraction of the rule's norms that were clipped; float32 scalar.
         count: updates so far; int32 scalar.
         clipped_count: updates in which something was clipped; int32 scalar.
         nonfinite_count: updates in which a norm was NaN or inf; int32 scalar.
-        memory: what the threshold remembers, a pytree of arrays.
-
-    A field is `None` where the rule does not record it.
+        memory: the memory of the threshold, a pytree of arrays.
     """
 
     norm: Any = None
     threshold: Any = None
     scale: Any = None
     fraction: Any = None
-    count: Any = None
+    count: Any = None  # pyright: ignore[reportIncompatibleMethodOverride]
     clipped_count: Any = None
     nonfinite_count: Any = None
     memory: Any = ()
 
     def scalars(self) -> dict[str, Any]:
-        """What is recorded, by name."""
-        return {key: getattr(self, key) for key in _RECORD if getattr(self, key) is not None}
+        """The recorded scalars by name."""
+        return {key: getattr(self, key) for key in _COUNTED if getattr(self, key) is not None}
 
 
 def named(base: type[Any], rule: str) -> type[Any]:
-    """The type of the states of the rule of this name: `base`, with the attribute `rule`."""
+    """The subclass of a state for the rule of this name, with the attribute `rule`."""
     if not isinstance(rule, str) or not rule or "/" in rule:
         raise ValueError(f"name={rule!r} must be a string without '/', to be a key of metrics")
     return _named(base, rule)
@@ -75,95 +78,125 @@ def _named(base: type[Any], rule: str) -> type[Any]:
 
 
 def _rebuild(base: type[Any], rule: str, fields: tuple[Any, ...]) -> Any:
+    """Unpickles a state."""
     kind = named(base, rule)
     if len(fields) != len(kind._fields):
         raise ValueError(
-            f"a pickled state of {rule} has {len(fields)} fields, where this version of jaxclip "
-            f"has {len(kind._fields)}: {', '.join(kind._fields)}"
+            f"a pickled state of {rule} has {len(fields)} fields, but this version of jaxclip has "
+            f"{len(kind._fields)}: {', '.join(kind._fields)}"
         )
     return kind(*fields)
 
 
 def first(rule: str, memory: Any = (), *, record: bool = True) -> ClipState:
-    """The state before the first update. Every field has a buffer of its own, to be donated."""
+    """The state before the first update. Every field has its own buffer, for donation."""
+    kind = named(ClipState, rule)
     if not record:
-        return named(ClipState, rule)(count=jnp.zeros((), jnp.int32), memory=memory)
-    return named(ClipState, rule)(
-        norm=jnp.zeros((), jnp.float32),
-        threshold=jnp.full((), jnp.inf, jnp.float32),
-        scale=jnp.ones((), jnp.float32),
-        fraction=jnp.zeros((), jnp.float32),
-        count=jnp.zeros((), jnp.int32),
-        clipped_count=jnp.zeros((), jnp.int32),
-        nonfinite_count=jnp.zeros((), jnp.int32),
-        memory=memory,
-    )
+        return kind(count=jnp.zeros((), jnp.int32), memory=memory)
+    values = (0.0, np.inf, 1.0, 0.0)
+    scalars = [jnp.full((), value, jnp.float32) for value in values]
+    counts = [jnp.zeros((), jnp.int32) for _ in range(3)]
+    return kind(*scalars, *counts, memory)
 
 
-def of_nothing(memory: Any) -> Any:
-    """A memory whose lists and dicts of what there is for each leaf are numbers if there is none.
+def without_leaves(memory: Any) -> Any:
+    """A memory in which an empty list or dict is a number.
 
     `optax.tree_utils.tree_map_params` asks for the state of a tree without leaves, and takes each
-    of its leaves for the whole of what stands there in a state.
+    of its leaves for the place of a tree.
     """
 
     def is_empty(x: Any) -> bool:
         return isinstance(x, list | dict) and not x
 
-    return jax.tree.map(
-        lambda x: jnp.zeros((), jnp.float32) if is_empty(x) else x, memory, is_leaf=is_empty
+    def number(x: Any) -> Any:
+        return jnp.zeros((), jnp.float32) if is_empty(x) else x
+
+    return jax.tree.map(number, memory, is_leaf=is_empty)
+
+
+def checked(
+    first: Callable[[Any], Any], kind: type[Any]
+) -> tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]:
+    """Makes `init(params)` and `check(state, updates)` from what makes a first state.
+
+    `init` remembers the shapes of the states that it makes. `check` returns a state of this type
+    and these shapes, makes one where a stateless rule of Optax was replaced, and raises for any
+    other: a ring of another length would often work, and record falsehoods.
+    """
+    made: dict[Any, dict[Any, tuple[int, ...]]] = {}
+
+    def init(params: Any) -> Any:
+        state = first(params)
+        made[_key(params)] = _shapes(state)
+        return state
+
+    def check(state: Any, updates: Any) -> Any:
+        if state is None or isinstance(state, optax.EmptyState):
+            return first(updates)
+        if not isinstance(state, kind):
+            raise other_type(state, kind)
+        key, own = _key(updates), _shapes(state)
+        if key not in made:
+            try:
+                made[key] = _shapes(jax.eval_shape(first, updates))
+            except _validate.TracedSizeError:  # no window is known to compare with
+                return state
+        if own != made[key]:
+            _raise_other_state(state, own, made[key])
+        return state
+
+    return init, check
+
+
+def other_type(state: Any, kind: type[Any]) -> TypeError:
+    """The error for a state of another transformation."""
+    return TypeError(
+        f"state is a {type(state).__name__}, but {kind.rule} needs its own {kind.__name__}; "
+        "make one with init(params)"
     )
 
 
-def checked_or_first(state: Any, init: Callable[[Any], ClipState], updates: Any) -> Any:
-    """The state, or a first one where a stateless rule of Optax was replaced by one of ours."""
-    if state is None or isinstance(state, optax.EmptyState):
-        return init(updates)
-    return checked(state, init, updates)
+def _key(tree: Any) -> Any:
+    """The shapes of a tree, to look up."""
+    return tuple(map(jnp.shape, jax.tree.leaves(tree)))
 
 
-def checked(state: Any, init: Callable[[Any], Any], updates: Any) -> Any:
-    """The state, if it is one of this rule with these arguments, for updates like these.
-
-    A ring of another length, or the state of another rule, would often do, and tell what is not so.
-    """
-    own = jax.eval_shape(lambda: init(updates))
-    if type(state) is not type(own):
-        raise TypeError(f"state={state!r} is not a state of {own.rule}; make one with init(params)")
-    shapes, wanted = _shapes(state), _shapes(own)
-    for key in wanted | shapes:
-        if shapes.get(key) != wanted.get(key):
-            has, wants = (f"shape {x[key]}" if key in x else "nothing" for x in (shapes, wanted))
-            raise ValueError(
-                f"the state of {own.rule} has {has} at state{key}, where this rule has {wants}: it "
-                "was made with other arguments, for other parameters or by another version of "
-                "jaxclip; make one with init(params)"
-            )
-    return state
+def _shapes(tree: Any) -> dict[Any, tuple[int, ...]]:
+    """The shape of every leaf by its path."""
+    shapes = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        shapes[path] = jnp.shape(leaf)
+    return shapes
 
 
-def _shapes(state: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves}
+def _raise_other_state(state: Any, has: dict[Any, Any], wants: dict[Any, Any]) -> None:
+    path = next(path for path in wants | has if wants.get(path) != has.get(path))
+    own, wanted = (f"shape {x[path]}" if path in x else "nothing" for x in (has, wants))
+    raise ValueError(
+        f"the state of {state.rule} has {own} at state{jax.tree_util.keystr(path)}, but this rule "
+        f"needs {wanted}: the state was made with other arguments, for other parameters or by "
+        "another version of jaxclip; make one with init(params)"
+    )
 
 
-def following(state: ClipState, record: Record | None, memory: Any = ()) -> ClipState:
+def following(state: ClipState, seen: Record | None, memory: Any = ()) -> ClipState:
     """The state after an update."""
-    count = optax.safe_increment(state.count)
-    if record is None:
+    count = increased(state.count)
+    if seen is None:
         return state._replace(count=count, memory=memory)
     return state._replace(
-        norm=record.norm.astype(jnp.float32),
-        threshold=record.threshold.astype(jnp.float32),
-        scale=record.scale.astype(jnp.float32),
-        fraction=record.fraction.astype(jnp.float32),
+        norm=seen.norm.astype(jnp.float32),
+        threshold=seen.threshold.astype(jnp.float32),
+        scale=seen.scale.astype(jnp.float32),
+        fraction=seen.fraction.astype(jnp.float32),
         count=count,
-        clipped_count=counted(state.clipped_count, record.clipped),
-        nonfinite_count=counted(state.nonfinite_count, record.nonfinite),
+        clipped_count=increased(state.clipped_count, seen.clipped),
+        nonfinite_count=increased(state.nonfinite_count, seen.nonfinite),
         memory=memory,
     )
 
 
-def counted(count: jax.Array, happened: jax.Array) -> jax.Array:
-    """One more if it happened."""
-    return jnp.where(happened, optax.safe_increment(count), count)
+def increased(count: jax.Array, by: Any = 1) -> jax.Array:
+    """A count that went up, or not, and stays at its largest value: an overflow wraps below it."""
+    return jnp.maximum(count + jnp.asarray(by, count.dtype), count)

@@ -1,30 +1,27 @@
-"""Norms of groups of arrays, from the sums of their elements' powers.
+r"""Norms of groups of arrays, from sums of powers.
 
-The whole difficulty of norms is in this file: sums are taken in at least float32; where powers
-overflow or underflow, the sum is taken again with the arrays rescaled; and where the norm itself
-overflows, it is still known, as a value times a unit.
+Sums are accumulated in at least float32. Where powers overflow or underflow, a branch that is
+otherwise not taken sums them again with the arrays rescaled. Which arrays make a group, and what is
+done with its norm, is decided elsewhere.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxclip._numerics import collectives as _mesh
-from jaxclip._numerics import total_order as _largest
-from jaxclip._numerics.collectives import Axes
+from jaxclip._numerics import collectives, total_order
+from jaxclip._numerics.collectives import MeshAxes
 from jaxclip._numerics.scaled_float import (
     Norm,
     accumulator,
-    in_halves,
     in_unit,
-    magnitude,
-    of,
+    power_of_two_near,
     times,
     widened,
 )
@@ -32,162 +29,221 @@ from jaxclip._numerics.scaled_float import (
 # Rescaling by 2**k or 2**-k keeps the squares, and sums of up to 2**37 of them, in range.
 _RESCALE = {4: 96, 8: 700}  # by bytes of the accumulator
 _SUMMED = 2**37
-_SMALL = 4096  # elements of arrays that are stacked when they are measured again
+_STACKED = 64  # scalars in one vector
+_ROOT_LAST = (1, 2)  # powers whose root follows the branches
+_SMALL = 4096  # elements of arrays that are stacked before they are rescaled
+
+Arrays = tuple[jax.Array, ...]
 
 
 class Kind(NamedTuple):
-    """What is summed, over what. Static: one kind, one program."""
+    """The norm of a group. Static: it decides which program is compiled.
+
+    Attributes:
+        power: p, with 1 <= p <= inf.
+        axes: the axes reduced in the group's only array, which stay with size 1; `None` to reduce
+            all arrays of the group to a scalar.
+        mesh: the mesh axes over which each array is summed; `None` outside of meshes.
+        elements: a divisor of the sum before the root, for p = 2.
+    """
 
     power: float
-    reduced: tuple[tuple[int, ...] | None, ...]  # per array; `None` for all axes, to a scalar
-    mesh: tuple[Axes, ...]  # per array
-    elements: int = 1  # what the sum is divided by before the root; only for power 2
+    axes: tuple[int, ...] | None
+    mesh: tuple[MeshAxes, ...] | None = None
+    elements: int = 1
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 @functools.partial(jax.jit, static_argnums=1, inline=True)
-def measure(groups: tuple[tuple[jax.Array, ...], ...], kinds: tuple[Kind, ...]) -> list[Norm]:
-    """The norm of each group of arrays, with one branch for all of them."""
-    # A norm and the scaling of the same leaf in one program would share the conversion of a
-    # bfloat16 leaf to float32, and XLA then writes that out in full. The barrier keeps the two
-    # reads apart; on float32 it costs nothing.
-    groups = tuple(tuple(map(jax.lax.optimization_barrier, arrays)) for arrays in groups)
-    every = _mesh.union([names for kind in kinds for names in kind.mesh])
-    found: dict[int, Norm] = {}
-    sums: dict[Axes, dict[int, _Sum]] = {}
-    for i, (arrays, kind) in enumerate(zip(groups, kinds, strict=True)):
+def norms(groups: tuple[Arrays, ...], kinds: tuple[Kind, ...]) -> list[Norm]:
+    """The norm of each group of arrays, with one rarely taken branch for all of them.
+
+    Args:
+        groups: floating arrays of any dtypes; complex ones count by magnitude. No group is empty.
+        kinds: one for each group.
+
+    Returns:
+        For each group a scalar in the accumulator's dtype, or an array if its kind has axes. The
+        derivative is 0 where the norm is 0 or not finite.
+    """
+    every: dict[Any, None] = {}
+    for kind in kinds:
+        every |= dict.fromkeys(collectives.union(kind.mesh) if kind.mesh else ())
+    found: list[Any] = [None] * len(groups)
+    sums: dict[MeshAxes, dict[int, _Sum]] = {}
+    for i, (group, kind) in enumerate(zip(groups, kinds, strict=True)):
+        arrays = tuple(map(_read_apart, group))
         if math.isinf(kind.power):
             found[i] = _peak(arrays, kind)
             continue
-        total = _Sum(arrays, kind, every, _power_sum(arrays, kind, None, every))
-        if total.is_always_safe:
-            found[i] = total.plain()
-        else:  # devices that differ in a sum take branches of their own
-            sums.setdefault(_mesh.varying_axes(total.value), {})[i] = total
+        total = _Sum(arrays, kind, tuple(every), _power_sum(arrays, kind, None, tuple(every)))
+        if _is_always_exact(total):
+            found[i] = Norm(_root(total.value, kind), jnp.ones_like(total.value))
+            continue
+        # Devices that differ in a sum take branches of their own.
+        varying = () if kind.mesh is None else collectives.varying_axes(total.value)
+        sums.setdefault(varying, {})[i] = total
     for alike in sums.values():
-        found |= zip(alike, _plain_or_rescued(list(alike.values())), strict=True)
-    return [found[i] for i in range(len(groups))]
+        for i, norm in zip(alike, _exact_norms(list(alike.values())), strict=True):
+            found[i] = norm
+    return found
 
 
 class _Sum(NamedTuple):
-    """The plain sum of some arrays' powers, and what it is of."""
+    """The plain sum of the powers of some arrays."""
 
-    arrays: tuple[jax.Array, ...]
+    arrays: Arrays
     kind: Kind
-    every: Axes  # the mesh axes of all sums
+    every: MeshAxes  # the mesh axes of all sums
     value: jax.Array
 
-    @property
-    def is_safe(self) -> jax.Array:
-        """Where nothing that counts has overflowed or underflowed."""
-        smallest = _smallest_exact(self.arrays, self.kind, self.value.dtype)
-        return (self.value >= smallest) & (self.value < jnp.inf)
 
-    @property
-    def is_always_safe(self) -> bool:
-        """Whether no powers of such elements, and no sum of them, can overflow or underflow."""
-        kinds, wide = [jnp.finfo(x.dtype) for x in self.arrays], jnp.finfo(self.value.dtype)
-        power, elements = self.kind.power, _elements(self.arrays, self.kind)
-        largest = max(float(kind.max) for kind in kinds)
-        smallest = min(float(kind.smallest_subnormal) for kind in kinds)
-        if math.log2(largest) * power + math.log2(max(elements, 1)) >= wide.maxexp:
-            return False
-        return math.log2(smallest) * power >= wide.minexp
+def _read_apart(x: jax.Array) -> jax.Array:
+    """A 16-bit array that does not share its conversion to float32 with the scaling after it.
 
-    def plain(self) -> Norm:
-        """The norm, if the sum is safe."""
-        return Norm(_root(self.value, self.kind), jnp.ones_like(self.value))
-
-    def rescued(self) -> Norm:
-        """The norm by the sum of rescaled elements where the plain one is not safe."""
-        arrays = _stacked(self.arrays, self.kind)
-        if self.kind.power not in (1, 2):
-            return _scaled_by_peak(*arrays, self.every)
-        safe, one = self.is_safe, jnp.ones_like(self.value)
-        k = _RESCALE[self.value.dtype.itemsize]
-        up, down = _power(k, self.value), _power(-k, self.value)
-        scale = jnp.where(safe, one, jnp.where(self.value < 1, up, down))
-        unit = jnp.where(safe, one, jnp.where(self.value < 1, down, up))
-        return Norm(_root(_power_sum(*arrays, scale, self.every), self.kind), unit)
-
-
-def _plain_or_rescued(sums: list[_Sum]) -> list[Norm]:
-    """Norms for which a program has one branch, and that is not taken as a rule.
-
-    Only there are the arrays read again, all of them.
+    XLA would otherwise write the converted array to memory.
     """
-    safe = _mesh.together([jnp.all(s.is_safe) for s in sums], jnp.all)
-    return jax.lax.cond(
-        safe, lambda: [sum.plain() for sum in sums], lambda: [sum.rescued() for sum in sums]
-    )
+    return jax.lax.optimization_barrier(x) if jnp.finfo(x.dtype).bits <= 16 else x
 
 
-def _stacked(arrays: tuple[jax.Array, ...], kind: Kind) -> tuple[tuple[jax.Array, ...], Kind]:
-    """Small arrays of one type stacked to one array, which XLA compiles faster."""
+def _exact_norms(sums: list[_Sum]) -> list[Norm]:
+    """The norms; where a plain sum overflowed or underflowed, of rescaled arrays."""
+    exact = [_is_exact(s) for s in sums]
+    plain = [
+        (s.value if s.kind.power in _ROOT_LAST else _root(s.value, s.kind), jnp.ones_like(s.value))
+        for s in sums
+    ]
+
+    def rescaled() -> list[tuple[jax.Array, jax.Array]]:
+        return list(map(_rescaled, sums, exact))
+
+    every = joined([jnp.all(e) if e.ndim else e for e in exact], jnp.all)
+    pairs = zip(sums, jax.lax.cond(every, lambda: plain, rescaled), strict=True)
+    return [Norm(_root(x, s.kind) if s.kind.power in _ROOT_LAST else x, u) for s, (x, u) in pairs]
+
+
+def _rescaled(total: _Sum, exact: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sum of powers of rescaled arrays, or for other orders the norm, and its unit."""
+    arrays, kind = _stacked(total.arrays, total.kind)
+    value, k = total.value, _RESCALE[total.value.dtype.itemsize]
+    if kind.power not in _ROOT_LAST:
+        return _relative_to_peak(arrays, kind, total.every)
+    unit = jax.lax.select(value < 1, jnp.full_like(value, 2.0**-k), jnp.full_like(value, 2.0**k))
+    unit = jax.lax.select(exact, jnp.ones_like(value), unit)
+    return _power_sum(arrays, kind, 1 / unit, total.every), unit
+
+
+def _is_exact(total: _Sum) -> jax.Array:
+    """Where no power that matters has overflowed or underflowed."""
+    info = jnp.finfo(total.value.dtype)
+    elements = 0 if total.kind.power == 1 else min(_elements(total), _SUMMED)
+    least = jnp.asarray(elements * float(info.tiny) / float(info.eps), total.value.dtype)
+    return total.value == jax.lax.clamp(least, total.value, jnp.asarray(info.max, least.dtype))
+
+
+def _is_always_exact(total: _Sum) -> bool:
+    """Whether no power of any finite array of these dtypes can overflow or underflow."""
+    wide, power = jnp.finfo(total.value.dtype), total.kind.power
+    elements = math.log2(max(_elements(total), 1))
+    for x in total.arrays:
+        info = jnp.finfo(x.dtype)
+        smallest, largest = float(info.smallest_subnormal), float(info.max)
+        if math.log2(largest) * power + elements >= wide.maxexp:
+            return False
+        if math.log2(smallest) * power < wide.minexp:
+            return False
+    return True
+
+
+def _elements(total: _Sum) -> int:
+    """The number of elements on all devices."""
+    number, mesh = 0, total.kind.mesh
+    for i, x in enumerate(total.arrays):
+        number += x.size * (1 if mesh is None else collectives.shards(mesh[i]))
+    return number
+
+
+def _stacked(arrays: Arrays, kind: Kind) -> tuple[Arrays, Kind]:
+    """Small arrays of one type stacked to one array, which compiles faster."""
     if len(arrays) == 1:
         return arrays, kind
+    mesh = kind.mesh or ((),) * len(arrays)
     groups: dict[Any, list[jax.Array]] = {}
-    for i, (x, names) in enumerate(zip(arrays, kind.mesh, strict=True)):
-        alone = i if x.size > _SMALL else None
-        groups.setdefault((jax.typeof(x), names, alone), []).append(x)
-    mesh = tuple(names for _, names, _ in groups)
-    joined = tuple(jnp.stack(g) if len(g) > 1 else g[0] for g in groups.values())
-    return joined, kind._replace(reduced=(None,) * len(mesh), mesh=mesh)
+    for i, (x, axes) in enumerate(zip(arrays, mesh, strict=True)):
+        groups.setdefault((jax.typeof(x), axes, i if x.size > _SMALL else None), []).append(x)
+    alike = tuple([jnp.stack(g) if len(g) > 1 else g[0] for g in groups.values()])
+    return alike, kind._replace(mesh=kind.mesh and tuple([axes for _, axes, _ in groups]))
 
 
-def _smallest_exact(arrays: tuple[jax.Array, ...], kind: Kind, dtype: Any) -> jax.Array:
-    """The sum of powers below which powers that underflowed could be missed in it."""
-    info = jnp.finfo(dtype)
-    elements = 0 if kind.power == 1 else min(_elements(arrays, kind), _SUMMED)
-    return jnp.asarray(elements * float(info.tiny) / float(info.eps), dtype)
-
-
-def _elements(arrays: tuple[jax.Array, ...], kind: Kind) -> int:
-    """How many elements there are on all devices."""
-    return sum(x.size * _mesh.shards(m) for x, m in zip(arrays, kind.mesh, strict=True))
-
-
-def _scaled_by_peak(arrays: tuple[jax.Array, ...], kind: Kind, every: Axes) -> Norm:
-    """The norm by powers of elements relative to the largest one, which is looked for first."""
-    peak, spare = _peak(arrays, kind)
-    k = _RESCALE[peak.dtype.itemsize]
-    small, large = peak < 2.0 ** (-k // 2), peak > 2.0 ** (k // 2)
-    unit = jnp.where(large, _power(k, peak), _power(0, peak))
-    unit = jnp.where(small & (peak > 0), _power(-k, peak), unit)
-    largest = peak / unit * spare
+def _relative_to_peak(arrays: Arrays, kind: Kind, every: MeshAxes) -> tuple[jax.Array, jax.Array]:
+    """The norm and its unit, by powers of elements divided by the largest magnitude."""
+    peak = _peak(arrays, kind)
+    unit = power_of_two_near(peak.number)
+    largest = peak.value * (peak.unit / unit)
     divisor = jnp.where((largest > 0) & jnp.isfinite(largest), largest, jnp.ones_like(largest))
-    arrays = tuple(jnp.abs(in_unit(x, unit)) / divisor for x in arrays)
-    return Norm(largest * _root(_power_sum(arrays, kind, None, every), kind), unit)
+    arrays = tuple([jnp.abs(in_unit(x, unit)) / divisor for x in arrays])
+    return largest * _root(_power_sum(arrays, kind, None, every), kind), unit
 
 
-def _power_sum(
-    arrays: tuple[jax.Array, ...], kind: Kind, scale: jax.Array | None, every: Axes
+def _power_sum(arrays: Arrays, kind: Kind, scale: jax.Array | None, every: MeshAxes) -> jax.Array:
+    dtype = accumulator(*arrays)
+    parts = [reduced(_raised(x, dtype, scale, kind.power), kind.axes) for x in arrays]
+    return sum_of(parts, kind.mesh, every)
+
+
+def _peak(arrays: Arrays, kind: Kind) -> Norm:
+    """The largest magnitude; NaN if an element is NaN."""
+    dtype = accumulator(*arrays)
+    # The magnitude of a complex number may be up to sqrt(2) times the largest float.
+    unit = 2.0 if any(map(jnp.iscomplexobj, arrays)) else 1.0
+    scale = jnp.asarray(1 / unit, dtype)
+    sizes = [jnp.abs(times(widened(x, dtype), scale) if unit > 1 else x) for x in arrays]
+    parts = [total_order.magnitude(x.astype(dtype), kind.axes) for x in sizes]
+    most = largest_of(parts, kind.mesh)
+    return Norm(most, jnp.full_like(most, unit))
+
+
+def largest_of(parts: list[jax.Array], mesh: tuple[MeshAxes, ...] | None) -> jax.Array:
+    """The largest of some arrays of one shape, each over its mesh axes; NaN if one is NaN."""
+
+    def largest(x: jax.Array, axis: int) -> jax.Array:
+        return total_order.largest(x, (axis,))
+
+    return _over_mesh(parts, mesh, largest, collectives.max_over)
+
+
+def sum_of(
+    parts: list[jax.Array], mesh: tuple[MeshAxes, ...] | None, every: MeshAxes = ()
 ) -> jax.Array:
-    dtype = accumulator(*arrays)
-    parts = [
-        reduced(_raised(x, dtype, scale, kind.power), axes)
-        for x, axes in zip(arrays, kind.reduced, strict=True)
-    ]
-    return _mesh.sum_over(parts, kind.mesh, every if any(kind.mesh) else ())
+    """The sum of some arrays of one shape, each over its mesh axes."""
+    if mesh is None:
+        return joined(parts, jnp.sum)
+    return _over_mesh(parts, mesh, jnp.sum, lambda sums: collectives.sum_over(sums, every))
 
 
-def _peak(arrays: tuple[jax.Array, ...], kind: Kind) -> Norm:
-    """The largest magnitude."""
-    dtype = accumulator(*arrays)
+def _over_mesh(parts: Any, mesh: Any, reduce: Any, across: Any) -> jax.Array:
+    """Reduces the parts of each mesh axes on their device, and then the results across devices."""
+    if mesh is None or not any(mesh):
+        return joined(parts, reduce)
+    groups: dict[MeshAxes, list[jax.Array]] = {}
+    for part, axes in zip(parts, mesh, strict=True):
+        groups.setdefault(axes, []).append(part)
+    return across({axes: joined(own, reduce) for axes, own in groups.items()})
 
-    def largest(numbers: Iterable[jax.Array]) -> list[jax.Array]:
-        pairs = zip(numbers, kind.reduced, strict=True)
-        return [_largest.magnitude(x.astype(dtype), axes) for x, axes in pairs]
 
-    sizes = [magnitude(x) for x in arrays]
-    numbers = largest(size.number for size in sizes)
-    if not any(jnp.iscomplexobj(x) for x in arrays):
-        return of(_mesh.max_over(numbers, kind.mesh))
-    halves = largest(size.half for size in sizes)
-    parts = [jnp.stack(pair) for pair in zip(numbers, halves, strict=True)]
-    return in_halves(*_mesh.max_over(parts, kind.mesh))
+def joined(parts: list[jax.Array], reduce: Callable[[jax.Array, int], jax.Array]) -> jax.Array:
+    """Small arrays of one shape, reduced to one.
+
+    Without the barrier XLA would make one kernel of a thousand scalars, and compile it for seconds.
+    """
+    while len(parts) > 1:
+        chunks = [parts[i : i + _STACKED] for i in range(0, len(parts), _STACKED)]
+        parts = [reduce(jax.lax.optimization_barrier(jnp.stack(chunk)), 0) for chunk in chunks]
+    return parts[0]
 
 
 def reduced(x: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
+    """The sum over some axes, which stay with size 1, or over all of them, to a scalar."""
     return jnp.sum(x, axis=axes, keepdims=axes is not None)
 
 
@@ -196,15 +252,15 @@ def _raised(x: jax.Array, dtype: Any, scale: jax.Array | None, power: float) -> 
     if jnp.iscomplexobj(x) and power == 2:
         real, imag = jnp.real(x), jnp.imag(x)
         return _raised(real, dtype, scale, power) + _raised(imag, dtype, scale, power)
-    x = widened(x, dtype)
+    x = widened(x, dtype) if jnp.iscomplexobj(x) else x.astype(dtype)
     x = x if scale is None else times(x, scale)
     return _to_the(jnp.abs(x) if power != 2 else x, power)
 
 
 def _to_the(x: jax.Array, power: float) -> jax.Array:
-    """`x ** power` for x >= 0 and a power that need not be one of the dtype's numbers.
+    """`x ** power` for x >= 0, by an integer power and the rest.
 
-    A power rounded to float32 would tell in the result as the logarithm of x times that rounding.
+    A power rounded to float32 would cost accuracy in proportion to the logarithm of x.
     """
     whole, rest = divmod(power, 1)
     found = jax.lax.integer_pow(x, int(whole))
@@ -215,14 +271,47 @@ def _root(total: jax.Array, kind: Kind) -> jax.Array:
     if kind.power == 1:
         return total
     if kind.power == 2:
-        one = kind.elements == 1
-        return jnp.sqrt(total if one else total / jnp.asarray(kind.elements, total.dtype))
+        mean = kind.elements != 1
+        return jnp.sqrt(total / jnp.asarray(kind.elements, total.dtype) if mean else total)
     power = jnp.asarray(kind.power, total.dtype)
     root = total ** (1 / power)
-    # One of Newton's steps: the reciprocal of the power is rounded as well.
+    # One Newton step, since the reciprocal of the power is rounded.
     nearer = root - (root - total / _to_the(root, kind.power - 1)) / power
     return jnp.where((total > 0) & (total < jnp.inf), nearer, root)
 
 
-def _power(k: int, like: jax.Array) -> jax.Array:
-    return jnp.full_like(like, 2.0**k)
+@norms.defjvp
+def _norms_jvp(kinds: tuple[Kind, ...], primals: Any, tangents: Any) -> Any:
+    (groups,), (dots,) = primals, tangents
+    out = norms(groups, kinds)
+    return out, [_tangent(*each) for each in zip(groups, dots, out, kinds, strict=True)]
+
+
+def _tangent(arrays: Arrays, dots: Arrays, out: Norm, kind: Kind) -> Norm:
+    """Dn = sum of slope * dx; 0 where n is 0 or infinite."""
+    good = (out.value > 0) & jnp.isfinite(out.value)
+    value = jnp.where(good, out.value, jnp.ones_like(out.value))
+    unit = jnp.where(good, out.unit, jnp.ones_like(out.unit))
+    slopes = [_slope(in_unit(x, unit), value, kind.power) for x in arrays]
+    terms = [
+        reduced(jnp.real(jnp.conj(slope) * in_unit(dot, unit)), kind.axes)
+        for slope, dot in zip(slopes, dots, strict=True)
+    ]
+    change = sum_of(terms, kind.mesh) / jnp.asarray(kind.elements, value.dtype)
+    if math.isinf(kind.power):  # the elements of largest magnitude share the derivative
+        ties = [reduced(jnp.abs(slope), kind.axes) for slope in slopes]
+        change = change / jnp.maximum(sum_of(ties, kind.mesh), 1)
+    change = jnp.where(good, change, jnp.zeros_like(change))
+    return Norm(change, jnp.zeros_like(out.unit))
+
+
+def _slope(x: jax.Array, value: jax.Array, power: float) -> jax.Array:
+    """The derivative (|x| / n)^(p-1) sign(x) of the norm n by one element."""
+    if power == 2:
+        return times(x, 1 / value)
+    size, sign = jnp.abs(x), jnp.sign(x)
+    if power == 1:
+        return sign
+    if math.isinf(power):
+        return times(sign, (size == value).astype(size.dtype))
+    return times(sign, (size / value) ** jnp.asarray(power - 1, size.dtype))

@@ -1,10 +1,12 @@
-"""What norms are measured in: at least float32, and beyond its range by a unit.
+r"""Norms beyond the range of their dtype, and the multiplication by a quotient of norms.
 
-A norm is known also where it overflows: as a value times a power of two.
+A norm is the product of a value and a power of two, so that it is known where it overflows. The
+factor $c/n$ is one float, or two where one would underflow. Sums of powers are in `power_sums`.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -12,25 +14,20 @@ import jax.numpy as jnp
 
 
 class Norm(NamedTuple):
-    """The number `value * unit`, also where that product overflows. `unit` is a power of two."""
+    """`value * unit`, so norms above the dtype's maximum stay representable.
+
+    Attributes:
+        value: finite if everything measured is finite.
+        unit: a power of two.
+    """
 
     value: jax.Array
     unit: jax.Array
 
     @property
     def number(self) -> jax.Array:
-        """The norm as one float; inf if it is beyond the dtype's range."""
+        """The norm as one float; inf beyond the dtype's range."""
         return self.value * self.unit
-
-    @property
-    def half(self) -> jax.Array:
-        """Half the norm as one float, which reaches twice as far."""
-        return self.value * (self.unit / 2)
-
-    @property
-    def is_finite(self) -> jax.Array:
-        """Whether everything measured was finite."""
-        return jnp.isfinite(self.value)
 
     def times(self, factor: jax.Array) -> jax.Array:
         """A multiple of the norm as one float: inf of inf and 0 of 0, whatever the norm."""
@@ -38,49 +35,115 @@ class Norm(NamedTuple):
         product = jnp.where(factor > 0, factor * value * unit, jnp.zeros_like(factor * value))
         return jnp.where(factor < jnp.inf, product, jnp.full_like(product, jnp.inf))
 
-    def divided_by(self, divisor: float) -> Norm:
-        """The norm divided by a positive constant."""
-        return Norm(self.value / jnp.asarray(divisor, self.value.dtype), self.unit)
+
+class Scale(NamedTuple):
+    """How the arrays of one norm are scaled: by `factor` where `over`, else not at all.
+
+    Attributes:
+        over: whether they are scaled.
+        finite: whether the norm is finite; elsewhere nothing is scaled.
+        factor: the factor as one float, 1 where not `over`; it may underflow.
+        first: 1, or a power of two where the factor underflows.
+        second: the factor divided by `first`.
+    """
+
+    over: jax.Array
+    finite: jax.Array
+    factor: jax.Array
+    first: jax.Array
+    second: jax.Array
+
+
+@functools.partial(jax.jit, inline=True)
+def clipped(
+    norm: Norm, number: jax.Array, threshold: Any, eps: Any = None, floor: Any = None
+) -> Scale:
+    """The scale min(1, c / max(n + eps, floor)); 1 where the norm is not finite.
+
+    Args:
+        norm: n.
+        number: n as one float.
+        threshold: c >= 0, broadcastable to the norm.
+        eps: added to the norm, if given.
+        floor: the least divisor, if given.
+    """
+    c = broadcast(threshold, number)
+    n = number if eps is None else number + jnp.asarray(eps).astype(number.dtype)
+    return quotient(norm, number, c, n > c, eps, floor)
+
+
+def quotient(
+    norm: Norm,
+    number: jax.Array,
+    target: jax.Array,
+    changes: jax.Array,
+    eps: Any = None,
+    floor: Any = None,
+) -> Scale:
+    """The scale target / max(n + eps, floor) where the norm `changes`, else 1.
+
+    Its two factors are both at most 1, or both at least 1, so no product overflows or underflows
+    on the way to a result that does neither.
+    """
+    one, finite = jnp.ones_like(number), jnp.isfinite(norm.value)
+    over = changes & finite
+    unit = power_of_two_near(_select(over, number, one))
+    divisor = norm.value * (norm.unit / unit)
+    if eps is not None:
+        divisor = divisor + jnp.asarray(eps).astype(one.dtype) / unit
+    if floor is not None:
+        divisor = jnp.maximum(divisor, jnp.asarray(floor).astype(one.dtype) / unit)
+    info = jnp.finfo(one.dtype)
+    second = _select(over, target, one) / _select(over, divisor, one)
+    # By the reciprocal: XLA joins (a / b) / c to a / (b c), which may overflow.
+    down = 1 / unit
+    factor = second * down
+    least, most = jnp.asarray(info.tiny, one.dtype), jnp.asarray(info.max, one.dtype)
+    is_normal = factor == jax.lax.clamp(least, factor, most)
+    first, second = _select(is_normal, one, down), _select(is_normal, factor, second)
+    return Scale(over, finite, factor, first, second)
+
+
+@functools.partial(jax.jit, inline=True)
+def apply(x: jax.Array, scale: Scale) -> jax.Array:
+    """The scaled array, multiplied in at least float32 and rounded once to its own dtype.
+
+    The factor is precomputed and the selection is made in the wide dtype, so XLA fuses both into
+    the consumers of the result.
+    """
+    wide = accumulator(x, scale.second)
+    value = widened(x, wide)
+    scaled = times(times(value, scale.first.astype(wide)), scale.second.astype(wide))
+    return _select(scale.over, scaled, value).astype(x.dtype)
 
 
 def accumulator(*arrays: jax.Array) -> Any:
     """The dtype in which these arrays are measured: float32, or float64 if one of them is."""
-    wide = any(jnp.finfo(x.dtype).dtype == jnp.float64 for x in arrays)
-    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+    for x in arrays:
+        if jnp.finfo(x.dtype).dtype == jnp.float64:
+            return jnp.dtype(jnp.float64)
+    return jnp.dtype(jnp.float32)
 
 
 def power_of_two_near(x: jax.Array) -> jax.Array:
-    """A power of two near a positive x whose reciprocal is a normal number as well."""
+    """A power of two near a positive x, a normal number with a normal reciprocal."""
     info = jnp.finfo(x.dtype)
     power = jax.lax.reduce_precision(x, info.nexp, 0)
-    power = jnp.clip(power, float(info.tiny), 2.0 ** (info.maxexp - 2))
-    return jax.lax.stop_gradient(power)
-
-
-def of(number: jax.Array) -> Norm:
-    """A norm given as one float."""
-    return Norm(number, jnp.ones_like(number))
-
-
-def in_unit(x: jax.Array, unit: jax.Array) -> jax.Array:
-    """`x / unit` in the accumulator's precision; exact, since the unit is a power of two."""
-    return times(widened(x, unit.dtype), 1 / unit)
+    most = jnp.asarray(2.0 ** (info.maxexp - 2), x.dtype)
+    return jax.lax.stop_gradient(jax.lax.clamp(jnp.asarray(info.tiny, x.dtype), power, most))
 
 
 def magnitude(x: jax.Array) -> Norm:
-    """`|x|` of each element; of a complex one also where only its parts are within the range."""
+    """`|x|` of each element; finite for a complex one with finite parts."""
     if not jnp.iscomplexobj(x):
-        return of(jnp.abs(x))
-    part = jnp.maximum(jnp.abs(jnp.real(x)), jnp.abs(jnp.imag(x)))
-    one, most = jnp.ones_like(part), 2.0 ** (jnp.finfo(part.dtype).maxexp - 1)
-    unit = jnp.where(part < most, one, 2 * one)
-    return Norm(jnp.abs(times(x, 1 / unit)), unit)
+        return Norm(jnp.abs(x), jnp.ones_like(x))
+    half = jnp.abs(times(x, jnp.full_like(jnp.real(x), 0.5)))
+    return Norm(half, jnp.full_like(half, 2))
 
 
-def in_halves(number: jax.Array, half: jax.Array) -> Norm:
-    """The norm of which this is the number, and this half of it."""
-    one, fits = jnp.ones_like(number), number < jnp.inf
-    return Norm(jnp.where(fits, number, half), jnp.where(fits, one, 2 * one))
+def in_unit(x: jax.Array, unit: jax.Array) -> jax.Array:
+    """`x / unit` in the precision of the unit; exact, since it is a power of two."""
+    return times(widened(x, unit.dtype), 1 / unit)
 
 
 def times(x: jax.Array, factor: jax.Array) -> jax.Array:
@@ -95,3 +158,14 @@ def widened(x: jax.Array, dtype: Any) -> jax.Array:
     if jnp.iscomplexobj(x):
         return jax.lax.complex(jnp.real(x).astype(dtype), jnp.imag(x).astype(dtype))
     return x.astype(dtype)
+
+
+def broadcast(number: Any, like: jax.Array) -> jax.Array:
+    """A real number or array with the shape and dtype of another."""
+    c = jnp.asarray(number).astype(like.dtype)
+    return c if c.shape == like.shape else jnp.broadcast_to(c, like.shape)
+
+
+def _select(predicate: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    scalars = predicate.ndim == 0 and x.shape == y.shape
+    return jax.lax.select(predicate, x, y) if scalars else jnp.where(predicate, x, y)

@@ -12,10 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxclip._numerics import scaled_float as _wide
-
-HOW = ("clip", "scale")
-METHODS = ("eigh", "iterative")
+from jaxclip._numerics.scaled_float import power_of_two_near
 
 # A step of Newton and Schulz multiplies a small singular value by 15/8, and squares how far one
 # near 1 is from it: 30 steps bring 1e-7 of the largest one to 1.
@@ -47,7 +44,7 @@ def bounded(
     tall = matrix.T if wide else matrix
     size = jnp.max(jnp.abs(tall), initial=0)
     good = (size > 0) & jnp.isfinite(size)
-    unit = _wide.power_of_two_near(jnp.where(good, size, jnp.ones_like(size)))
+    unit = power_of_two_near(jnp.where(good, size, jnp.ones_like(size)))
     work = jnp.where(good, tall * (1 / unit), jnp.zeros_like(tall))  # squares stay in range
 
     limit = c / unit

@@ -1,8 +1,4 @@
-r"""The mathematics of the rules without state: on one array, or on a tree.
-
-What the named rules guarantee holds here too. There is no telemetry and no memory; a threshold is a
-number or an array. Inside a training step the transformations are more convenient.
-"""
+r"""Clipping as pure functions, with the names and arguments of the transformations."""
 
 from __future__ import annotations
 
@@ -10,50 +6,61 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
 
-from jaxclip import _validate as _checks
-from jaxclip import norms
-from jaxclip._core import flat_tree as _trees
-from jaxclip._core.measure import given
-from jaxclip._numerics import rescale as _scaling
-from jaxclip._numerics import scaled_float as _wide
-from jaxclip.functional.projecting import box as box
-from jaxclip.functional.projecting import max_norm as max_norm
-from jaxclip.functional.projecting import min_max_norm as min_max_norm
-from jaxclip.functional.projecting import non_negative as non_negative
-from jaxclip.functional.projecting import spectral_norm as spectral_norm
-from jaxclip.functional.projecting import unit_norm as unit_norm
-from jaxclip.transforms import elementwise as _elementwise
-
-__all__ = [
-    "box",
-    "clip_by_average_norm",
-    "clip_by_global_norm",
-    "clip_by_norm",
-    "clip_by_value",
-    "max_norm",
-    "min_max_norm",
-    "non_negative",
-    "spectral_norm",
-    "unit_norm",
-]
+from jaxclip import _validate
+from jaxclip._core.flat_tree import flatten, is_inexact, is_integer
+from jaxclip._core.measure import measure
+from jaxclip._numerics.scaled_float import Norm, accumulator, apply, clipped
+from jaxclip._types import AxisName, Order, PyTree, UnitAxes
+from jaxclip.transforms import clipping as rules
+from jaxclip.transforms import elementwise
 
 
-def clip_by_value(x: Any, lo: Any, hi: Any) -> Any:
-    r"""Each element between `lo` and `hi`, $\min(\max(x, lo), hi)$, as `tf.clip_by_value`.
+def clip(x: PyTree, max_delta: ArrayLike | None) -> PyTree:
+    r"""Each element between -max_delta and max_delta, as `optax.clip`; complex ones by magnitude.
+
+    Args:
+        x: an array or a tree of them; integers are clipped too.
+        max_delta: a number >= 0 or an array that broadcasts to `x`; `None` for no bound.
+
+    Returns:
+        The same shapes and dtypes.
+
+    Raises:
+        TypeError: if `max_delta` is not a real number.
+        ValueError: if it is negative or NaN, or enlarges `x`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxclip import functional
+        >>> print(functional.clip(jnp.array([0.5, -3.0]), 1.0))
+        [ 0.5 -1. ]
+    """
+    _validate.without_schedules(max_delta=max_delta)
+    if max_delta is None:
+        return x
+    _validate.real_number(max_delta, "max_delta", scalar=False)
+    high = _validate.number(max_delta)
+    return _bounded(x, -high, high, symmetric=True)
+
+
+def clip_by_value(x: PyTree, min_value: ArrayLike | None, max_value: ArrayLike | None) -> PyTree:
+    r"""Each element between two bounds, $\min(\max(x, l), u)$, as `tf.clip_by_value`.
 
     Args:
         x: an array or a tree of them; integers are clipped too, to the integers in between.
-        lo: the lower bound, a number or an array that broadcasts to `x`; `None` for none.
-        hi: the upper bound, likewise.
+        min_value: l, a number or an array that broadcasts to `x`; `None` for none.
+        max_value: u, in the same forms.
 
     Returns:
         The same shapes and dtypes.
 
     Raises:
         TypeError: if a bound is not a real number.
-        ValueError: if a bound is NaN, enlarges `x`, or `lo` exceeds `hi`; if `x` is complex and the
-            bounds are not -c and c.
+        ValueError: if a bound is NaN, enlarges `x`, or `min_value` exceeds `max_value`; if `x` is
+            complex and the bounds are not -c and c.
 
     Example:
         >>> import jax.numpy as jnp
@@ -61,39 +68,45 @@ def clip_by_value(x: Any, lo: Any, hi: Any) -> Any:
         >>> print(functional.clip_by_value(jnp.arange(10), 2, 8))
         [2 2 2 3 4 5 6 7 8 8]
     """
-    _checks.one_value(lo=lo, hi=hi)
-    _checks.bounds(lo, hi, ("lo", "hi"))
-    symmetric = _elementwise.opposite(lo, hi)
+    _validate.without_schedules(min_value=min_value, max_value=max_value)
+    _validate.bounds(min_value, max_value, elementwise.NAMES)
+    symmetric = elementwise.opposite(min_value, max_value)
+    return _bounded(x, min_value, max_value, symmetric=symmetric)
 
-    def one(path: Any, leaf: Any) -> Any:
-        where = jax.tree_util.keystr(path) or "x"
-        if not (_trees.is_inexact(leaf) or _trees.is_integer(leaf)):
+
+def _bounded(x: PyTree, low: Any, high: Any, *, symmetric: bool) -> PyTree:
+    def bounded(path: Any, leaf: Any) -> Any:
+        if not (is_inexact(leaf) or is_integer(leaf)):
             return leaf
-        return _elementwise.bounded(
-            jnp.asarray(leaf), lo, hi, symmetric=symmetric, where=where, names=("lo", "hi")
-        )
+        key = jax.tree_util.keystr(path) or "x"
+        return elementwise.bounded(jnp.asarray(leaf), low, high, symmetric=symmetric, path=key)
 
-    return jax.tree_util.tree_map_with_path(one, x)
+    return jax.tree_util.tree_map_with_path(bounded, x)
 
 
 def clip_by_norm(
-    x: Any, max_norm: Any, axis: Any = None, ord: Any = _checks.TWO, *, axis_name: Any = None
-) -> Any:
+    x: PyTree,
+    max_norm: ArrayLike | None,
+    axis: UnitAxes = None,
+    ord: Order = None,
+    *,
+    axis_name: AxisName = None,
+) -> PyTree:
     r"""`x`, or each slice of it, scaled to a norm of at most `max_norm`, as `tf.clip_by_norm`.
 
     Args:
-        x: an array, or a tree whose leaves are each taken by themselves.
+        x: an array, or a tree whose leaves are clipped one by one.
         max_norm: a number >= 0, `None`, or an array that broadcasts to the norms.
-        axis: the axes that are reduced; `None` for all.
-        ord: which norm: p >= 1, inf, `"rms"` or `"average"`.
-        axis_name: mesh axes over which the norm of a leaf, or of each slice, is spread, where that
+        axis: the axes that are reduced; `None` for all, `()` for none.
+        ord: the norm: p >= 1, inf, `"rms"` or `"average"`; `None` is 2.
+        axis_name: mesh axes over which the norm of a leaf, or of each slice, is spread, where they
             cannot be found; `()` where every slice is whole on one device.
 
     Returns:
         The same shapes and dtypes.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value.
 
     Example:
@@ -102,26 +115,20 @@ def clip_by_norm(
         >>> print(functional.clip_by_norm(jnp.array([2.0, 5.0]), 5.0))
         [1.8569534 4.6423836]
     """
-    _checks.one_value(max_norm=max_norm)
-    scope = "leaf" if axis is None else "unit"
-    _checks.threshold_tree(max_norm, "max_norm", scalar=axis is None)
-    flat = _trees.flatten(x)
-    found = norms.measure(flat, scope, ord, _checks.axes(axis), _checks.mesh_axes(axis_name))
-    limit = jnp.inf if max_norm is None else max_norm
-    scales = []
-    for i, n in enumerate(found):
-        bound = _checks.fitted(limit, n.value.shape, "max_norm", f"the norms of {flat.at(i)}")
-        scales.append(_kept_if_nonfinite(n, _scaling.hard(n, bound)))
-    return flat.rebuild([_scaling.apply(a, s) for a, s in zip(flat.arrays, scales, strict=True)])
+    _validate.without_schedules(max_norm=max_norm)
+    rule = rules.clip_by_norm(max_norm, axis=axis, ord=ord, axis_name=axis_name)
+    return _applied(rule, x)
 
 
-def clip_by_average_norm(x: Any, max_norm: Any, *, axis_name: Any = None) -> Any:
+def clip_by_average_norm(
+    x: PyTree, max_norm: ArrayLike | None, *, axis_name: AxisName = None
+) -> PyTree:
     r"""`x` scaled so that its 2-norm divided by its number of elements is at most `max_norm`.
 
     Args:
-        x: an array, or a tree whose leaves are each taken by themselves.
+        x: an array, or a tree whose leaves are clipped one by one.
         max_norm: a number >= 0, or `None`.
-        axis_name: mesh axes over which the leaves are sharded, where that cannot be found.
+        axis_name: mesh axes that shard the leaves, where they cannot be found.
 
     Returns:
         The same shapes and dtypes.
@@ -136,17 +143,92 @@ def clip_by_average_norm(x: Any, max_norm: Any, *, axis_name: Any = None) -> Any
         >>> print(functional.clip_by_average_norm(jnp.array([3.0, 4.0]), 1.0))
         [1.2 1.6]
     """
-    return clip_by_norm(x, max_norm, ord="average", axis_name=axis_name)
+    _validate.without_schedules(max_norm=max_norm)
+    return _applied(rules.clip_by_average_norm(max_norm, axis_name=axis_name), x)
+
+
+def clip_by_block_rms(
+    x: PyTree,
+    threshold: ArrayLike | None,
+    axis: UnitAxes = None,
+    *,
+    axis_name: AxisName = None,
+) -> PyTree:
+    r"""`x`, or each block of it, scaled to a root mean square of at most `threshold`.
+
+    Args:
+        x: an array, or a tree whose leaves are clipped one by one.
+        threshold: a number >= 0, `None`, or an array that broadcasts to the norms.
+        axis: the axes that are reduced; `None` for all.
+        axis_name: mesh axes over which a leaf, or each block, is spread, where they cannot be
+            found.
+
+    Returns:
+        The same shapes and dtypes.
+
+    Raises:
+        TypeError: if an argument has a wrong type.
+        ValueError: if an argument has a wrong value.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxclip import functional
+        >>> print(functional.clip_by_block_rms(jnp.array([6.0, -8.0]), 1.0))
+        [ 0.84852815 -1.1313709 ]
+    """
+    _validate.without_schedules(threshold=threshold)
+    return _applied(rules.clip_by_block_rms(threshold, axis=axis, axis_name=axis_name), x)
+
+
+def adaptive_grad_clip(
+    updates: PyTree,
+    params: PyTree,
+    clipping: ArrayLike,
+    eps: ArrayLike = 1e-3,
+    axis: UnitAxes = None,
+    *,
+    ord: Order = None,
+    axis_name: AxisName = None,
+) -> PyTree:
+    r"""Each unit's gradient scaled to a norm of at most `clipping` times that of its parameters.
+
+    Args:
+        updates: an array or a tree of them.
+        params: the parameters, with the same structure and shapes.
+        clipping: a number >= 0.
+        eps: lower bound on the parameter norm.
+        axis: the axes that are reduced; `None` for all but the last.
+        ord: the norm: p >= 1 or inf; `None` is 2.
+        axis_name: mesh axes over which a unit is spread, where they cannot be found.
+
+    Returns:
+        The shapes and dtypes of the updates.
+
+    Raises:
+        TypeError: if an argument has a wrong type.
+        ValueError: if an argument has a wrong value, or the trees differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxclip import functional
+        >>> params, grads = jnp.array([[3.0], [4.0]]), jnp.array([[0.0], [2.0]])
+        >>> print(functional.adaptive_grad_clip(grads, params, 0.1))
+        [[0. ]
+         [0.5]]
+    """
+    _validate.without_schedules(clipping=clipping)
+    rule = rules.adaptive_grad_clip(clipping, eps, axis, ord=ord, axis_name=axis_name)
+    return _applied(rule, updates, params)
 
 
 def clip_by_global_norm(
-    tree: Any,
-    max_norm: Any,
+    tree: PyTree,
+    max_norm: ArrayLike | None,
     *,
-    norm: Any = None,
-    ord: Any = _checks.TWO,
-    axis_name: Any = None,
-) -> tuple[Any, jax.Array]:
+    norm: ArrayLike | None = None,
+    ord: Order = None,
+    axis_name: AxisName = None,
+) -> tuple[PyTree, jax.Array]:
     r"""All leaves scaled by one factor, to a norm of at most `max_norm`.
 
     The same as `tf.clip_by_global_norm`.
@@ -155,14 +237,14 @@ def clip_by_global_norm(
         tree: any pytree of arrays.
         max_norm: a number >= 0, a scalar array, or `None`.
         norm: the norm, if it is known; TensorFlow's `use_norm`.
-        ord: which norm: p >= 1 or inf.
-        axis_name: mesh axes over which the leaves are sharded, where that cannot be found.
+        ord: the norm: p >= 1 or inf; `None` is 2.
+        axis_name: mesh axes that shard the leaves, where they cannot be found.
 
     Returns:
         The tree, and its norm before clipping, a float32 (float64) scalar.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value.
 
     Example:
@@ -173,17 +255,22 @@ def clip_by_global_norm(
         >>> print(clipped[0], clipped[1], norm)
         [0.6] [0.8] 5.0
     """
-    _checks.one_value(max_norm=max_norm)
-    _checks.threshold_tree(max_norm, "max_norm", scalar=True)
-    flat = _trees.flatten(tree)
+    _validate.without_schedules(max_norm=max_norm, norm=norm)
+    limit = jnp.inf if max_norm is None else max_norm
+    _validate.real_number(limit, "max_norm")
+    flat = flatten(tree)
     if norm is None:
-        (found,) = norms.measure(flat, "global", ord, None, _checks.mesh_axes(axis_name))
+        (found,) = measure("global", ord, axis_name=axis_name).norms(flat)
+    elif jnp.shape(norm) != () or isinstance(norm, (bool, str)):
+        raise ValueError(f"norm={norm!r} must be a scalar")
     else:
-        found = given(norm, _wide.accumulator(*flat.arrays))
-    limit = _checks.number(jnp.inf if max_norm is None else max_norm)
-    scale = _kept_if_nonfinite(found, _scaling.hard(found, limit))
-    return flat.rebuild([_scaling.apply(x, scale) for x in flat.arrays]), found.number
+        number = _validate.number(norm).astype(accumulator(*flat.arrays))
+        found = Norm(number, jnp.ones_like(number))
+    scale = clipped(found, found.number, jnp.maximum(_validate.number(limit), 0))
+    return flat.rebuild([apply(x, scale) for x in flat.arrays]), found.number
 
 
-def _kept_if_nonfinite(norm: _wide.Norm, scale: _scaling.Scale) -> _scaling.Scale:
-    return _scaling.for_nonfinite(scale, norm.is_finite, "propagate", norm.is_finite)
+def _applied(
+    rule: optax.GradientTransformationExtraArgs, updates: PyTree, params: PyTree = None
+) -> PyTree:
+    return rule.update(updates, rule.init(updates), params)[0]

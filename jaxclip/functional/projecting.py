@@ -1,56 +1,62 @@
-r"""Projections of weights as pure functions: the part of `jaxclip.functional` on weights.
-
-The transformations of the same sets are in `projections`.
-"""
+r"""Projections as pure functions, with the names and arguments of the transformations."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from jaxclip import _validate as _checks
-from jaxclip._core import flat_tree as _trees
-from jaxclip._numerics import scaled_float as _wide
-from jaxclip.projections import constraints as _weights
-from jaxclip.projections.constraints import Set
+from jaxclip._core.flat_tree import flatten
+from jaxclip._core.measure import measure
+from jaxclip._numerics.scaled_float import accumulator, widened
+from jaxclip._types import AxisName, How, Method, PyTree, UnitAxes
+from jaxclip.projections.constraints import (
+    Set,
+    elements_between,
+    landings,
+    norms_between,
+    singular_values,
+)
 
 
-def max_norm(w: Any, limit: Any, axis: Any = None, *, axis_name: Any = None) -> Any:
-    r"""Weights whose units are scaled to a norm of at most `limit`: $w \min(1, c/\|w\|_2)$.
+def project_max_norm(
+    w: PyTree, max_norm: ArrayLike = 2.0, axis: UnitAxes = None, *, axis_name: AxisName = None
+) -> PyTree:
+    r"""Weights whose units are scaled to a norm of at most `max_norm`: $w \min(1, c/\|w\|_2)$.
 
-    A unit that is inside, up to the rounding of its own dtype, comes back bit for bit.
+    A unit inside, up to a rounding of its dtype, is returned bit for bit.
 
     Args:
         w: an array, or a tree of them.
-        limit: c, a number >= 0.
+        max_norm: c, a number >= 0.
         axis: the axes that are reduced; `None` for all but the last: one output's incoming weights.
-        axis_name: mesh axes over which a unit is spread, where that cannot be found.
+        axis_name: mesh axes over which a unit is spread, where they cannot be found.
 
     Returns:
         The same shapes and dtypes.
 
     Raises:
-        TypeError: if `limit` is not a number.
+        TypeError: if `max_norm` is not a number.
         ValueError: if it is negative or NaN.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxclip import functional
-        >>> print(functional.max_norm(jnp.array([[3.0, 0.3], [4.0, 0.4]]), 1.0, axis=0))
+        >>> print(functional.project_max_norm(jnp.array([[3.0, 0.3], [4.0, 0.4]]), 1.0, axis=0))
         [[0.6 0.3]
          [0.8 0.4]]
     """
-    return _projected(w, _weights.norms_between(None, limit, ("limit", "limit")), axis, axis_name)
+    return _projected(w, norms_between(None, max_norm, ("min_norm", "max_norm")), axis, axis_name)
 
 
-def unit_norm(w: Any, axis: Any = None, *, axis_name: Any = None) -> Any:
+def project_unit_norm(w: PyTree, axis: UnitAxes = None, *, axis_name: AxisName = None) -> PyTree:
     r"""Weights whose units have the norm 1: $w / \|w\|_2$; a unit of zeros stays zero.
 
     Args:
         w: an array, or a tree of them.
         axis: the axes that are reduced; `None` for all but the last.
-        axis_name: mesh axes over which a unit is spread, where that cannot be found.
+        axis_name: mesh axes over which a unit is spread, where they cannot be found.
 
     Returns:
         The same shapes and dtypes.
@@ -61,22 +67,22 @@ def unit_norm(w: Any, axis: Any = None, *, axis_name: Any = None) -> Any:
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxclip import functional
-        >>> print(functional.unit_norm(jnp.array([[3.0, 0.0], [4.0, 0.0]]), axis=0))
+        >>> print(functional.project_unit_norm(jnp.array([[3.0, 0.0], [4.0, 0.0]]), axis=0))
         [[0.6 0. ]
          [0.8 0. ]]
     """
-    return _projected(w, _weights.norms_between(1.0, 1.0, ("norm", "norm")), axis, axis_name)
+    return _projected(w, norms_between(1.0, 1.0, ("norm", "norm")), axis, axis_name)
 
 
-def min_max_norm(
-    w: Any,
-    min_norm: Any = 0.0,
-    max_norm: Any = 1.0,
-    rate: Any = 1.0,
-    axis: Any = None,
+def project_min_max_norm(
+    w: PyTree,
+    min_norm: ArrayLike = 0.0,
+    max_norm: ArrayLike = 1.0,
+    rate: ArrayLike = 1.0,
+    axis: UnitAxes = None,
     *,
-    axis_name: Any = None,
-) -> Any:
+    axis_name: AxisName = None,
+) -> PyTree:
     r"""Weights whose units are brought between two norms.
 
     $$w \, \frac{r \min(\max(n, a), b) + (1 - r) n}{n}, \qquad n = \|w\|_2$$
@@ -85,9 +91,9 @@ def min_max_norm(
         w: an array, or a tree of them.
         min_norm: a, a finite number >= 0.
         max_norm: b, a number >= `min_norm`.
-        rate: r, between 0 and 1: how much of the way back is gone.
+        rate: r, between 0 and 1: the fraction of the way back.
         axis: the axes that are reduced; `None` for all but the last.
-        axis_name: mesh axes over which a unit is spread, where that cannot be found.
+        axis_name: mesh axes over which a unit is spread, where they cannot be found.
 
     Returns:
         The same shapes and dtypes.
@@ -100,15 +106,16 @@ def min_max_norm(
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxclip import functional
-        >>> print(functional.min_max_norm(jnp.array([[3.0, 0.3], [4.0, 0.4]]), 1.0, 2.0, axis=0))
+        >>> w = jnp.array([[3.0, 0.3], [4.0, 0.4]])
+        >>> print(functional.project_min_max_norm(w, 1.0, 2.0, axis=0))
         [[1.2 0.6]
          [1.6 0.8]]
     """
-    inside = _weights.norms_between(min_norm, max_norm, ("min_norm", "max_norm"), rate)
+    inside = norms_between(min_norm, max_norm, ("min_norm", "max_norm"), rate)
     return _projected(w, inside, axis, axis_name)
 
 
-def non_negative(w: Any) -> Any:
+def project_non_negative(w: PyTree) -> PyTree:
     r"""Weights without their negative part: $\max(w, 0)$.
 
     Args:
@@ -123,37 +130,40 @@ def non_negative(w: Any) -> Any:
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxclip import functional
-        >>> print(functional.non_negative(jnp.array([-1.0, 2.0])))
+        >>> print(functional.project_non_negative(jnp.array([-1.0, 2.0])))
         [0. 2.]
     """
-    return _projected(w, _weights.elements_between(0.0, None, ("low", "high")))
+    return _projected(w, elements_between(0.0, None, ("min_value", "max_value")))
 
 
-def box(w: Any, lo: Any, hi: Any) -> Any:
+def project_box(w: PyTree, min_value: ArrayLike | None, max_value: ArrayLike | None) -> PyTree:
     r"""Weights each between two bounds: $\min(\max(w, l), h)$.
 
     Args:
         w: an array, or a tree of them.
-        lo: l: a number or an array that broadcasts to `w`; `None` for no bound.
-        hi: h, likewise.
+        min_value: l: a number or an array that broadcasts to `w`; `None` for no bound.
+        max_value: h, in the same forms.
 
     Returns:
         The same shapes and dtypes.
 
     Raises:
         TypeError: if a bound is not a real number.
-        ValueError: if a bound is NaN or enlarges `w`, if `lo` exceeds `hi`, or a leaf is complex.
+        ValueError: if a bound is NaN or enlarges `w`, if `min_value` exceeds `max_value`, or a leaf
+            is complex.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxclip import functional
-        >>> print(functional.box(jnp.array([-1.0, 0.25, 2.0]), -0.5, 0.5))
-        [-0.5   0.25  0.5 ]
+        >>> print(functional.project_box(jnp.array([-1.0, 0.25]), -0.5, 0.5))
+        [-0.5   0.25]
     """
-    return _projected(w, _weights.elements_between(lo, hi, ("lo", "hi")))
+    return _projected(w, elements_between(min_value, max_value, ("min_value", "max_value")))
 
 
-def spectral_norm(w: Any, max_norm: Any, how: str = "clip", method: str | None = None) -> Any:
+def project_spectral_norm(
+    w: PyTree, max_norm: ArrayLike, how: How = "clip", method: Method | None = None
+) -> PyTree:
     r"""Matrices whose largest singular value is at most `max_norm`.
 
     Args:
@@ -174,22 +184,18 @@ def spectral_norm(w: Any, max_norm: Any, how: str = "clip", method: str | None =
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxclip import functional
-        >>> print(functional.spectral_norm(jnp.diag(jnp.array([3.0, 0.5])), 1.0))
+        >>> print(functional.project_spectral_norm(jnp.diag(jnp.array([3.0, 0.5])), 1.0))
         [[1.  0. ]
          [0.  0.5]]
     """
-    return _projected(w, _weights.spectral(max_norm, how, method))
+    return _projected(w, singular_values(max_norm, how, method))
 
 
-def _projected(w: Any, inside: Set, axis: Any = None, axis_name: Any = None) -> Any:
-    axes, mesh = _checks.axes(axis), _checks.mesh_axes(axis_name)
-    flat = _trees.flatten(w)
-    wide = flat.replaced([_wide.widened(x, _wide.accumulator(x)) for x in flat.arrays])
+def _projected(w: PyTree, inside: Set, axis: UnitAxes = None, axis_name: AxisName = None) -> PyTree:
+    units: Any = measure("unit", axis=axis, axis_name=axis_name)
+    flat = flatten(w)
+    wide = flat._replace(arrays=[widened(x, accumulator(x)) for x in flat.arrays])
     dtypes = [x.dtype for x in flat.arrays]
-    count = jnp.zeros((), jnp.int32)
-    landings = _weights.landings(wide, dtypes, count, inside, axes, mesh)
-    arrays = [
-        jnp.where(landed.keep, x, landed.value.astype(x.dtype))
-        for x, landed in zip(flat.arrays, landings, strict=True)
-    ]
-    return flat.rebuild(arrays)
+    landed = landings(wide, dtypes, jnp.zeros((), jnp.int32), inside, units)
+    pairs = zip(flat.arrays, landed, strict=True)
+    return flat.rebuild([jnp.where(to.keep, x, to.value.astype(x.dtype)) for x, to in pairs])

@@ -1,21 +1,24 @@
 r"""Projections of weights: transformations that make `optax.apply_updates` land inside a set.
 
-They come last in a chain, see the update u and the weights w, and return P(w + u) - w. What bounds
-gradients does not belong here; the sets themselves are in `_weights`.
+They come last in a chain, get the update u and the weights w, and return P(w + u) - w.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import optax
+from jax.typing import ArrayLike
 
-from jaxclip.projections import constraints as _weights
+from jaxclip._types import AxisName, How, LimitTree, Mask, Method, UnitAxes
+from jaxclip.projections.constraints import elements_between, norms_between, singular_values
 from jaxclip.projections.projection import projection
 
 
 def project_max_norm(
-    max_norm: Any = 2.0, *, axis: Any = None, mask: Any = None, axis_name: Any = None
+    max_norm: LimitTree = 2.0,
+    *,
+    axis: UnitAxes = None,
+    mask: Mask = None,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps the norm of each unit's weights at most `max_norm`.
 
@@ -23,29 +26,29 @@ def project_max_norm(
 
     for every unit.
 
-    A unit is by default what feeds one output: for a Dense kernel of shape (in, out), a column, as
-    in Keras with `axis=0`. `axis=1` bounds the rows instead, what one input sends out, as
-    `tf.clip_by_norm(weights, c, axes=1)`.
+    By default a unit is the incoming weights of one output: for a Dense kernel of shape (in, out),
+    a column, as in Keras with `axis=0`. `axis=1` bounds the rows instead, the outgoing weights of
+    one input, as `tf.clip_by_norm(weights, c, axes=1)`.
 
-    The projection is idempotent: a unit inside the set, up to the rounding with which its own
-    dtype can say so, is left alone bit for bit, so weights are never eroded. What `update` returns
-    is a difference, and so lands to a rounding of the weights before the step: weights that start
-    far outside the set, say at a thousand times the limit, come to lie in it after a second step.
+    The projection is idempotent: a unit inside the set, up to a rounding of its dtype, is unchanged
+    bit for bit, so weights are never eroded. `update` returns a difference, which lands to a
+    rounding of the weights before the step: weights that start far outside the set, say at a
+    thousand times the limit, need a second step.
 
     Args:
         max_norm: c: a number >= 0, a scalar array, a schedule, or a prefix tree of those.
         axis: the axes of a leaf that are reduced; `None` for all but the last; or a function
             `(name, leaf) -> axes`, such as `jaxclip.projections.flax_units`.
-        mask: which leaves are projected: a prefix tree of bools, or a function from the parameters
+        mask: the leaves to project: a prefix tree of bools, or a function from the parameters
             to one. `None`: leaves of rank >= 2 that are not called `bias`, that is kernels.
-        axis_name: mesh axes over which a unit is spread, where that cannot be found.
+        axis_name: mesh axes over which a unit is spread, where they cannot be found.
 
     Returns:
         A transformation, last in a chain, whose `update` needs `params`. For parameters narrower
         than float32 the update is float32, so that rounding happens once, in `apply_updates`.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value, or `params` is missing.
 
     Example:
@@ -62,12 +65,12 @@ def project_max_norm(
         Srebro, Rennie, Jaakkola, Maximum-margin matrix factorization, 2005; Srivastava et al.,
         Dropout, 2014; `keras.constraints.MaxNorm`.
     """
-    inside = _weights.norms_between(None, max_norm, ("min_norm", "max_norm"))
+    inside = norms_between(None, max_norm, ("min_norm", "max_norm"))
     return projection("project_max_norm", inside, axis=axis, mask=mask, axis_name=axis_name)
 
 
 def project_unit_norm(
-    *, axis: Any = None, mask: Any = None, axis_name: Any = None
+    *, axis: UnitAxes = None, mask: Mask = None, axis_name: AxisName = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps the norm of each unit's weights at 1.
 
@@ -77,14 +80,14 @@ def project_unit_norm(
 
     Args:
         axis: the axes of a leaf that are reduced, as for `project_max_norm`.
-        mask: which leaves are projected, as for `project_max_norm`.
-        axis_name: mesh axes over which a unit is spread, where that cannot be found.
+        mask: the leaves to project, as for `project_max_norm`.
+        axis_name: mesh axes over which a unit is spread, where they cannot be found.
 
     Returns:
         A transformation, last in a chain, whose `update` needs `params`.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value, or `params` is missing.
 
     Example:
@@ -99,18 +102,18 @@ def project_unit_norm(
     References:
         `keras.constraints.UnitNorm`.
     """
-    inside = _weights.norms_between(1.0, 1.0, ("norm", "norm"))
+    inside = norms_between(1.0, 1.0, ("norm", "norm"))
     return projection("project_unit_norm", inside, axis=axis, mask=mask, axis_name=axis_name)
 
 
 def project_min_max_norm(
-    min_norm: Any = 0.0,
-    max_norm: Any = 1.0,
-    rate: Any = 1.0,
+    min_norm: LimitTree = 0.0,
+    max_norm: LimitTree = 1.0,
+    rate: ArrayLike = 1.0,
     *,
-    axis: Any = None,
-    mask: Any = None,
-    axis_name: Any = None,
+    axis: UnitAxes = None,
+    mask: Mask = None,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps the norm of each unit's weights between two bounds.
 
@@ -123,17 +126,17 @@ def project_min_max_norm(
         min_norm: a: a finite number >= 0, a scalar array, a schedule, `None` for no bound, or a
             prefix tree of those. Where a schedule gives inf, which no norm can reach, the unit
             stays as it is.
-        max_norm: b, likewise, and inf is no bound.
-        rate: r, between 0 and 1: how much of the way back is gone in one step.
+        max_norm: b, in the same forms; inf is no bound.
+        rate: r, between 0 and 1: the fraction of the way back in one step.
         axis: the axes of a leaf that are reduced, as for `project_max_norm`.
-        mask: which leaves are projected, as for `project_max_norm`.
-        axis_name: mesh axes over which a unit is spread, where that cannot be found.
+        mask: the leaves to project, as for `project_max_norm`.
+        axis_name: mesh axes over which a unit is spread, where they cannot be found.
 
     Returns:
         A transformation, last in a chain, whose `update` needs `params`.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value, if `min_norm` exceeds `max_norm`, or `params`
             is missing.
 
@@ -149,27 +152,27 @@ def project_min_max_norm(
     References:
         `keras.constraints.MinMaxNorm`.
     """
-    inside = _weights.norms_between(min_norm, max_norm, ("min_norm", "max_norm"), rate)
+    inside = norms_between(min_norm, max_norm, ("min_norm", "max_norm"), rate)
     return projection("project_min_max_norm", inside, axis=axis, mask=mask, axis_name=axis_name)
 
 
 def project_non_negative(
-    *, mask: Any = None, record: bool = False, axis_name: Any = None
+    *, mask: Mask = None, record: bool = False, axis_name: AxisName = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps weights at 0 or above: $u \leftarrow \max(w + u, 0) - w$.
 
     Args:
-        mask: which leaves are projected, as for `project_max_norm`: by default kernels.
-        record: whether to record the largest weight and the share of weights that were moved, at
-            the cost of a pass over memory.
-        axis_name: mesh axes over which the leaves are sharded, where that cannot be found: the
-            record is then of all devices.
+        mask: the leaves to project, as for `project_max_norm`: by default kernels.
+        record: whether to record the largest weight and the fraction of weights that were moved, at
+            the cost of an extra pass over memory.
+        axis_name: mesh axes that shard the leaves, where they cannot be found: the record is then
+            of all devices.
 
     Returns:
         A transformation, last in a chain, whose `update` needs `params`.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if `params` is missing, or a leaf is complex.
 
     Example:
@@ -183,33 +186,38 @@ def project_non_negative(
     References:
         `keras.constraints.NonNeg`.
     """
-    inside = _weights.elements_between(0.0, None, ("low", "high"))
+    inside = elements_between(0.0, None, ("min_value", "max_value"))
     return projection("project_non_negative", inside, mask=mask, axis_name=axis_name, record=record)
 
 
 def project_box(
-    lo: Any, hi: Any, *, mask: Any = None, record: bool = False, axis_name: Any = None
+    min_value: LimitTree,
+    max_value: LimitTree,
+    *,
+    mask: Mask = None,
+    record: bool = False,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps each weight between two bounds: $u \leftarrow \min(\max(w + u, l), h) - w$.
 
     Args:
-        lo: l: a number, an array that broadcasts to a leaf, a schedule, `None` for no bound, or a
-            prefix tree of those.
-        hi: h, likewise.
-        mask: which leaves are projected, as for `project_max_norm`: by default kernels.
+        min_value: l: a number, an array that broadcasts to a leaf, a schedule, `None` for no bound,
+            or a prefix tree of those.
+        max_value: h, in the same forms.
+        mask: the leaves to project, as for `project_max_norm`: by default kernels.
             `mask=True` takes biases as well, as for the critic of a Wasserstein GAN.
-        record: whether to record the largest weight and the share of weights that were moved, at
-            the cost of a pass over memory.
-        axis_name: mesh axes over which the leaves are sharded, where that cannot be found: the
-            record is then of all devices.
+        record: whether to record the largest weight and the fraction of weights that were moved, at
+            the cost of an extra pass over memory.
+        axis_name: mesh axes that shard the leaves, where they cannot be found: the record is then
+            of all devices.
 
     Returns:
         A transformation, last in a chain, whose `update` needs `params`.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
-        ValueError: if a bound is NaN, if `lo` exceeds `hi`, or `params` is missing; if a bound does
-            not broadcast to a leaf, or a leaf is complex.
+        TypeError: if an argument has a wrong type.
+        ValueError: if a bound is NaN, `min_value` exceeds `max_value`, or `params` is missing; if a
+            bound does not broadcast to a leaf, or a leaf is complex.
 
     Example:
         >>> import jax.numpy as jnp, jaxclip, optax
@@ -223,12 +231,12 @@ def project_box(
         Arjovsky, Chintala, Bottou, Wasserstein GAN, 2017, arXiv:1701.07875; Elsayed et al., Weight
         clipping for deep continual and reinforcement learning, 2024, arXiv:2407.01704.
     """
-    inside = _weights.elements_between(lo, hi, ("lo", "hi"))
+    inside = elements_between(min_value, max_value, ("min_value", "max_value"))
     return projection("project_box", inside, mask=mask, axis_name=axis_name, record=record)
 
 
 def project_spectral_norm(
-    max_norm: Any, *, how: str = "clip", method: str | None = None, mask: Any = None
+    max_norm: LimitTree, *, how: How = "clip", method: Method | None = None, mask: Mask = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps the largest singular value of each matrix at most `max_norm`.
 
@@ -236,13 +244,13 @@ def project_spectral_norm(
       P(U \Sigma V^\top) = U \min(\Sigma, c) V^\top \quad\text{or}\quad w \min(1, c / \sigma_1)$$
 
     The first, `how="clip"`, is the nearest matrix inside and leaves smaller singular values alone;
-    the second, `how="scale"`, is spectral normalisation that only ever shrinks. A leaf of rank
+    the second, `how="scale"`, is spectral normalization that only shrinks. A leaf of rank
     above 2 is the matrix of all its axes but the last against the last.
 
     The largest singular value lands at most 32 roundings above c (4e-6 in float32), and below it
     by no more than one rounding of what it was, by both methods: measured for up to 512 columns and
     values up to a thousand times c. A matrix inside, up to that or to the rounding of its own
-    dtype, is left alone bit for bit. The other values are right to (sigma_1 / c)^2 roundings: a
+    dtype, is unchanged bit for bit. The other values are right to (sigma_1 / c)^2 roundings: a
     few in training, where every step starts inside.
 
     Args:
@@ -250,13 +258,13 @@ def project_spectral_norm(
         how: `"clip"` or `"scale"`.
         method: `"eigh"`, the eigenvectors of the smaller Gram matrix; `"iterative"`, matrix
             products alone; `None` for the first on a CPU and the second on accelerators.
-        mask: which leaves are projected, as for `project_max_norm`: by default kernels.
+        mask: the leaves to project, as for `project_max_norm`: by default kernels.
 
     Returns:
         A transformation, last in a chain, whose `update` needs `params`.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value, or `params` is missing; if a leaf is complex
             or of rank below 2, or is sharded inside `shard_map`.
 
@@ -274,44 +282,5 @@ def project_spectral_norm(
         arXiv:1802.05957; Newhouse et al., Training transformers with enforced Lipschitz constants,
         2025, arXiv:2507.13338.
     """
-    inside = _weights.spectral(max_norm, how, method)
+    inside = singular_values(max_norm, how, method)
     return projection("project_spectral_norm", inside, mask=mask)
-
-
-_ATTENTION = ("query", "key", "value")
-
-
-def flax_units(name: str, leaf: Any) -> Any:
-    """The axes of a unit's incoming weights in Flax's layers, by their names.
-
-    For the argument `axis` of a projection or a rule, where rank alone cannot tell:
-
-    | leaf | shape | reduced | a unit is |
-    |---|---|---|---|
-    | kernel of `Dense`, `Linear` | (in, out) | 0 | one output |
-    | kernel of `Conv` | (H, W, in, out) | all but the last | one output channel |
-    | query, key, value of attention | (in, heads, head size) | 0 | one entry of one head |
-    | out of attention | (heads, head size, out) | 0 and 1 | one output |
-    | embedding of `Embed` | (words, features) | 1 | one word's vector |
-
-    Args:
-        name: the keys of the leaf, joined by `/`.
-        leaf: the array.
-
-    Returns:
-        The axes to reduce; `None` for all but the last.
-
-    Example:
-        >>> import jax.numpy as jnp, jaxclip
-        >>> params = {"embed": {"embedding": jnp.array([[3.0, 4.0], [0.3, 0.4]])}}
-        >>> units = jaxclip.projections.flax_units
-        >>> print(jaxclip.norms.unit_norms(params, axis=units)["embed"]["embedding"])
-        [[5. ]
-         [0.5]]
-    """
-    *_, layer, kind = ("", "", *name.split("/"))
-    if kind == "embedding" and leaf.ndim == 2:
-        return 1
-    if kind == "kernel" and layer in _ATTENTION and leaf.ndim == 3:
-        return 0
-    return None

@@ -1,8 +1,8 @@
-"""Thresholds: how large a norm may be.
+"""Thresholds: the largest norm allowed.
 
-Given ones (`constant`, `relative_to_params`) and ones that learn from the norms seen so far. Any of
-them goes with any scope: `jaxclip.clip_by(thresholds.zscore(), scope="leaf")`. What the learned
-ones have in common is told in `jaxclip.thresholds.Threshold`.
+Given ones (`constant`, `relative_to_params`), and ones that learn from earlier norms. Each works at
+any scope: `jaxclip.clip_by(thresholds.zscore(), scope="leaf")`. `Threshold` says what all learned
+ones guarantee.
 """
 
 from jaxclip.thresholds.base import Measured as Measured

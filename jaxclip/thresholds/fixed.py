@@ -1,4 +1,4 @@
-"""Thresholds that are given: a number, a schedule, a multiple of the parameters' norm."""
+"""Given thresholds: a number, a schedule, a multiple of the parameters' norm."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from jaxclip import _validate as _checks
-from jaxclip._core import flat_tree as _trees
-from jaxclip._numerics import scaled_float as _wide
+from jaxclip import _validate
+from jaxclip._core.flat_tree import at_step
+from jaxclip._numerics.scaled_float import Norm
+from jaxclip._types import LimitTree, Scope
 from jaxclip.thresholds.base import Measured, Threshold
 
 
-def constant(value: Any, *, name: str = "threshold", scope: str | None = None) -> Threshold:
+def constant(value: LimitTree) -> Threshold:
     """A given threshold.
 
     Args:
-        value: a number; an array; a schedule `count -> value`; `None` or inf for no limit; or a
-            prefix tree of those, where there is one norm per leaf. An array must broadcast to the
-            norms of a leaf: to a scalar unless the scope is `unit` or `element`.
-        name: what error messages call it.
-        scope: where it will be used, if known: wrong shapes are then refused here and not when an
-            update is traced.
+        value: a number >= 0; an array; a schedule `count -> value`; `None` or inf for no limit; or,
+            where each leaf has a norm, a prefix tree of those. An array must broadcast to the norms
+            of a leaf: to a scalar unless the scope is `unit` or `element`.
 
     Returns:
         A threshold without memory.
 
     Raises:
         TypeError: if a value is a bool, a string or not a number.
-        ValueError: if a value is negative or NaN, or has the wrong shape for the scope.
+        ValueError: if a value is negative or NaN; when an update is traced, if its shape does not
+            fit the scope.
 
     Example:
         >>> import jax.numpy as jnp, jaxclip
@@ -38,32 +38,41 @@ def constant(value: Any, *, name: str = "threshold", scope: str | None = None) -
         >>> print(rule.update(grads, rule.init(grads))[0]["w"])
         [0.6 0.8]
     """
-    if scope == "global" and _checks.is_tree(value):
+    return given(value, "value")
+
+
+def given(value: LimitTree, name: str = "threshold", scope: Scope | None = None) -> Threshold:
+    """A given threshold with the name of a rule's argument, refused here if the scope is known."""
+    if scope == "global" and _validate.is_tree(value):
         raise ValueError(
-            f"{name}={value!r} must be one value: there is one norm for all leaves. For some "
-            "of them use norm_mask and scale_mask; for a norm each, clip_by_norm"
+            f"{name}={value!r} must be one value, since all leaves have one norm together. Use "
+            "norm_mask and scale_mask to clip some leaves, or clip_by_norm for a norm per leaf"
         )
-    _checks.threshold_tree(value, name, scalar=scope in ("global", "leaf"))
+    _validate.limits(value, name, scalar=scope in ("global", "leaf"))
+
+    plain = value is None or isinstance(value, (int, float))
 
     def update(memory: Any, measured: Measured) -> tuple[list[jax.Array], Any]:
-        values = measured.spread(_trees.at(value, measured.count), name)
+        if plain:
+            number = jnp.inf if value is None else float(value)
+            return [jnp.asarray(number, n.dtype) for n in measured.norms], memory
+        values = measured.spread(at_step(value, measured.count), name)
         limits = []
-        for v, n, where in zip(values, measured.norms, measured.where, strict=True):
-            given = jnp.inf if v is None else v
-            c = _checks.fitted(given, n.shape, name, f"the norms of {where}").astype(n.dtype)
-            limits.append(jnp.maximum(c, jnp.zeros_like(c)) if _checks.is_traced(v) else c)
+        for i, (v, n) in enumerate(zip(values, measured.norms, strict=True)):
+            v = jnp.inf if v is None else v
+            c = _validate.fitted(v, n.shape, name, f"the norms of {measured.path(i)}")
+            limits.append(jnp.maximum(c.astype(n.dtype), jnp.zeros_like(c, n.dtype)))
         return limits, memory
 
     return Threshold(lambda norms: (), update)
 
 
-def relative_to_params(factor: Any, *, eps: Any = 1e-3, name: str = "factor") -> Threshold:
+def relative_to_params(factor: LimitTree, *, eps: ArrayLike = 1e-3) -> Threshold:
     r"""A multiple of the norm of the parameters: $c = \lambda \max(\|w\|, \epsilon)$.
 
     Args:
-        factor: the multiple: a number, a scalar array, a schedule, or a prefix tree of those.
-        eps: the least norm of parameters reckoned with, so that zeros can leave zero.
-        name: what error messages call `factor`.
+        factor: lambda: a number >= 0, a scalar array, a schedule, or a prefix tree of those.
+        eps: lower bound on the parameter norm, so that zero-initialized parameters can train.
 
     Returns:
         A threshold without memory. `update` of the rule needs `params`.
@@ -79,14 +88,20 @@ def relative_to_params(factor: Any, *, eps: Any = 1e-3, name: str = "factor") ->
         >>> print(rule.update(grads, rule.init(params), params)[0])
         [0.6 0.8]
     """
-    multiple = constant(factor, name=name)
-    _checks.real_number(eps=eps)
+    return relative(factor, eps, "factor")
+
+
+def relative(factor: LimitTree, eps: ArrayLike, name: str) -> Threshold:
+    """A multiple of the norm of the parameters, with the name of a rule's argument."""
+    multiple = given(factor, name)
+    _validate.real_number(eps, "eps")
 
     def update(memory: Any, measured: Measured) -> tuple[list[jax.Array], Any]:
         factors, memory = multiple.update(memory, measured)
-        least = [_wide.of(_checks.number(eps).astype(f.dtype)).times(f) for f in factors]
-        return [
-            jnp.maximum(c, low) for c, low in zip(measured.of_params(factors), least, strict=True)
-        ], memory
+        limits = []
+        for c, f in zip(measured.of_params(factors), factors, strict=True):
+            least = _validate.number(eps).astype(f.dtype)
+            limits.append(jnp.maximum(c, Norm(least, jnp.ones_like(least)).times(f)))
+        return limits, memory
 
     return Threshold(multiple.init, update)

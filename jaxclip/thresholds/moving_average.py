@@ -6,24 +6,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
+from jax.typing import ArrayLike
 
-from jaxclip import _validate as _checks
-from jaxclip._numerics import scaled_float as _wide
+from jaxclip import _validate
+from jaxclip._numerics.scaled_float import power_of_two_near
+from jaxclip._types import Mode
 from jaxclip.thresholds.base import Measured, Threshold, learned
-
-MODES = ("reciprocal", "max", "mean")
 
 
 class Moments(NamedTuple):
-    """Mean and standard deviation of the norms, of each norm by itself.
+    """Mean and standard deviation of each norm.
 
     Attributes:
         mean: the average.
-        std: the standard deviation, itself and not its square, which could overflow.
+        std: the standard deviation; its square could overflow.
         count: observations since the warm-up began; int32.
-        run: spikes in a row; int32.
+        run: consecutive spikes; int32.
     """
 
     mean: jax.Array
@@ -32,7 +30,7 @@ class Moments(NamedTuple):
     run: jax.Array
 
     def collected(self, n: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean and population standard deviation with one observation more (Welford)."""
+        """Mean and population standard deviation with one more observation (Welford)."""
         k = (self.count + 1).astype(n.dtype)
         off = n - self.mean
         mean = self.mean + off / k
@@ -45,52 +43,74 @@ class Moments(NamedTuple):
         mean = alpha * self.mean + (1 - alpha) * x
         return mean, jnp.hypot(jnp.sqrt(alpha) * self.std, jnp.sqrt(1 - alpha) * (x - mean))
 
+    def observed(
+        self, x: jax.Array, learn: jax.Array, warm: jax.Array, alpha: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Mean and standard deviation after the observation `x`, where `learn`."""
+        mean, std = (
+            jnp.where(warm, later, early)
+            for later, early in zip(self.averaged(x, alpha), self.collected(x), strict=True)
+        )
+        return jnp.where(learn, mean, self.mean), jnp.where(learn, std, self.std)
+
+    def counted(
+        self, seen: jax.Array, spike: jax.Array, restart_after: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """The counts after an update; the warm-up restarts after so many consecutive spikes."""
+        run = jnp.where(seen, jnp.where(spike, self.run + 1, 0), self.run)
+        count = jnp.maximum(self.count, self.count + seen.astype(jnp.int32))
+        if restart_after is None:
+            return count, run
+        restart = run >= jnp.maximum(restart_after, 1)  # a traced 0 counts as 1
+        return jnp.where(restart, 0, count), jnp.where(restart, 0, run)
+
 
 def zscore(
     *,
-    z_threshold: Any = 2.5,
-    alpha: Any = 0.97,
-    eps: Any = 1e-6,
-    warmup_steps: Any = np.int32(25),
-    max_norm: Any = 1.0,
-    clip_factor: Any = 1.0,
-    mode: str = "reciprocal",
+    z_threshold: ArrayLike = 2.5,
+    alpha: ArrayLike = 0.97,
+    eps: ArrayLike = 1e-6,
+    warmup_steps: int = 25,
+    max_norm: ArrayLike | None = 1.0,
+    clip_factor: ArrayLike = 1.0,
+    mode: Mode = "reciprocal",
     skip_update_on_spike: bool = False,
-    restart_after: Any = np.int32(200),
+    restart_after: int | None = 200,
+    min_spread: ArrayLike = 1e-3,
 ) -> Threshold:
     r"""Bounds norms that lie many standard deviations above their moving average.
 
-    With the average $\mu$ and the standard deviation $\sigma$ of the norms before, a norm is a
-    spike if $z = (n - \mu) / (\sigma + \epsilon) > z^*$, and then may be at most
+    With the average $\mu$ and the standard deviation $\sigma$ of earlier norms, a norm is a spike
+    if $z = (n - \mu) / (\sigma + \epsilon) > z^*$ and $n > \mu (1 + s)$. Its threshold is
 
     | mode | threshold |
     |---|---|
-    | `"reciprocal"` | $\phi (\mu + z^* \sigma \cdot z^* / z)$: the worse a spike, the less of it |
+    | `"reciprocal"` | $\phi (\mu + z^* \sigma \cdot z^* / z)$: a worse spike is clipped to less |
     | `"max"` | $\phi (\mu + z^* \sigma)$ |
     | `"mean"` | $\mu$ |
 
     Then $\mu \leftarrow \alpha \mu + (1 - \alpha) x$ and
-    $\sigma^2 \leftarrow \alpha \sigma^2 + (1 - \alpha) (x - \mu)^2$, where x is n, or on a spike
-    the threshold. The first `warmup_steps` norms only give the first $\mu$ and $\sigma$.
+    $\sigma^2 \leftarrow \alpha \sigma^2 + (1 - \alpha) (x - \mu)^2$, where x is n, or the threshold
+    of a spike. The first `warmup_steps` norms only give the first $\mu$ and $\sigma$.
 
     Args:
         z_threshold: z*, a number >= 0.
         alpha: the smoothing of the averages, between 0 and 1.
         eps: added to the standard deviation.
-        warmup_steps: how many norms are collected first.
-        max_norm: a threshold besides, in the warm-up the only one; `None` for none.
+        warmup_steps: the number of norms that are collected first.
+        max_norm: a second threshold, in the warm-up the only one; `None` for none.
         clip_factor: phi.
-        mode: see above.
-        skip_update_on_spike: whether a spike leaves the averages as they are.
-        restart_after: so many spikes in a row are no spikes but a new scale, and the warm-up begins
-            again. `None` is the published rule, which holds a norm that has really changed at its
-            old average for ever.
+        mode: the threshold of a spike, see above.
+        skip_update_on_spike: whether a spike leaves the averages unchanged.
+        restart_after: after this many consecutive spikes, restart the warm-up. `None` is the
+            published rule, which clips a norm that has really changed to its old average for ever.
+        min_spread: s, the least relative spread, so that equal norms are no spikes; 0 for none.
 
     Returns:
         A threshold whose memory is four numbers for every norm.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value.
 
     Example:
@@ -108,95 +128,94 @@ def zscore(
     References:
         Kumar, Owen, Chowdhury, Guera, ZClip, 2025, arXiv:2504.02507.
     """
-    _checks.choice(MODES, mode=mode)
-    _checks.real_number(z_threshold=z_threshold)
-    _checks.real_number(eps=eps)
-    _checks.real_number(clip_factor=clip_factor)
-    _checks.between(0, 1, alpha=alpha)
-    _checks.flag(skip_update_on_spike=skip_update_on_spike)
-    warmup = _checks.whole_number(fixed=False, warmup_steps=warmup_steps)
+    _validate.choice(mode, Mode, "mode")
+    for name, value in (
+        ("z_threshold", z_threshold),
+        ("eps", eps),
+        ("clip_factor", clip_factor),
+        ("min_spread", min_spread),
+        ("max_norm", jnp.inf if max_norm is None else max_norm),
+    ):
+        _validate.real_number(value, name)
+    _validate.between(alpha, 0, 1, "alpha")
+    _validate.flag(skip_update_on_spike, "skip_update_on_spike")
+    warmup = _validate.whole_number(warmup_steps, "warmup_steps")
     patience = restart_after
     if patience is not None:
-        patience = _checks.whole_number(fixed=False, restart_after=restart_after)
-    if max_norm is not None:
-        _checks.real_number(max_norm=max_norm)
+        patience = _validate.whole_number(patience, "restart_after")
 
     def first(zeros: jax.Array) -> Moments:
-        none = jnp.zeros_like(zeros, jnp.int32)
-        return Moments(jnp.zeros_like(zeros), jnp.zeros_like(zeros), none, jnp.zeros_like(none))
+        count, run = (jnp.zeros_like(zeros, jnp.int32) for _ in range(2))
+        return Moments(jnp.zeros_like(zeros), jnp.zeros_like(zeros), count, run)
 
     def following(
         memory: Moments, n: jax.Array, seen: jax.Array, most: jax.Array
     ) -> tuple[jax.Array, Moments]:
-        bound, add, factor, weight = (
-            _checks.number(x).astype(n.dtype) for x in (z_threshold, eps, clip_factor, alpha)
+        bound, add, factor, weight, least = (
+            _validate.number(x).astype(n.dtype)
+            for x in (z_threshold, eps, clip_factor, alpha, min_spread)
         )
-        warm = memory.count >= jnp.maximum(warmup, 1)  # without any norm there is no average
+        warm = memory.count >= jnp.maximum(warmup, 1)  # an average needs a norm
         z = (n - memory.mean) / (memory.std + add)
-        spike = seen & warm & (z > bound)
+        usual = memory.mean * (1 + least)
+        spike = seen & warm & (z > bound) & (n > usual)
         reach = bound * memory.std
         if mode == "reciprocal":
             reach = reach * (bound / jnp.where(spike, z, jnp.ones_like(z)))
         c = memory.mean if mode == "mean" else factor * (memory.mean + reach)
-        # Where nothing is clipped, what is told is the norm up to which nothing would have been.
-        reached = memory.mean + bound * (memory.std + add)
-        bearable = jnp.maximum(n, jnp.where(bound < jnp.inf, reached, bound))
-        told = jnp.where(spike, c, jnp.where(warm, bearable, jnp.full_like(n, jnp.inf)))
+        # Without a spike the threshold recorded is the largest norm that would not be one.
+        largest = memory.mean + bound * (memory.std + add)
+        largest = jnp.maximum(usual, jnp.where(bound < jnp.inf, largest, bound))
+        limit = jnp.where(warm, jnp.maximum(n, largest), jnp.full_like(n, jnp.inf))
+        limit = jnp.where(spike, c, limit)
         learn = seen & ~spike if skip_update_on_spike else seen
-        x = jnp.where(spike, c, n)
-        averages = zip(memory.averaged(x, weight), memory.collected(n), strict=True)
-        mean, std = (jnp.where(warm, later, early) for later, early in averages)
-        run = jnp.where(seen, jnp.where(spike, memory.run + 1, 0), memory.run)
-        count = jnp.where(seen, optax.safe_increment(memory.count), memory.count)
-        if patience is not None:
-            restart = run >= jnp.maximum(patience, 1)  # a traced 0 would restart without a spike
-            count, run = (jnp.where(restart, 0, x) for x in (count, run))
-        mean, std = jnp.where(learn, mean, memory.mean), jnp.where(learn, std, memory.std)
-        return jnp.minimum(told, most.astype(n.dtype)), Moments(mean, std, count, run)
+        averages = memory.observed(jnp.where(spike, c, n), learn, warm, weight)
+        counts = memory.counted(seen, spike, patience)
+        return jnp.minimum(limit, most.astype(n.dtype)), Moments(*averages, *counts)
 
     def limit(measured: Measured) -> tuple[jax.Array]:
-        return (_checks.number(jnp.inf if max_norm is None else max_norm),)
+        return (_validate.number(jnp.inf if max_norm is None else max_norm),)
 
     return learned(first, following, limit)
 
 
 class Average(NamedTuple):
-    """The moving average of the clipped norms; 0 before there was one."""
+    """The moving average of the clipped norms; 0 before the first."""
 
     mean: jax.Array
 
 
 def ema_ratio(
     *,
-    max_ratio: Any = 1.05,
-    beta: Any = 0.98,
-    warmup_steps: Any = np.int32(100),
-    warmup_norm: Any = 1.0,
-    floor: Any = 1e-8,
+    max_ratio: ArrayLike = 1.05,
+    beta: ArrayLike = 0.98,
+    warmup_steps: int = 100,
+    warmup_norm: ArrayLike = 1.0,
+    floor: ArrayLike = 1e-8,
 ) -> Threshold:
     r"""A multiple of the moving average of the clipped norms: $c = \lambda \gamma$.
 
     $$\gamma \leftarrow \beta \gamma + (1 - \beta) \min(n, \lambda \gamma)$$
 
-    In the first `warmup_steps` updates everything is clipped together, by the norm of the whole
-    tree, to `warmup_norm`, and $\gamma$ is the least norm that was left of each.
+    The first `warmup_steps` updates are clipped together, by the norm of the whole tree, to
+    `warmup_norm`, and $\gamma$ is the smallest clipped norm so far.
 
-    The average can grow by a factor of at most $1 + (1 - \beta) (\lambda - 1)$ in an update, 1.001
-    as given: a norm whose scale really changes by a factor f is followed in $1000 \ln f$ updates.
+    An update multiplies the average by at most $1 + (1 - \beta) (\lambda - 1)$, 1.001 by default: a
+    norm that really changes by a factor f is followed in $1000 \ln f$ updates.
 
     Args:
         max_ratio: lambda, a number >= 0.
         beta: the smoothing of the average, between 0 and 1.
-        warmup_steps: how many updates the warm-up has.
-        warmup_norm: what the norm of the tree is clipped to in the warm-up.
-        floor: the least that the average may be, so that what had next to no gradient in the
-            warm-up can grow. What had none at all stays in the warm-up until it has.
+        warmup_steps: the number of updates of the warm-up.
+        warmup_norm: the bound on the norm of the tree in the warm-up.
+        floor: lower bound on the average, so that a leaf with a tiny gradient in the warm-up can
+            grow. A leaf without any gradient stays in the warm-up until it has one.
 
     Returns:
         A threshold whose memory is one number for every norm.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value.
 
     Example:
@@ -215,30 +234,33 @@ def ema_ratio(
         Wang et al., AdaGC: improving training stability for large language model pretraining,
         2025, arXiv:2502.11034.
     """
-    _checks.real_number(max_ratio=max_ratio)
-    _checks.between(0, 1, beta=beta)
-    _checks.real_number(warmup_norm=warmup_norm)
-    _checks.real_number(floor=floor)
-    warmup = _checks.whole_number(0, fixed=False, warmup_steps=warmup_steps)
+    _validate.between(beta, 0, 1, "beta")
+    for name, value in (
+        ("max_ratio", max_ratio),
+        ("warmup_norm", warmup_norm),
+        ("floor", floor),
+    ):
+        _validate.real_number(value, name)
+    warmup = _validate.whole_number(warmup_steps, "warmup_steps", 0)
 
     def following(
         memory: Average, n: jax.Array, seen: jax.Array, whole: jax.Array, count: jax.Array
     ) -> tuple[jax.Array, Average]:
         ratio, weight, most, least = (
-            _checks.number(x).astype(n.dtype) for x in (max_ratio, beta, warmup_norm, floor)
+            _validate.number(x).astype(n.dtype) for x in (max_ratio, beta, warmup_norm, floor)
         )
-        whole = whole.astype(n.dtype)
         known = memory.mean > 0
         early = (count < warmup) | ~known
-        # By a power of two near it: the reciprocal of a large norm is none of the dtype's.
+        # By a power of two, since the reciprocal of a large norm underflows.
+        whole = whole.astype(n.dtype)
         over = whole > most
         whole = jnp.where(over, whole, jnp.ones_like(whole))
-        down = 1 / _wide.power_of_two_near(whole)
+        down = 1 / power_of_two_near(whole)
         clipped = jnp.where(over, most * ((n * down) / (whole * down)), n)
         c = jnp.where(early, clipped, ratio * memory.mean)
         left = jnp.minimum(n, c)
-        least_so_far = jnp.where(known, jnp.minimum(memory.mean, left), left)
-        mean = jnp.where(early, least_so_far, weight * memory.mean + (1 - weight) * left)
+        smallest = jnp.where(known, jnp.minimum(memory.mean, left), left)
+        mean = jnp.where(early, smallest, weight * memory.mean + (1 - weight) * left)
         mean = jnp.where(seen, jnp.maximum(mean, least), memory.mean)
         return jnp.where(early & ~seen, most, c), Average(mean)
 

@@ -1,4 +1,4 @@
-r"""Quantiles of the norms seen: exact ones of a window, and one tracked with a single number."""
+r"""Thresholds from quantiles of the norms: exact over a window, or tracked with one number."""
 
 from __future__ import annotations
 
@@ -7,42 +7,42 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from jaxclip import _validate as _checks
-from jaxclip.thresholds import window as _history
+from jaxclip import _validate
 from jaxclip.thresholds.base import Threshold, learned
-from jaxclip.thresholds.window import Ring
+from jaxclip.thresholds.window import Ring, empty
 
 
 class Window(NamedTuple):
-    """The last norms twice: as they came and by size, so that nothing is sorted in a step.
+    """The last norms in two orders, so that no step sorts them.
 
     Attributes:
         ordered: the values of the ring, the smallest first, then inf for each empty place.
-        ring: the values as they came.
+        ring: the values in the order of their updates.
     """
 
     ordered: jax.Array
     ring: Ring
 
 
-def quantile(q: Any, *, window: Any = np.int32(10_000), factor: Any = 1.0) -> Threshold:
+def quantile(q: ArrayLike, *, window: int = 10_000, factor: ArrayLike = 1.0) -> Threshold:
     r"""A quantile of the last norms, or a multiple of it: $c = \lambda \, Q_q(n_1, \dots, n_t)$.
 
     The current norm is among them. Between two norms the quantile is interpolated linearly, as
     `jnp.quantile` does.
 
     Args:
-        q: which quantile, between 0 and 1.
-        window: how many norms are remembered.
-        factor: the multiple, a number >= 0.
+        q: the quantile, between 0 and 1.
+        window: the number of norms in memory.
+        factor: lambda, a number >= 0.
 
     Returns:
         A threshold whose memory is twice `window` numbers for every norm. An update costs a few
         passes over them; nothing is sorted.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value.
 
     Example:
@@ -62,20 +62,20 @@ def quantile(q: Any, *, window: Any = np.int32(10_000), factor: Any = 1.0) -> Th
     References:
         Seetharaman, Wichern, Pardo, Le Roux, AutoClip, 2020, arXiv:2007.14469.
     """
-    _checks.between(0, 1, q=q)
-    _checks.real_number(factor=factor)
-    size = _checks.whole_number(window=window)
+    _validate.between(q, 0, 1, "q")
+    _validate.real_number(factor, "factor")
+    size = _validate.whole_number(window, "window")
 
     def first(zeros: jax.Array) -> Window:
-        ring = _history.empty(size, zeros)
+        ring = empty(size, zeros)
         return Window(jnp.full_like(ring.values, jnp.inf), ring)
 
     def following(memory: Window, n: jax.Array, seen: jax.Array) -> tuple[jax.Array, Window]:
         old = jnp.sum(jnp.where(memory.ring.next_place, memory.ring.values, 0), 0)
-        old = jnp.where(memory.ring.filled < size, jnp.inf, old).astype(n.dtype)
+        old = jnp.where(memory.ring.filled < memory.ring.window, jnp.inf, old).astype(n.dtype)
         ordered = _replaced(memory.ordered, old, jnp.where(seen, n, old), memory.ring.places)
         ring = memory.ring.pushed(n, seen)
-        c = _interpolated(ordered, ring, q) * _checks.number(factor).astype(n.dtype)
+        c = _interpolated(ordered, ring, q) * _validate.number(factor).astype(n.dtype)
         c = jnp.where(ring.filled > 0, c, jnp.full_like(c, jnp.inf))
         return c, Window(ordered, ring)
 
@@ -83,7 +83,7 @@ def quantile(q: Any, *, window: Any = np.int32(10_000), factor: Any = 1.0) -> Th
 
 
 def _replaced(ordered: jax.Array, old: jax.Array, new: jax.Array, place: jax.Array) -> jax.Array:
-    """Ordered numbers in which one `old` made room for `new`: those in between move one place."""
+    """Ordered numbers with `new` instead of one `old`: those in between move by one place."""
     gap = jnp.sum(ordered < old[None], 0, dtype=jnp.int32)[None]
     after = jnp.concatenate([ordered[1:], jnp.full_like(ordered[:1], jnp.inf)])
     rest = jnp.where(place < gap, ordered, after)
@@ -107,11 +107,11 @@ def _interpolated(ordered: jax.Array, ring: Ring, q: Any) -> jax.Array:
 def _rank(last: jax.Array, q: Any, dtype: Any, window: int) -> tuple[jax.Array, jax.Array]:
     """`last * q` as a whole number and a fraction.
 
-    A single product would leave the fraction few digits where the rank is large, so the leading
-    digits of q, whose product is exact, go apart from the rest.
+    One product would leave the fraction few digits where the rank is large, so the leading digits
+    of q, whose product is exact, are multiplied apart from the rest.
     """
     digits = 2.0 ** (jnp.finfo(dtype).nmant - window.bit_length())
-    if _checks.is_traced(q):
+    if _validate.is_traced(q):
         q = jnp.clip(jnp.asarray(q).astype(dtype), 0, 1)
         lead = jnp.floor(q * digits) / digits
     else:
@@ -125,30 +125,32 @@ def _rank(last: jax.Array, q: Any, dtype: Any, window: int) -> tuple[jax.Array, 
 
 
 class Tracked(NamedTuple):
-    """The threshold that comes next; 0 before there was a norm."""
+    """The next threshold; 0 before the first norm."""
 
     threshold: jax.Array
 
 
-def tracked_quantile(q: Any = 0.5, *, eta: Any = 0.2, initial: Any = None) -> Threshold:
+def tracked_quantile(
+    q: ArrayLike = 0.5, *, eta: ArrayLike = 0.2, initial: ArrayLike | None = None
+) -> Threshold:
     r"""A quantile of the norms tracked with one number, for runs of any length.
 
     $$c \leftarrow c \, e^{-\eta (b - q)}, \qquad b = 1 \text{ if } n \le c \text{ else } 0$$
 
-    A share q of the norms comes to lie below the threshold. It is multiplied by at most
-    $e^{\eta q}$ in an update, and so follows a change of scale in a time that grows with its
-    logarithm.
+    A fraction q of the norms comes to lie below the threshold. An update multiplies it by at most
+    $e^{\eta q}$, so it follows a change of scale in a time that grows with the logarithm of the
+    change.
 
     Args:
-        q: which quantile, between 0 and 1.
-        eta: how fast it moves, a number >= 0.
+        q: the quantile, between 0 and 1.
+        eta: the rate at which it moves, a number >= 0.
         initial: the first threshold; `None` for the first norm.
 
     Returns:
         A threshold whose memory is one number for every norm.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value.
 
     Example:
@@ -166,19 +168,19 @@ def tracked_quantile(q: Any = 0.5, *, eta: Any = 0.2, initial: Any = None) -> Th
         Andrew, Thakkar, McMahan, Ramaswamy, Differentially private learning with adaptive
         clipping, 2021, arXiv:1905.03871; here without noise.
     """
-    _checks.between(0, 1, q=q)
-    _checks.real_number(eta=eta)
+    _validate.between(q, 0, 1, "q")
+    _validate.real_number(eta, "eta")
     if initial is not None:
-        _checks.real_number(initial=initial)
+        _validate.real_number(initial, "initial")
 
     def first(zeros: jax.Array) -> Tracked:
         start = 0 if initial is None else initial
-        return Tracked(zeros + _checks.number(start).astype(zeros.dtype))
+        return Tracked(zeros + _validate.number(start).astype(zeros.dtype))
 
     def following(memory: Tracked, n: jax.Array, seen: jax.Array) -> tuple[jax.Array, Tracked]:
         c = jnp.where(memory.threshold > 0, memory.threshold, n)
         below = (n <= c).astype(c.dtype)
-        rate, share = _checks.number(eta).astype(c.dtype), _checks.number(q).astype(c.dtype)
+        rate, share = _validate.number(eta).astype(c.dtype), _validate.number(q).astype(c.dtype)
         info = jnp.finfo(c.dtype)
         moved = jnp.clip(c * jnp.exp(rate * (share - below)), float(info.tiny), float(info.max))
         known = jnp.where(c > 0, c, jnp.full_like(c, jnp.inf))

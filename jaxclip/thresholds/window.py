@@ -1,6 +1,6 @@
-r"""Statistics of a window: a ring of the last observations, and the rule that takes their spread.
+r"""Thresholds from a window of the last norms: their mean and standard deviation.
 
-The ring also serves the guards, which look at losses as well as at norms.
+Guards keep the same ring of losses.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.typing import ArrayLike
 
-from jaxclip import _validate as _checks
-from jaxclip._numerics import scaled_float as _wide
+from jaxclip import _validate
+from jaxclip._numerics.scaled_float import power_of_two_near
 from jaxclip.thresholds.base import Threshold, learned
 
 
 class Ring(NamedTuple):
-    """The last `window` observations of every norm of a group.
+    """The last observations of every norm of a group.
 
     Attributes:
         values: of shape (window, *shape of the norms).
-        position: where the next one goes; int32 of the norms' shape.
-        filled: how many there are; int32 of the norms' shape.
+        position: the place of the next one; int32 of the norms' shape.
+        filled: the number of observations; int32 of the norms' shape.
     """
 
     values: jax.Array
@@ -31,39 +31,40 @@ class Ring(NamedTuple):
 
     @property
     def window(self) -> int:
+        """The number of places."""
         return self.values.shape[0]
 
     @property
     def places(self) -> jax.Array:
         """The numbers 0, 1, ... of the places, broadcastable to the values."""
-        ndim = self.values.ndim
-        return jax.lax.broadcasted_iota(jnp.int32, (self.window,) + (1,) * (ndim - 1), 0)
+        shape = (self.window,) + (1,) * (self.values.ndim - 1)
+        return jax.lax.broadcasted_iota(jnp.int32, shape, 0)
 
     @property
     def next_place(self) -> jax.Array:
-        """Which place the next observation takes, a bool for each value."""
+        """The place of the next observation, as a bool for each value."""
         return self.places == self.position[None]
 
     def pushed(self, x: jax.Array, seen: jax.Array) -> Ring:
-        """The ring with one more observation, where it is one."""
-        # A selection and not a scatter: it is fused with what reads the ring, and shards.
+        """The ring with one more observation, where `seen`."""
+        # A selection instead of a scatter: it fuses with the readers of the ring, and shards.
         values = jnp.where(self.next_place & seen[None], x[None], self.values)
         position = jnp.where(seen, (self.position + 1) % self.window, self.position)
         filled = jnp.where(seen, jnp.minimum(self.filled + 1, self.window), self.filled)
         return Ring(values, position, filled)
 
     def mean_and_std(self, correction: int) -> tuple[jax.Array, jax.Array]:
-        """Mean and standard deviation, the squares divided by the number less `correction`.
+        """Mean and standard deviation, its squares divided by the number less `correction`.
 
-        Taken of the values relative to the largest one: no square overflows or underflows, and
-        equal values have exactly their own mean and the standard deviation 0.
+        Both are computed relative to the largest value: no square overflows or underflows, and
+        equal values have their own value as mean and the standard deviation 0, exactly.
         """
         there = self.places < self.filled[None]
         peak = jnp.max(jnp.where(there, jnp.abs(self.values), jnp.zeros_like(self.values)), 0)
         peak = jnp.where(peak > 0, peak, jnp.ones_like(peak))
         number = self.filled.astype(peak.dtype)
-        # XLA takes the reciprocal of what is broadcast, and that of a large peak is not normal.
-        down = 1 / _wide.power_of_two_near(peak)
+        # XLA takes the reciprocal of a broadcast divisor, and that of a large peak underflows.
+        down = 1 / power_of_two_near(peak)
         share = (self.values * down[None]) / (peak * down)[None]
         share = jnp.where(there, share, jnp.zeros_like(share))
         mean = jnp.sum(share, 0) / jnp.maximum(number, jnp.ones_like(number))
@@ -72,49 +73,72 @@ class Ring(NamedTuple):
         return mean * peak, jnp.sqrt(jnp.sum(off * off, 0) / degrees) * peak
 
 
-def empty(window: int, like: jax.Array) -> Ring:
-    """A ring without observations of norms like `like`."""
-    # Made from `like`, zeros too, whose type may say how it is sharded.
-    values = jnp.zeros_like(jnp.broadcast_to(like[None], (window, *like.shape)))
+class Spread(NamedTuple):
+    """Mean + sigma * std of a ring. Made by `spread`, which validates."""
+
+    sigma: Any
+    window: Any
+    min_history: Any
+    min_spread: Any
+
+    def empty(self, like: jax.Array) -> Ring:
+        """A ring without observations of norms like `like`."""
+        return empty(self.window, like)
+
+    def limit(self, ring: Ring, correction: int) -> jax.Array:
+        """The limit; inf until the ring holds `min_history` observations."""
+        mean, std = ring.mean_and_std(correction)
+        k, least = (_validate.number(x).astype(std.dtype) for x in (self.sigma, self.min_spread))
+        known = (ring.filled >= self.min_history) & (k < jnp.inf)
+        reach = jnp.maximum(k * std, least * jnp.abs(mean))
+        return jnp.where(known, mean + reach, jnp.full_like(mean, jnp.inf))
+
+
+def empty(window: Any, like: jax.Array) -> Ring:
+    """A ring without observations of norms like `like`, whose type says how it is sharded."""
+    size = _validate.known_size(window, "window")
+    values = jnp.zeros_like(jnp.broadcast_to(like[None], (size, *like.shape)))
     return Ring(values, jnp.zeros_like(like, jnp.int32), jnp.zeros_like(like, jnp.int32))
 
 
-def limit(ring: Ring, sigma: Any, min_history: Any, correction: int) -> jax.Array:
-    """Mean + sigma * std of the ring; inf until it holds `min_history` observations."""
-    mean, std = ring.mean_and_std(correction)
-    k = _checks.number(sigma).astype(std.dtype)
-    known = (ring.filled >= min_history) & (k < jnp.inf)
-    return jnp.where(known, mean + k * std, jnp.full_like(mean, jnp.inf))
-
-
-def check(sigma: Any, window: Any, min_history: Any, least: int) -> tuple[int, int]:
-    """Checks the arguments of a rule on a window; returns the sizes as Python ints."""
-    _checks.real_number(sigma=sigma)
-    size = _checks.whole_number(window=window)
-    need = _checks.whole_number(least, min_history=min_history)
-    if need > size:
+def spread(
+    sigma: ArrayLike, window: int, min_history: int, min_spread: ArrayLike, least: int
+) -> Spread:
+    """Validates the arguments of a limit; `least` is the smallest `min_history`."""
+    _validate.real_number(sigma, "sigma")
+    _validate.real_number(min_spread, "min_spread")
+    size = _validate.whole_number(window, "window")
+    need = _validate.whole_number(min_history, "min_history", least)
+    if not (_validate.is_traced(need) or _validate.is_traced(size)) and need > size:
         raise ValueError(f"min_history={min_history!r} must not exceed window={window!r}")
-    return size, need
+    return Spread(sigma, size, need, min_spread)
 
 
 def mean_plus_sigma(
-    sigma: Any = 3.0, *, window: Any = np.int32(128), min_history: Any = np.int32(64)
+    sigma: ArrayLike = 3.0,
+    *,
+    window: int = 128,
+    min_history: int = 64,
+    min_spread: ArrayLike = 1e-3,
 ) -> Threshold:
-    r"""The mean of the last norms and some standard deviations more: $c = \mu + k \sigma$.
+    r"""The mean of the last norms plus some standard deviations.
 
-    Mean and population standard deviation are those of the last `window` norms before clipping,
-    the current one excluded.
+    $$c = \mu + \max(k \sigma, s \mu)$$
+
+    with mean and population standard deviation of the last `window` norms before clipping, the
+    current one excluded.
 
     Args:
         sigma: k, a number >= 0.
-        window: how many norms are remembered.
-        min_history: how many there must be before anything is clipped.
+        window: the number of norms in memory.
+        min_history: the number of earlier norms from which on norms are clipped.
+        min_spread: s, the least relative spread, so that equal norms are no spikes; 0 for none.
 
     Returns:
         A threshold whose memory is a ring of `window` numbers for every norm.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value.
 
     Example:
@@ -132,9 +156,9 @@ def mean_plus_sigma(
     References:
         The update-norm clipping of Levanter.
     """
-    size, need = check(sigma, window, min_history, least=1)
+    history = spread(sigma, window, min_history, min_spread, least=1)
 
     def following(ring: Ring, n: jax.Array, seen: jax.Array) -> tuple[jax.Array, Ring]:
-        return limit(ring, sigma, need, correction=0), ring.pushed(n, seen)
+        return history.limit(ring, correction=0), ring.pushed(n, seen)
 
-    return learned(lambda zeros: empty(size, zeros), following)
+    return learned(history.empty, following)

@@ -1,8 +1,8 @@
-r"""The named rules that learn their threshold from moving averages of the norms.
+r"""Rules that learn their threshold: each a call of the engine on `jaxclip.thresholds`.
 
-Each is a call of the engine on a threshold of `jaxclip.thresholds`. What they guarantee for any
-gradient is the table of `jaxclip.clip_by`; what they do with norms that are not finite is told at
-`jaxclip.thresholds.Threshold`.
+`jaxclip.clip_by` states what they guarantee for any gradient, `jaxclip.thresholds.Threshold` how
+they treat norms that are not finite. For another norm, mask or axis, pass their threshold to
+`jaxclip.clip_by`.
 """
 
 from __future__ import annotations
@@ -11,32 +11,137 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from jax.typing import ArrayLike
 
-from jaxclip import _validate as _checks
-from jaxclip.thresholds import Measured, Threshold, ema_ratio, zscore
+from jaxclip import _validate
+from jaxclip._types import AxisName, Mode, NonFinite, Scope
+from jaxclip.thresholds.base import Measured, Threshold
+from jaxclip.thresholds.moving_average import ema_ratio, zscore
+from jaxclip.thresholds.quantiles import quantile
+from jaxclip.thresholds.window import mean_plus_sigma
 from jaxclip.transforms.clip_by import clip_by
+
+
+def autoclip(
+    percentile: ArrayLike = 10.0,
+    *,
+    window: int = 10_000,
+    factor: ArrayLike = 1.0,
+    scope: Scope = "global",
+    nonfinite: NonFinite = "propagate",
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Clips to a percentile of the norms so far.
+
+    $$g \leftarrow g \min\Big(1, \frac{c_t}{n_t}\Big), \qquad
+      c_t = \lambda \, \mathrm{percentile}_p(n_1, \dots, n_t)$$
+
+    of norms before clipping, the current one included.
+
+    Args:
+        percentile: p, between 0 and 100. 10 clips nine gradients of ten, as in the paper.
+        window: the number of norms in memory.
+        factor: lambda. `autoclip(50, window=100, factor=2.0)` clips to twice the median, as
+            icefall's ScaledAdam does.
+        scope: `"global"`, or a norm and a history for each `"leaf"` or `"unit"`.
+        nonfinite: the effect of a NaN or infinite norm, as for `jaxclip.clip_by`.
+        axis_name: mesh axes that shard the leaves, where they cannot be found.
+
+    Returns:
+        A transformation whose memory is twice `window` numbers for every norm: 80 kB by default.
+
+    Raises:
+        TypeError: if an argument has a wrong type.
+        ValueError: if an argument has a wrong value.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxclip
+        >>> rule = jaxclip.autoclip(50)
+        >>> state = rule.init(jnp.zeros(1))
+        >>> for grad in (1.0, 2.0, 30.0):
+        ...     updates, state = rule.update(jnp.array([grad]), state)
+        ...     print(updates)
+        [1.]
+        [1.5]
+        [2.]
+
+    References:
+        Seetharaman, Wichern, Pardo, Le Roux, AutoClip: adaptive gradient clipping for source
+        separation networks, 2020, arXiv:2007.14469.
+    """
+    _validate.between(percentile, 0, 100, "percentile")
+    limit = quantile(percentile / 100, window=window, factor=factor)
+    return _rule(limit, scope, nonfinite, axis_name, "autoclip")
+
+
+def clip_by_history(
+    *,
+    sigma: ArrayLike = 3.0,
+    window: int = 128,
+    min_history: int = 64,
+    min_spread: ArrayLike = 1e-3,
+    scope: Scope = "global",
+    nonfinite: NonFinite = "propagate",
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Clips to the mean of the last norms plus some standard deviations.
+
+    $$g \leftarrow g \min\Big(1, \frac{\mu + \max(k \sigma, s \mu)}{n}\Big)$$
+
+    with mean and population standard deviation of the last `window` norms before clipping, the
+    current one excluded. Last in a chain it bounds the optimizer's update instead of the gradient,
+    as Levanter does.
+
+    Args:
+        sigma: k, a number >= 0.
+        window: the number of norms in memory.
+        min_history: the number of earlier norms from which on norms are clipped.
+        min_spread: s, the least relative spread, so that equal norms are no spikes; 0 for none.
+        scope: `"global"`, or a norm and a history for each `"leaf"` or `"unit"`.
+        nonfinite: the effect of a NaN or infinite norm, as for `jaxclip.clip_by`.
+        axis_name: mesh axes that shard the leaves, where they cannot be found.
+
+    Returns:
+        A transformation whose memory is `window` numbers for every norm.
+
+    Raises:
+        TypeError: if an argument has a wrong type.
+        ValueError: if an argument has a wrong value.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxclip
+        >>> rule = jaxclip.clip_by_history(window=4, min_history=2)
+        >>> state = rule.init(jnp.zeros(1))
+        >>> for grad in (1.0, 3.0, 100.0):
+        ...     updates, state = rule.update(jnp.array([grad]), state)
+        ...     print(updates)
+        [1.]
+        [3.]
+        [5.]
+
+    References:
+        The update-norm clipping of Levanter, `clip_update_by_historical_norm`.
+    """
+    limit = mean_plus_sigma(sigma, window=window, min_history=min_history, min_spread=min_spread)
+    return _rule(limit, scope, nonfinite, axis_name, "clip_by_history")
 
 
 def zclip(
     *,
-    z_threshold: Any = 2.5,
-    alpha: Any = 0.97,
-    eps: Any = 1e-6,
-    warmup_steps: Any = np.int32(25),
-    max_norm: Any = 1.0,
-    clip_factor: Any = 1.0,
-    mode: str = "reciprocal",
+    z_threshold: ArrayLike = 2.5,
+    alpha: ArrayLike = 0.97,
+    eps: ArrayLike = 1e-6,
+    warmup_steps: int = 25,
+    max_norm: ArrayLike | None = 1.0,
+    clip_factor: ArrayLike = 1.0,
+    mode: Mode = "reciprocal",
     skip_update_on_spike: bool = False,
-    restart_after: Any = np.int32(200),
-    scope: str = "global",
-    ord: Any = _checks.TWO,
-    axis: Any = None,
-    nonfinite: str = "propagate",
-    norm_mask: Any = None,
-    scale_mask: Any = None,
-    axis_name: Any = None,
+    restart_after: int | None = 200,
+    min_spread: ArrayLike = 1e-3,
+    scope: Scope = "global",
+    nonfinite: NonFinite = "propagate",
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips norms that lie many standard deviations above their moving average.
 
@@ -44,34 +149,32 @@ def zclip(
       g \leftarrow g \, \frac{e}{n + 10^{-6}} \text{ if } n > e, \qquad
       e = \min(c^* \text{ if } z > z^* \text{ else } n, c_{max})$$
 
-    What c* is in each mode, and how the averages move, is told at `jaxclip.thresholds.zscore`. With
-    `max_norm` at its published default of 1 this is `clip_by_global_norm(1.0)` with more clipping
-    on spikes: where norms are larger than 1 by nature, raise it or pass `None`.
+    See `jaxclip.thresholds.zscore` for c* in each mode, and for the averages. With `max_norm` at
+    its published default of 1 this is `clip_by_global_norm(1.0)` that clips spikes further: where
+    norms are larger than 1 by nature, raise it or pass `None`.
 
     Args:
         z_threshold: z*, the least z-score of a spike.
         alpha: the smoothing of the averages, between 0 and 1.
         eps: added to the standard deviation.
-        warmup_steps: how many norms are collected first, in which only `max_norm` clips.
-        max_norm: c_max, a threshold besides; `None` for none.
+        warmup_steps: the number of norms that are collected first, while only `max_norm` clips.
+        max_norm: c_max, a second threshold; `None` for none.
         clip_factor: a factor of the threshold of spikes.
         mode: `"reciprocal"`, `"max"` or `"mean"`.
-        skip_update_on_spike: whether a spike leaves the averages as they are.
-        restart_after: so many spikes in a row are a new scale; `None` is the published rule.
-        scope: what has a norm and averages of its own: `"global"`, each `"leaf"`, each `"unit"`.
-        ord: which norm, as for `jaxclip.clip_by`.
-        axis: the axes that are reduced at scope `"unit"`.
-        nonfinite: what a NaN or infinite norm does, as for `jaxclip.clip_by`. The published code
-            takes it into the averages and never clips again.
-        norm_mask: which leaves are measured, at scope `"global"`.
-        scale_mask: which leaves are scaled, at scope `"global"`.
-        axis_name: mesh axes over which the leaves are sharded, where that cannot be found.
+        skip_update_on_spike: whether a spike leaves the averages unchanged.
+        restart_after: after this many consecutive spikes, restart the warm-up; `None` is the
+            published rule.
+        min_spread: the least relative spread, so that equal norms are no spikes; 0 for none.
+        scope: `"global"`, or a norm and averages for each `"leaf"` or `"unit"`.
+        nonfinite: the effect of a NaN or infinite norm, as for `jaxclip.clip_by`. The published
+            code adds it to the averages and never clips again.
+        axis_name: mesh axes that shard the leaves, where they cannot be found.
 
     Returns:
         A transformation whose memory is four numbers for every norm.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value.
 
     Example:
@@ -90,7 +193,7 @@ def zclip(
         Kumar, Owen, Chowdhury, Guera, ZClip: adaptive spike mitigation for LLM pre-training, 2025,
         arXiv:2504.02507.
     """
-    threshold = zscore(
+    limit = zscore(
         z_threshold=z_threshold,
         alpha=alpha,
         eps=eps,
@@ -100,53 +203,37 @@ def zclip(
         mode=mode,
         skip_update_on_spike=skip_update_on_spike,
         restart_after=restart_after,
+        min_spread=min_spread,
     )
-    return clip_by(
-        _over_norm_plus(threshold, 1e-6),
-        scope=scope,
-        ord=ord,
-        axis=axis,
-        nonfinite=nonfinite,
-        norm_mask=norm_mask,
-        scale_mask=scale_mask,
-        axis_name=axis_name,
-        name="zclip",
-    )
+    return _rule(_over_norm_plus(limit, 1e-6), scope, nonfinite, axis_name, "zclip")
 
 
 def _over_norm_plus(threshold: Threshold, eps: float) -> Threshold:
     """The threshold that makes g c/n, where n > c, the paper's g e/(n + eps).
 
-    The engine's own `eps` would also scale norms that are at their threshold, as PyTorch does.
+    The engine's `eps` would also scale norms at their threshold, as PyTorch does.
     """
 
     def update(memory: Any, measured: Measured) -> tuple[list[jax.Array], Any]:
         limits, memory = threshold.update(memory, measured)
         pairs = zip(limits, map(jax.lax.stop_gradient, measured.norms), strict=True)
-        return [held(e, n) for e, n in pairs], memory
-
-    def held(e: jax.Array, n: jax.Array) -> jax.Array:
-        over = n > e
-        return jnp.where(over, e / (1 + eps / jnp.where(over, n, 1)), e)
+        return [
+            jnp.where(n > e, e / (1 + eps / jnp.where(n > e, n, 1)), e) for e, n in pairs
+        ], memory
 
     return Threshold(threshold.init, update)
 
 
 def adagc(
     *,
-    max_ratio: Any = 1.05,
-    beta: Any = 0.98,
-    warmup_steps: Any = np.int32(100),
-    warmup_norm: Any = 1.0,
-    floor: Any = 1e-8,
-    scope: str = "leaf",
-    ord: Any = _checks.TWO,
-    axis: Any = None,
-    eps: Any = 0.0,
-    nonfinite: str = "propagate",
-    norm_mask: Any = None,
-    scale_mask: Any = None,
-    axis_name: Any = None,
+    max_ratio: ArrayLike = 1.05,
+    beta: ArrayLike = 0.98,
+    warmup_steps: int = 100,
+    warmup_norm: ArrayLike = 1.0,
+    floor: ArrayLike = 1e-8,
+    scope: Scope = "leaf",
+    nonfinite: NonFinite = "propagate",
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips each leaf to a multiple of the moving average of its clipped norms.
 
@@ -154,32 +241,27 @@ def adagc(
       h_k = \min\Big(\lambda \frac{\gamma_k}{\|g_k\|}, 1\Big), \qquad
       \gamma_k \leftarrow \beta \gamma_k + (1 - \beta) \|h_k g_k\|$$
 
-    and in the first `warmup_steps` updates $h = \min(c_0 / \|g\|, 1)$ for all leaves together, with
-    $\gamma_k$ the least clipped norm so far. See `jaxclip.thresholds.ema_ratio` for how fast
-    $\gamma_k$ can grow.
+    In the first `warmup_steps` updates $h = \min(c_0 / \|g\|, 1)$ for all leaves together, and
+    $\gamma_k$ is the smallest clipped norm so far. See `jaxclip.thresholds.ema_ratio` for the
+    growth of $\gamma_k$.
 
     Args:
         max_ratio: lambda.
         beta: the smoothing of the average, between 0 and 1.
-        warmup_steps: how many updates the warm-up has.
+        warmup_steps: the number of updates of the warm-up.
         warmup_norm: c_0.
-        floor: the least that gamma may be. A leaf without any gradient in the warm-up stays in it
-            until it has one, and so is not frozen.
-        scope: what has a norm and an average of its own: each `"leaf"`, as in the paper, each
-            `"unit"`, or `"global"`.
-        ord: which norm, as for `jaxclip.clip_by`.
-        axis: the axes that are reduced at scope `"unit"`.
-        eps: added to the norm in the quotient.
-        nonfinite: what a NaN or infinite norm does, as for `jaxclip.clip_by`.
-        norm_mask: which leaves are measured, at scope `"global"`.
-        scale_mask: which leaves are scaled, at scope `"global"`.
-        axis_name: mesh axes over which the leaves are sharded, where that cannot be found.
+        floor: lower bound on gamma. A leaf without any gradient in the warm-up stays in it until it
+            has one, and so is not frozen.
+        scope: a norm and an average for each `"leaf"`, as in the paper, or each `"unit"`, or
+            `"global"`.
+        nonfinite: the effect of a NaN or infinite norm, as for `jaxclip.clip_by`.
+        axis_name: mesh axes that shard the leaves, where they cannot be found.
 
     Returns:
         A transformation whose memory is one number for every norm.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value.
 
     Example:
@@ -197,22 +279,17 @@ def adagc(
         Wang et al., AdaGC: improving training stability for large language model pretraining, 2025,
         arXiv:2502.11034.
     """
-    threshold = ema_ratio(
+    limit = ema_ratio(
         max_ratio=max_ratio,
         beta=beta,
         warmup_steps=warmup_steps,
         warmup_norm=warmup_norm,
         floor=floor,
     )
-    return clip_by(
-        threshold,
-        scope=scope,
-        ord=ord,
-        axis=axis,
-        eps=eps,
-        nonfinite=nonfinite,
-        norm_mask=norm_mask,
-        scale_mask=scale_mask,
-        axis_name=axis_name,
-        name="adagc",
-    )
+    return _rule(limit, scope, nonfinite, axis_name, "adagc")
+
+
+def _rule(
+    limit: Threshold, scope: Scope, nonfinite: NonFinite, axis_name: AxisName, name: str
+) -> optax.GradientTransformationExtraArgs:
+    return clip_by(limit, scope=scope, nonfinite=nonfinite, axis_name=axis_name, name=name)

@@ -1,104 +1,112 @@
-r"""The engine: a norm at a scope, a threshold, a scaling, and a record of what happened.
+r"""The engine of every norm rule: measure a norm, compare it with a threshold, scale, record.
 
-Every rule is $g \min(1, c/n)$; they differ in where n is taken and where c comes from. `clip_by`
-joins the two, and a named rule is a call of it. Norms, thresholds and the scaling itself live in
-their own rooms; this one only puts them together.
+A named rule is a call of `clip_by`. Norms, thresholds and bounds live in the modules below.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
-from jaxclip import _validate as _checks
-from jaxclip import thresholds
-from jaxclip._core import flat_tree as _trees
-from jaxclip._core import record as _record
-from jaxclip._core import state as _state
-from jaxclip._core.flat_tree import Flat
-from jaxclip._core.measure import SCOPES, Gauge, chosen
-from jaxclip._core.state import ClipState
-from jaxclip._numerics import rescale as _scaling
-from jaxclip._numerics.rescale import Scale
-from jaxclip._numerics.scaled_float import Norm
-from jaxclip.thresholds import Measured, Threshold
+from jaxclip import _validate
+from jaxclip._core import record
+from jaxclip._core import state as states
+from jaxclip._core.flat_tree import Flat, alike, flatten
+from jaxclip._core.measure import Measure, measure
+from jaxclip._core.state import ClipState, Record
+from jaxclip._numerics.bounds import BOUNDS
+from jaxclip._numerics.scaled_float import Norm, Scale, apply
+from jaxclip._types import (
+    AxisName,
+    Bound,
+    LimitTree,
+    Mask,
+    NonFinite,
+    Order,
+    PyTree,
+    Scope,
+    UnitAxes,
+)
+from jaxclip.thresholds.base import Measured, Threshold
+from jaxclip.thresholds.fixed import given
 
 
 def clip_by(
-    threshold: Any,
+    threshold: LimitTree | Threshold,
     *,
-    scope: str,
-    ord: Any = _checks.TWO,
-    axis: Any = None,
-    shape: str = "hard",
-    eps: Any = 0.0,
-    floor: Any = 0.0,
-    nonfinite: str = "propagate",
-    norm_mask: Any = None,
-    scale_mask: Any = None,
-    axis_name: Any = None,
+    scope: Scope,
+    ord: Order = None,
+    axis: UnitAxes = None,
+    bound: Bound = "hard",
+    eps: ArrayLike = 0.0,
+    floor: ArrayLike = 0.0,
+    nonfinite: NonFinite = "propagate",
+    norm_mask: Mask = None,
+    scale_mask: Mask = None,
+    axis_name: AxisName = None,
     name: str = "clip_by",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips updates whose norm at a scope exceeds a threshold: the engine of every norm rule.
 
     $$g \leftarrow g \min\Big(1, \frac{c}{n + \epsilon}\Big)$$
 
-    with the norm n of the update and the threshold c at the scope. What it guarantees:
+    with the norm n of the update and the threshold c at the scope. Guarantees:
 
     | input | result |
     |---|---|
     | n <= c | every leaf bit for bit unchanged |
-    | n > c | direction kept; the new norm within the leaf dtype's machine epsilon of c |
+    | n > c | same direction; new norm within 2 machine epsilons of c, within 1 in 16 bits |
     | c is `None` or inf | unchanged; the norm is still recorded |
     | c is 0 | zeros, also for a zero update |
     | zero update | unchanged, with a finite derivative |
     | finite, but squares overflow or underflow | as if computed in float64 |
-    | subnormal | may count as 0, and become 0 where it is scaled: XLA flushes such numbers |
+    | subnormal numbers | may count as 0, and become 0 where scaled: XLA flushes them |
     | integer, boolean or `float0` leaves | passed through, not measured |
     | any dtype | kept; measured and multiplied in at least float32 |
 
     Args:
-        threshold: how large the norm may be. A number >= 0, a scalar array, a schedule
-            `count -> value` counted from 0, `None` for no limit; where there is one norm per leaf
-            also a prefix tree of those; or an object of `jaxclip.thresholds`. A negative value that
-            is only known when the program runs counts as 0.
+        threshold: c: a number >= 0, a scalar array, a schedule `count -> value` counted from 0, or
+            `None` for no limit; where each leaf has a norm also a prefix tree of those; or an
+            object of `jaxclip.thresholds`. A traced negative value counts as 0.
         scope: what has one norm: each `"element"`, each `"unit"` of a leaf, each `"leaf"`, or the
             whole tree, `"global"`.
-        ord: which norm: p >= 1 or inf, `"rms"` for the root mean square, `"average"` for
+        ord: the norm: p >= 1 or inf; `None` is 2; `"rms"` is the root mean square; `"average"` is
             TensorFlow's average norm, the 2-norm divided by the number of elements.
-        axis: at scope `"unit"`, the axes that are reduced, per leaf, negative ones counted from the
-            end. Axes that a leaf does not have are left out; a leaf that has none of them is one
-            unit. `None`: all but the last.
-        shape: what a norm n becomes. `"hard"`: min(n, c). `"tanh"`: c tanh(n/c). `"rational"`:
-            n c/(n + c). The smooth ones shrink norms below c too, the less the smaller they are;
-            `fraction` and `clipped_count` still tell of those above c.
+        axis: the axes of a leaf that a unit reduces, at scope `"unit"`; negative ones count from
+            the end. Axes that a leaf does not have are left out, and a leaf that has none of them
+            is one unit. `None`: all but the last. `()`: none, so that each element is a unit.
+        bound: the norm that a norm n becomes. `"hard"`: min(n, c). `"tanh"`: c tanh(n/c).
+            `"rational"`: n c/(n + c). The smooth ones also shrink norms below c, smaller ones less;
+            `fraction` and `clipped_count` count norms above c. `"set"`: c, up or down, for n > 0;
+            they count norms that changed.
         eps: added to the norm in the quotient. 1e-6 gives PyTorch's numbers.
-        floor: the least that the norm counts for in the quotient.
-        nonfinite: what a NaN or infinite norm does. `"propagate"`: what it is the norm of leaves as
-            it came. `"nan"`: every leaf becomes NaN, as in TensorFlow. `"zero"`: the whole update
-            becomes zero. `"drop"`: non-finite elements become zero, and the rest is clipped by the
-            norm of what remains. It is counted in every case.
-        norm_mask: which leaves are measured: a prefix tree of bools, or a function from the updates
-            to one. Scope `"global"` only, as the next.
-        scale_mask: which leaves are scaled.
-        axis_name: mesh axes over which the leaves are sharded. `None`: found from the leaves' types
-            inside `shard_map`. Names: needed under `pmap`, `vmap` and `shard_map(check_vma=False)`.
+        floor: lower bound on the divisor.
+        nonfinite: the effect of a NaN or infinite norm. `"propagate"`: the arrays with that norm
+            are returned unchanged. `"nan"`: every leaf becomes NaN, as in TensorFlow. `"zero"`:
+            the whole update becomes zero. `"drop"`: non-finite elements become zero, and the rest
+            is clipped by its own norm. Always counted.
+        norm_mask: the leaves that are measured: a prefix tree of bools, or a function from the
+            updates to one. Only at scope `"global"`.
+        scale_mask: the leaves that are scaled, in the same form.
+        axis_name: mesh axes that shard the leaves. `None`: found from the leaves' types inside
+            `shard_map`. Names: needed under `pmap`, `vmap` and `shard_map(check_vma=False)`.
             `()`: never reduce.
-        name: what `jaxclip.metrics` calls the rule.
+        name: the name of the rule in `jaxclip.metrics`.
 
     Returns:
-        A transformation whose `update` also takes `norm=`, a norm computed elsewhere: a scalar, or
-        a prefix tree where there is one per leaf. Its state is a `ClipState`.
+        A transformation whose state is a `ClipState`.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value; when an update is traced, with the key path,
             if a shape or a tree does not fit.
 
     Example:
-        Each row of a matrix held to a maximum norm of 1:
+        Each row of a matrix is held to a norm of at most 1:
 
         >>> import jax.numpy as jnp, jaxclip
         >>> rule = jaxclip.clip_by(1.0, scope="unit", axis=1)
@@ -110,122 +118,140 @@ def clip_by(
         >>> print(state.norm, state.fraction)
         5.0 0.5
     """
-    _checks.choice(SCOPES, scope=scope)
-    _checks.choice(_scaling.SHAPES, shape=shape)
-    _checks.choice(_scaling.POLICIES, nonfinite=nonfinite)
-    _checks.real_number(finite=True, eps=eps)
-    _checks.real_number(finite=True, floor=floor)
-    if axis is not None and scope != "unit":
-        raise ValueError(f"axis={axis!r} has a meaning only at scope='unit', not {scope!r}")
     for key, mask in (("norm_mask", norm_mask), ("scale_mask", scale_mask)):
         if mask is not None and scope != "global":
-            raise ValueError(f"{key} has a meaning only at scope='global'; use optax.masked")
-    if not isinstance(threshold, Threshold):
-        threshold = thresholds.constant(threshold, scope=scope)
-    _state.named(ClipState, name)
-    gauge = Gauge(
-        scope, _checks.norm_order(ord), _checks.axes(axis), _checks.mesh_axes(axis_name), norm_mask
+            raise ValueError(
+                f"{key} is only supported with scope='global'; got scope={scope!r}. "
+                "Use optax.masked"
+            )
+    _validate.choice(bound, Bound, "bound")
+    _validate.choice(nonfinite, NonFinite, "nonfinite")
+    rule = _Rule(
+        measure=measure(scope, ord, axis, axis_name, norm_mask),
+        limit=threshold if isinstance(threshold, Threshold) else given(threshold, scope=scope),
+        bound=bound,
+        eps=_unless_zero(eps, "eps"),
+        floor=_unless_zero(floor, "floor"),
+        nonfinite=nonfinite,
+        scale_mask=scale_mask,
     )
 
-    def init(params: Any) -> ClipState:
-        memory = threshold.init(gauge.zeros(_trees.flatten(params)))
-        return _state.first(name, _state.of_nothing(memory))
+    def first(params: PyTree) -> ClipState:
+        memory = rule.limit.init(rule.measure.zeros(flatten(params)))
+        return states.first(name, states.without_leaves(memory))
+
+    init, check = states.checked(first, states.named(ClipState, name))
 
     def update(
-        updates: Any, state: Any, params: Any = None, *, norm: Any = None, **extra_args: Any
-    ) -> tuple[Any, ClipState]:
+        updates: PyTree, state: Any, params: PyTree = None, **extra_args: Any
+    ) -> tuple[PyTree, ClipState]:
         del extra_args
-        state = _state.checked_or_first(state, init, updates)
-        flat = _trees.flatten(updates)
-        found, finite = _found(gauge, flat, norm, nonfinite)
-        measured = _measured(gauge, flat, found, state.count, params)
-        limits, memory = threshold.update(state.memory, measured) if found else ([], state.memory)
-        added, least = _checks.number(eps), _checks.number(floor)
-        hard = [
-            _scaling.hard(n, _scaling.shaped(n, c, shape), added, least)
-            for n, c in zip(found, limits, strict=True)
-        ]
-        scales = [
-            _scaling.for_nonfinite(s, n.is_finite, nonfinite, finite)
-            for s, n in zip(hard, found, strict=True)
-        ]
-        arrays = _scaled(flat, gauge.per_leaf(flat, scales), scale_mask, nonfinite, finite)
-        over = [~scale.keep for scale in hard]
-        if shape != "hard":
-            over = [n.number > c for n, c in zip(found, limits, strict=True)]
-        seen = _record.record(
-            found, limits, scales, _clipped(over, found, nonfinite, finite), finite, gauge.differing
-        )
-        return flat.rebuild(arrays), _state.following(state, seen, memory)
+        state = check(state, updates)
+        flat = flatten(updates)
+        arrays, seen, memory = rule.clipped(flat, state, params)
+        return flat.rebuild(arrays), states.following(state, seen, memory)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _found(gauge: Gauge, flat: Flat, norm: Any, policy: str) -> tuple[list[Norm], Any]:
-    """The norms, and whether all of them were finite; `None` where the policy does not ask.
+class _Rule(NamedTuple):
+    """The arguments of `clip_by`, validated."""
 
-    Under `drop` they are of what remains when non-finite elements are left out, which costs a
-    second measurement, and only when there are any; `norm=` cannot know it and is ignored.
-    """
-    is_given = norm is not None and policy != "drop"
-    found = gauge.given(flat, norm) if is_given else gauge(flat)
-    if policy == "propagate":
-        return found, None
-    finite = _record.all_finite(found, gauge.differing)
-    if policy != "drop" or not found:
-        return found, finite
+    measure: Measure
+    limit: Threshold
+    bound: Bound
+    eps: Any  # `None` for 0
+    floor: Any  # `None` for 0
+    nonfinite: NonFinite
+    scale_mask: Mask
 
-    def of_the_rest(arrays: list[jax.Array]) -> list[Norm]:
-        rest = flat.rebuild([_scaling.without_nonfinite(x) for x in arrays])
-        return gauge(_trees.flatten(rest))
+    def clipped(
+        self, flat: Flat, state: ClipState, params: PyTree
+    ) -> tuple[list[jax.Array], Record, Any]:
+        """The floating leaves clipped, the record, and the memory of the threshold."""
+        norms, finite = self.measure.norms(flat), None
+        if self.nonfinite != "propagate":
+            finite = record.all_finite(norms, self.measure.differing)
+        if self.nonfinite == "drop":
+            flat, norms = self._dropped(flat, norms, finite)
+        numbers = [n.value * n.unit for n in norms]
+        seen = measured(self.measure, flat, numbers, state.count, params)
+        limits, memory = self.limit.update(state.memory, seen) if norms else ([], state.memory)
+        trios = list(zip(norms, numbers, limits, strict=True))
+        scales = [BOUNDS[self.bound](*trio, self.eps, self.floor) for trio in trios]
+        over = [scale.over for scale in scales]
+        if self.bound in ("tanh", "rational"):
+            over = [(n > c) & s.finite for s, (_, n, c) in zip(scales, trios, strict=True)]
+        pairs = zip(flat.arrays, self.measure.per_leaf(flat, scales), strict=True)
+        arrays = [apply(x, scale) for x, scale in pairs]
+        if self.scale_mask is not None:
+            chosen = flat.chosen(self.scale_mask, "scale_mask")
+            arrays = [y if c else x for x, y, c in zip(flat.arrays, arrays, chosen, strict=True)]
+        if self.nonfinite in ("nan", "zero"):
+            arrays, scales, over = _disposed(self.nonfinite, finite, arrays, scales, over)
+        if self.measure.scope == "global" and jax.sharding.get_abstract_mesh().empty:
+            broken = ~(scales[0].finite if finite is None else finite)
+            done = Record(numbers[0], limits[0], scales[0].factor, over[0], over[0], broken)
+        else:
+            done = record.of_norms(norms, limits, scales, over, self.measure.differing)
+            done = done if finite is None else done._replace(nonfinite=~finite)
+        return arrays, done, memory
 
-    # Arrays as operands: closed over, on an Explicit mesh, they would lose their sharding.
-    return jax.lax.cond(finite, lambda arrays: found, of_the_rest, flat.arrays), finite
+    def _dropped(self, flat: Flat, norms: list[Norm], finite: jax.Array) -> tuple[Flat, list[Norm]]:
+        """The leaves without their non-finite elements, and the norms of the rest."""
+
+        def of_the_rest(arrays: list[jax.Array]) -> list[Norm]:
+            return self.measure.norms(flat._replace(arrays=[_finite_part(x) for x in arrays]))
+
+        # Arrays as operands: closed over, on an Explicit mesh, they would lose their sharding.
+        if norms:
+            norms = jax.lax.cond(finite, lambda arrays: norms, of_the_rest, flat.arrays)
+        return flat._replace(arrays=[_finite_part(x) for x in flat.arrays]), norms
 
 
-def _measured(
-    gauge: Gauge, flat: Flat, found: list[Norm], count: jax.Array, params: Any
+def measured(
+    rule: Measure, flat: Flat, numbers: list[jax.Array], count: jax.Array, params: PyTree
 ) -> Measured:
+    """The input of a threshold."""
+
     def of_params(factors: list[jax.Array]) -> list[jax.Array]:
         if params is None:
-            raise ValueError("params=None: this rule's threshold needs update(..., params=params)")
-        own = _trees.params_like(params, flat)._replace(where=flat.where)
-        _trees.check_shapes(own, flat)
-        return [n.times(f) for n, f in zip(gauge(own), factors, strict=True)]
+            raise ValueError("params=None: the threshold of this rule needs update(..., params)")
+        norms = rule.norms(alike(params, flat))
+        return [n.times(f) for n, f in zip(norms, factors, strict=True)]
 
-    numbers = [n.number for n in found]
     return Measured(
         norms=numbers,
         count=count,
         of_params=of_params,
-        of_tree=lambda: gauge.of_tree(flat, numbers),
-        spread=lambda tree, name: gauge.spread(flat, tree, name),
-        where=gauge.where(flat),
+        of_tree=lambda: rule.of_tree(flat, numbers),
+        spread=lambda tree, name: rule.spread(flat, tree, name),
+        path=lambda i: rule.path(flat, i),
     )
 
 
-def _scaled(
-    flat: Flat, scales: list[Scale], scale_mask: Any, policy: str, finite: Any
-) -> list[jax.Array]:
-    """The floating leaves after scaling and after what the policy does to the whole update."""
-    which = [True] * len(scales)
-    if scale_mask is not None:
-        which = chosen(flat, scale_mask, "scale_mask")
-    arrays = []
-    for x, scale, scaled in zip(flat.arrays, scales, which, strict=True):
-        if policy == "drop":
-            x = _scaling.without_nonfinite(x)
-        if scaled:
-            x = _scaling.apply(x, scale)
-        if policy == "zero":
-            x = _scaling.zeroed(x, finite)
-        if policy == "nan" and not scaled:
-            x = _scaling.poisoned(x, finite)
-        arrays.append(x)
-    return arrays
+def _finite_part(x: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x))
 
 
-def _clipped(over: list[jax.Array], found: list[Norm], policy: str, finite: Any) -> list[jax.Array]:
-    """Which norms were clipped: none of them if the policy disposed of the whole update."""
-    clipped = [o & norm.is_finite for o, norm in zip(over, found, strict=True)]
-    return [c & finite for c in clipped] if policy in ("nan", "zero") else clipped
+def _disposed(
+    nonfinite: NonFinite,
+    finite: jax.Array,
+    arrays: list[jax.Array],
+    scales: list[Scale],
+    over: list[jax.Array],
+) -> tuple[list[jax.Array], list[Scale], list[jax.Array]]:
+    """Unless all norms are finite: every leaf NaN or zero, and none clipped."""
+    value = jnp.nan if nonfinite == "nan" else 0.0
+
+    def unless(x: jax.Array) -> jax.Array:
+        return jnp.where(finite, x, jnp.full_like(x, value))
+
+    scales = [scale._replace(factor=unless(scale.factor)) for scale in scales]
+    return [unless(x) for x in arrays], scales, [o & finite for o in over]
+
+
+def _unless_zero(value: ArrayLike, name: str) -> Any:
+    """The number; `None` for a known 0, which needs no instruction."""
+    _validate.real_number(value, name, finite=True)
+    return None if _validate.is_known_number(value) and float(value) == 0 else value

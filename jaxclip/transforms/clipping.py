@@ -1,52 +1,49 @@
-r"""The named rules with a given threshold: each a call of the engine that reads like its paper.
+r"""Rules with a given threshold: each a call of the engine that reads like its paper.
 
-The guarantees of all of them are those of `jaxclip.clip_by`. Rules that bound each element by
-itself are in `_elementwise`; rules that learn their threshold do not belong here.
+`jaxclip.clip_by` states the guarantees of all of them.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import optax
+from jax.typing import ArrayLike
 
-from jaxclip import _validate as _checks
-from jaxclip.thresholds import constant, relative_to_params
+from jaxclip._types import AxisName, Limit, LimitTree, Mask, NonFinite, Order, UnitAxes
+from jaxclip.thresholds.fixed import given, relative
 from jaxclip.transforms.clip_by import clip_by
 
 
 def clip_by_global_norm(
-    max_norm: Any,
+    max_norm: Limit,
     *,
-    ord: Any = _checks.TWO,
-    eps: Any = 0.0,
-    nonfinite: str = "propagate",
-    norm_mask: Any = None,
-    scale_mask: Any = None,
-    axis_name: Any = None,
+    ord: Order = None,
+    eps: ArrayLike = 0.0,
+    nonfinite: NonFinite = "propagate",
+    norm_mask: Mask = None,
+    scale_mask: Mask = None,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips the whole update so that its norm is at most `max_norm`.
 
     $$g \leftarrow g \min\Big(1, \frac{c}{\|g\|}\Big)$$
 
-    with the norm over all leaves together. It keeps the direction of the gradient.
+    with the norm over all leaves together. The direction of the gradient is kept.
 
     Args:
         max_norm: c: a number >= 0, a scalar array, a schedule or `None` for no limit.
-        ord: which norm: p >= 1 or inf.
+        ord: the norm: p >= 1 or inf; `None` is 2.
         eps: added to the norm in the quotient; 1e-6 gives `torch.nn.utils.clip_grad_norm_`.
-        nonfinite: what a NaN or infinite norm does: `"propagate"`, `"nan"`, `"zero"` or `"drop"`,
-            as explained for `jaxclip.clip_by`.
-        norm_mask: which leaves are measured, a prefix tree of bools or a function to one.
-        scale_mask: which leaves are scaled.
-        axis_name: mesh axes over which the leaves are sharded, where that cannot be found.
+        nonfinite: the effect of a NaN or infinite norm: `"propagate"`, `"nan"`, `"zero"` or
+            `"drop"`, as for `jaxclip.clip_by`.
+        norm_mask: the leaves that are measured, a prefix tree of bools or a function to one.
+        scale_mask: the leaves that are scaled.
+        axis_name: mesh axes that shard the leaves, where they cannot be found.
 
     Returns:
-        A transformation. `update(..., norm=n)` takes a norm computed elsewhere, as TensorFlow's
-        `use_norm`.
+        A transformation.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value.
 
     Example:
@@ -63,7 +60,7 @@ def clip_by_global_norm(
         arXiv:1211.5063.
     """
     return clip_by(
-        constant(max_norm, name="max_norm", scope="global"),
+        given(max_norm, "max_norm", "global"),
         scope="global",
         ord=ord,
         eps=eps,
@@ -76,13 +73,13 @@ def clip_by_global_norm(
 
 
 def clip_by_norm(
-    max_norm: Any,
+    max_norm: LimitTree,
     *,
-    axis: Any = None,
-    ord: Any = _checks.TWO,
-    eps: Any = 0.0,
-    nonfinite: str = "propagate",
-    axis_name: Any = None,
+    axis: UnitAxes = None,
+    ord: Order = None,
+    eps: ArrayLike = 0.0,
+    nonfinite: NonFinite = "propagate",
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips each leaf, or each slice of it, so that its norm is at most `max_norm`.
 
@@ -92,19 +89,19 @@ def clip_by_norm(
 
     Args:
         max_norm: c: a number >= 0, a scalar array, a schedule, `None`, or a prefix tree of those.
-            With `axis`, an array that broadcasts to the norms of a leaf as well.
-        axis: the axes of a leaf that are reduced; `None` for the whole leaf. Axes that a leaf does
-            not have are left out; a leaf that has none of them is one slice.
-        ord: which norm: p >= 1 or inf.
+            With `axis` also an array that broadcasts to the norms of a leaf.
+        axis: the axes of a leaf that are reduced; `None` for the whole leaf, `()` for none. Axes
+            that a leaf does not have are left out; a leaf that has none of them is one slice.
+        ord: the norm: p >= 1 or inf; `None` is 2.
         eps: added to the norm in the quotient.
-        nonfinite: what a NaN or infinite norm does, as explained for `jaxclip.clip_by`.
-        axis_name: mesh axes over which the leaves are sharded, where that cannot be found.
+        nonfinite: the effect of a NaN or infinite norm, as for `jaxclip.clip_by`.
+        axis_name: mesh axes that shard the leaves, where they cannot be found.
 
     Returns:
-        A transformation. `update(..., norm=n)` takes norms computed elsewhere.
+        A transformation.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value.
 
     Example:
@@ -118,8 +115,9 @@ def clip_by_norm(
         `tf.clip_by_norm`; `keras.optimizers`, argument `clipnorm`.
     """
     scope = "leaf" if axis is None else "unit"
+    limit = given(max_norm, "max_norm", scope)
     return clip_by(
-        constant(max_norm, name="max_norm", scope=scope),
+        limit,
         scope=scope,
         ord=ord,
         axis=axis,
@@ -131,7 +129,11 @@ def clip_by_norm(
 
 
 def clip_by_average_norm(
-    max_norm: Any, *, eps: Any = 0.0, nonfinite: str = "propagate", axis_name: Any = None
+    max_norm: LimitTree,
+    *,
+    eps: ArrayLike = 0.0,
+    nonfinite: NonFinite = "propagate",
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips each leaf so that its 2-norm divided by its number of elements is at most `max_norm`.
 
@@ -142,14 +144,14 @@ def clip_by_average_norm(
     Args:
         max_norm: c: a number >= 0, a scalar array, a schedule, `None`, or a prefix tree of those.
         eps: added to the norm in the quotient.
-        nonfinite: what a NaN or infinite norm does, as explained for `jaxclip.clip_by`.
-        axis_name: mesh axes over which the leaves are sharded, where that cannot be found.
+        nonfinite: the effect of a NaN or infinite norm, as for `jaxclip.clip_by`.
+        axis_name: mesh axes that shard the leaves, where they cannot be found.
 
     Returns:
-        A transformation. `update(..., norm=n)` takes average norms computed elsewhere.
+        A transformation.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value.
 
     Example:
@@ -163,7 +165,7 @@ def clip_by_average_norm(
         `tf.compat.v1.clip_by_average_norm`.
     """
     return clip_by(
-        constant(max_norm, name="max_norm", scope="leaf"),
+        given(max_norm, "max_norm", "leaf"),
         scope="leaf",
         ord="average",
         eps=eps,
@@ -174,32 +176,32 @@ def clip_by_average_norm(
 
 
 def clip_by_block_rms(
-    threshold: Any,
+    threshold: LimitTree,
     *,
-    axis: Any = None,
-    eps: Any = 0.0,
-    nonfinite: str = "propagate",
-    axis_name: Any = None,
+    axis: UnitAxes = None,
+    eps: ArrayLike = 0.0,
+    nonfinite: NonFinite = "propagate",
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips each leaf, or each block of it, so that its root mean square is at most `threshold`.
 
     $$g_k \leftarrow g_k \Big/ \max\Big(1, \frac{\mathrm{rms}(g_k)}{c}\Big)$$
 
     as `optax.clip_by_block_rms`. Where layers are stacked in one leaf for `jax.lax.scan`, `axis`
-    makes each layer a block of its own: `axis=(1, 2)` for kernels of shape (layers, in, out).
+    makes each layer a block: `axis=(1, 2)` for kernels of shape (layers, in, out).
 
     Args:
         threshold: c: a number >= 0, a scalar array, a schedule, `None`, or a prefix tree of those.
         axis: the axes of a leaf that are reduced; `None` for the whole leaf.
         eps: added to the root mean square in the quotient.
-        nonfinite: what a NaN or infinite norm does, as explained for `jaxclip.clip_by`.
-        axis_name: mesh axes over which the leaves are sharded, where that cannot be found.
+        nonfinite: the effect of a NaN or infinite norm, as for `jaxclip.clip_by`.
+        axis_name: mesh axes that shard the leaves, where they cannot be found.
 
     Returns:
-        A transformation. `update(..., norm=n)` takes root mean squares computed elsewhere.
+        A transformation.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value.
 
     Example:
@@ -214,8 +216,9 @@ def clip_by_block_rms(
         Shazeer, Stern, Adafactor, 2018, arXiv:1804.04235, section 6.
     """
     scope = "leaf" if axis is None else "unit"
+    limit = given(threshold, "threshold", scope)
     return clip_by(
-        constant(threshold, name="threshold", scope=scope),
+        limit,
         scope=scope,
         ord="rms",
         axis=axis,
@@ -227,37 +230,37 @@ def clip_by_block_rms(
 
 
 def adaptive_grad_clip(
-    clipping: Any,
-    eps: Any = 1e-3,
-    axis: Any = None,
+    clipping: LimitTree,
+    eps: ArrayLike = 1e-3,
+    axis: UnitAxes = None,
     *,
-    ord: Any = _checks.TWO,
-    nonfinite: str = "propagate",
-    axis_name: Any = None,
+    ord: Order = None,
+    nonfinite: NonFinite = "propagate",
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips each unit's gradient in proportion to the norm of the unit's parameters.
 
     $$g_u \leftarrow g_u \frac{c_u}{\max(\|g_u\|, 10^{-6})} \text{ if } \|g_u\| > c_u, \qquad
       c_u = \lambda \max(\|w_u\|, \epsilon)$$
 
-    A unit is what feeds one output channel: by default all axes of a kernel but the last are
-    reduced, and a vector is one unit. Optax guesses from the rank instead, and takes axis 0 alone
-    at rank 3; name the axes wherever the rank cannot tell.
+    A unit is one output channel: by default all axes of a kernel but the last are reduced, and a
+    vector is one unit. Optax guesses from the rank instead, and at rank 3 reduces axis 0 alone;
+    name the axes wherever the rank cannot tell.
 
     Args:
         clipping: lambda: a number >= 0, a scalar array, a schedule, or a prefix tree of those.
-        eps: the least norm of parameters reckoned with, so that zeros can leave zero.
+        eps: lower bound on the parameter norm, so that zero-initialized parameters can train.
         axis: the axes of a leaf that are reduced. Axes that a leaf does not have are left out; a
             leaf that has none of them is one unit.
-        ord: which norm: p >= 1 or inf.
-        nonfinite: what a NaN or infinite norm does, as explained for `jaxclip.clip_by`.
-        axis_name: mesh axes over which the leaves are sharded, where that cannot be found.
+        ord: the norm: p >= 1 or inf; `None` is 2.
+        nonfinite: the effect of a NaN or infinite norm, as for `jaxclip.clip_by`.
+        axis_name: mesh axes that shard the leaves, where they cannot be found.
 
     Returns:
         A transformation whose `update` needs `params`.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value, or `params` is missing.
 
     Example:
@@ -273,7 +276,7 @@ def adaptive_grad_clip(
         normalization, 2021, arXiv:2102.06171.
     """
     return clip_by(
-        relative_to_params(clipping, eps=eps, name="clipping"),
+        relative(clipping, eps, "clipping"),
         scope="unit",
         ord=ord,
         axis=axis,

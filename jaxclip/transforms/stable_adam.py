@@ -1,6 +1,6 @@
-r"""StableAdamW's update clipping: Adam, with a smaller step where a gradient was not expected.
+r"""StableAdamW's update clipping: Adam with a smaller step after an unexpected gradient.
 
-It needs Adam's second moment, and so is an optimizer's scaling and not a rule on gradients.
+It needs Adam's second moment, so it is an optimizer's scaling and not a rule on gradients.
 """
 
 from __future__ import annotations
@@ -11,26 +11,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike, DTypeLike
 
-from jaxclip import _validate as _checks
-from jaxclip._core import flat_tree as _trees
-from jaxclip._core import state as _state
+from jaxclip import _validate
+from jaxclip._core import record as records
+from jaxclip._core import state as states
+from jaxclip._core.flat_tree import flatten, is_inexact
+from jaxclip._core.measure import measure
 from jaxclip._core.state import ClipState
-from jaxclip._numerics import collectives as _mesh
-from jaxclip._numerics import scaled_float as _wide
-from jaxclip.transforms import clip_by as _engine
+from jaxclip._numerics.scaled_float import accumulator, apply, clipped
+from jaxclip._types import AxisName, LimitTree, PyTree
+from jaxclip.thresholds.fixed import given
+from jaxclip.transforms.clip_by import measured
 
 
 def scale_by_stable_adam(
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    mu_dtype: Any = None,
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = False,
-    threshold: Any = 1.0,
-    axis_name: Any = None,
+    threshold: LimitTree = 1.0,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam with update clipping, in place of `optax.scale_by_adam`.
 
@@ -38,21 +42,21 @@ def scale_by_stable_adam(
       \mathrm{rms}_k = \sqrt{\mathrm{mean}\Big(\frac{g_k^2}{\max(\hat v_k, \epsilon^2)}\Big)}$$
 
     for every leaf k, with Adam's bias-corrected second moment $\hat v$, the current gradient
-    included. Where gradients grow faster than $\hat v$ can follow, Adam's own step is too long;
-    this shortens it by as much. The bad gradient still enters the first moment, and moves the steps
-    that follow: against bad batches take a rule or a guard as well. It is not `clip_by_block_rms`
-    after Adam, which looks at the step.
+    included. Where gradients grow faster than $\hat v$ follows, Adam's step is too long, and this
+    shortens it by as much. The bad gradient still enters the first moment and moves later steps:
+    add a rule or a guard against bad batches. It is not `clip_by_block_rms` after Adam, which
+    measures the step.
 
     Args:
         b1: the smoothing of the first moment.
         b2: the smoothing of the second moment. The paper recommends less than 0.999 for large
             batches, where spikes matter.
-        eps: added to the root of the second moment, and the least that counts for it above.
+        eps: added to the root of the second moment, and its lower bound in rms_k.
         eps_root: added to the second moment under the root.
         mu_dtype: the dtype of the first moment; `None` for that of the parameters.
         nesterov: whether to use Nesterov momentum.
-        threshold: how large rms_k may be: a number >= 0, a schedule, or a prefix tree of those.
-        axis_name: mesh axes over which the leaves are sharded, where that cannot be found.
+        threshold: the largest rms_k: a number >= 0, a schedule, or a prefix tree of those.
+        axis_name: mesh axes that shard the leaves, where they cannot be found.
 
     Returns:
         A transformation whose state is a `ClipState` with `optax.ScaleByAdamState` as its memory;
@@ -60,7 +64,7 @@ def scale_by_stable_adam(
         `optax.chain(scale_by_stable_adam(), optax.add_decayed_weights(0.1), optax.scale(-1e-3))`.
 
     Raises:
-        TypeError: if an argument is of a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if `threshold` is negative or NaN.
 
     Example:
@@ -79,62 +83,54 @@ def scale_by_stable_adam(
         Wortsman et al., Stable and low-precision training for large-scale vision-language models,
         2023, arXiv:2304.13013.
     """
-    _checks.threshold_tree(threshold, "threshold", scalar=True)
+    limit = given(threshold, "threshold", "leaf")
     adam: Any = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
-    mesh = _checks.mesh_axes(axis_name)
+    rule = measure("leaf", "rms", axis_name=axis_name)
     name = "scale_by_stable_adam"
-    rule: Any = _engine.clip_by(threshold, scope="leaf", axis_name=axis_name, name=name)
-
-    def init(params: Any) -> ClipState:
-        return _state.first(name, adam.init(_floating(params)))
+    init, check = states.checked(
+        lambda params: states.first(name, adam.init(_floating(params))),
+        states.named(ClipState, name),
+    )
 
     def update(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, ClipState]:
+        updates: PyTree, state: Any, params: PyTree = None, **extra_args: Any
+    ) -> tuple[PyTree, ClipState]:
         del extra_args
-        state = _state.checked(state, init, updates)
-        moments: Any
-        flat = _trees.flatten(updates)
+        state = check(state, updates)
+        flat = flatten(updates)
         weights = None if params is None else _floating(params)
         steps, moments = adam.update(_floating(updates), state.memory, weights)
-        second = jax.tree.leaves(moments.nu)
-        found = []
-        for i, (g, v) in enumerate(zip(flat.arrays, second, strict=True)):
-            wide = _wide.accumulator(v)
-            expected = _second_moment(v.astype(wide), moments.count, b2)
-            axes = _mesh.sharded_axes(g, mesh, flat.at(i))
-            found.append(_surprise(g, expected, jnp.asarray(eps).astype(wide), axes))
-        steps, norm = flat.rebuild(jax.tree.leaves(steps)), flat.rebuild(found)
-        steps, seen = rule.update(steps, state._replace(memory=()), params, norm=norm)
-        return steps, seen._replace(memory=moments)
+        ratios = [
+            _ratio(g, _second_moment(v.astype(accumulator(v)), moments.count, b2), eps)
+            for g, v in zip(flat.arrays, jax.tree.leaves(moments.nu), strict=True)
+        ]
+        norms = rule.norms(flat._replace(arrays=ratios))
+        numbers = [n.number for n in norms]
+        limits, _ = limit.update((), measured(rule, flat, numbers, state.count, params))
+        scales = [clipped(*trio) for trio in zip(norms, numbers, limits, strict=True)]
+        pairs = zip(jax.tree.leaves(steps), scales, strict=True)
+        seen = records.of_norms(norms, limits, scales, [s.over for s in scales])
+        arrays = [apply(step, scale) for step, scale in pairs]
+        return flat.rebuild(arrays), states.following(state, seen, moments)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _floating(tree: Any) -> Any:
-    """The tree with nothing where a leaf is not floating: of integers Adam would make floats."""
-    return jax.tree.map(lambda x: x if _trees.is_inexact(x) else optax.MaskedNode(), tree)
+def _floating(tree: PyTree) -> PyTree:
+    """The floating leaves only: Adam would turn integers into floats."""
+    return jax.tree.map(lambda x: x if is_inexact(x) else optax.MaskedNode(), tree)
 
 
 def _second_moment(v: jax.Array, count: jax.Array, b2: Any) -> jax.Array:
     """`v / (1 - b2^t)`, with all digits where b2 is a Python number close to 1."""
-    if _checks.is_known_number(b2):
+    if _validate.is_known_number(b2):
         log = jnp.asarray(math.log(b2) if b2 > 0 else -math.inf, v.dtype)
     else:
         log = jnp.log(jnp.asarray(b2).astype(v.dtype))
     return v / -jnp.expm1(count.astype(v.dtype) * log)
 
 
-def _surprise(g: jax.Array, expected: jax.Array, eps: jax.Array, axes: Any) -> jax.Array:
-    """The root mean square of g over what Adam expects of it.
-
-    No square overflows here, since (1 - b2) g^2 is expected at least: a plain sum will do.
-    """
-    ratio = jnp.abs(g).astype(expected.dtype) / jnp.maximum(_root(expected), eps)
-    total = _mesh.sum_over([jnp.sum(ratio * ratio)], [axes])
-    return _root(total / float(max(g.size * _mesh.shards(axes), 1)))
-
-
-def _root(x: jax.Array) -> jax.Array:
-    """The square root, whose derivative at 0 is 0."""
-    return jnp.where(x == 0, x, jnp.sqrt(jnp.where(x == 0, jnp.ones_like(x), x)))
+def _ratio(g: jax.Array, v: jax.Array, eps: Any) -> jax.Array:
+    """|g| / max(sqrt(v), eps); the derivative of the root at 0 is 0."""
+    root = jnp.where(v == 0, v, jnp.sqrt(jnp.where(v == 0, jnp.ones_like(v), v)))
+    return jnp.abs(g).astype(v.dtype) / jnp.maximum(root, jnp.asarray(eps).astype(v.dtype))

@@ -184,13 +184,13 @@ def test_mask_that_is_a_callable_module():
 def test_params_of_another_shape():
     """(2, 1) would broadcast to the units of (2, 3)."""
     p, u = {"w": jnp.ones((2, 1))}, {"w": jnp.ones((2, 3))}
-    with pytest.raises(ValueError, match=r"\(2, 1\) against \(2, 3\) at \['w'\]"):
+    with pytest.raises(ValueError, match=r"\(2, 1\) of params and \(2, 3\) of updates at \['w'\]"):
         once(jaxclip.adaptive_grad_clip(0.1), u, p)
 
 
 def test_params_of_another_structure():
     p, u = {"w": jnp.ones(2), "v": jnp.ones(2)}, {"w": jnp.ones(2), "u": jnp.ones(2)}
-    where = r"params alone have \['v'\] and updates alone have \['u'\]"
+    where = r"only params has \['v'\] and only updates has \['u'\]"
     with pytest.raises(ValueError, match=where):
         once(jaxclip.adaptive_grad_clip(0.1), u, p)
 

@@ -150,7 +150,7 @@ def test_state_of_another_rule_is_refused(name):
     """It would go on to tell the other rule's name."""
     others = [jaxclip.clip_by_global_norm(1.0).init(U), optax.adam(0.1).init(U), 3]
     for state in others:
-        with pytest.raises(TypeError, match=f"is not a state of {name}; make one with init"):
+        with pytest.raises(TypeError, match=f"but {name} needs its own .*; make one with init"):
             OTHERS[name].update(U, state, U)
 
 

@@ -239,7 +239,7 @@ def test_state_of_a_replaced_optax_transformation():
     for state in (None, optax.EmptyState()):
         updates, _ = jaxclip.project_max_norm(1.0).update(p * 0, state, p)
         weights.assert_lands(MAX, 1.0, p, p * 0, p + updates)
-    with pytest.raises(TypeError, match="is not a state of project_max_norm"):
+    with pytest.raises(TypeError, match="but project_max_norm needs its own"):
         jaxclip.project_max_norm(1.0).update(p, {"x": 1}, p)
 
 

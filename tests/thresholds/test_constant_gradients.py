@@ -150,7 +150,7 @@ def test_spike_of_one_percent_is_clipped(name):
     make, want = RULES[name]
     outs, _ = one_by_one(make(), [*STEADY, 1.0005, 1.01])
     assert outs[:-1] == [np.float32(x) for x in (*STEADY, 1.0005)]
-    np.testing.assert_allclose(outs[-1], want, rtol=2e-4)
+    np.testing.assert_allclose(outs[-1], want, rtol=3e-4)
     outs, _ = one_by_one(make(min_spread=0.0), [*STEADY, 1.0005])
     np.testing.assert_allclose(outs[-1], 1.0, rtol=5e-6)
 
