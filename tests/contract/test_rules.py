@@ -12,7 +12,6 @@ CONTEXT_TREE = {"dense": {"bias": (3,), "kernel": (8, 3)}, "gain": ()}
 PLAIN = ("clip_by_global_norm",)
 by_edge_rule = registry.by_rule(EDGE_RULES, PLAIN)
 by_named_rule = registry.by_rule(NAMED, PLAIN)
-NARROW = ["float16", "bfloat16", "float32", "complex64"]
 
 
 def _check(context, rule, **keywords):
@@ -44,16 +43,25 @@ def test_trees(rule):
 
 @by_edge_rule
 def test_dtypes(rule):
-    """Each dtype, and a tree of several in which each leaf keeps its own."""
-    tree = TREES["nested"]
-    cases = {
-        d: (rule.c, registry.build(tree, d, scale=3), registry.build(tree, d, seed=1))
-        for d in NARROW
-    }
+    """Each dtype, float64 too, and a tree of several in which each leaf keeps its own."""
+    tree = registry.TREE
+    for dtypes in (rule.traced, registry.WIDE[: 2 if "complex64" in rule.traced else 1]):
+        with modes.maybe_x64(dtypes[0]):
+            cases = {
+                d: (
+                    rule.c,
+                    *(registry.build(registry.TREE, d, **k) for k in ({"scale": 3}, {"seed": 1})),
+                )
+                for d in dtypes
+            }
+            for name, (result, _) in contexts.updates(rule, cases, dtypes).items():
+                with contexts.case(name):
+                    registry.assert_rule(rule, *cases[name], result)
     mixed = [
-        {d: registry.build((4, 3), d, seed=i + k) for i, d in enumerate(NARROW)} for k in (0, 9)
+        {d: registry.build((4, 3), d, seed=i + k) for i, d in enumerate(registry.NARROW)}
+        for k in (0, 9)
     ]
-    _check_cases(rule, cases | {"mixed": (rule.c, *mixed)})
+    _check_cases(rule, {"mixed": (rule.c, *mixed)})
 
 
 @pytest.mark.slow
@@ -63,17 +71,6 @@ def test_other_variants(rule):
     build = registry.build
     trees = {"float32": TREES["odd"], "bfloat16": TREES["nested"], "complex64": TREES["array"]}
     _check_cases(rule, {d: (rule.c, build(t, d), build(t, d, seed=1)) for d, t in trees.items()})
-
-
-@by_edge_rule
-def test_float64(rule):
-    tree = TREES["nested"]
-    with modes.x64():
-        cases = {
-            d: (rule.c, registry.build(tree, d, scale=3), registry.build(tree, d, seed=1))
-            for d in ("float64", "complex128")
-        }
-        _check_cases(rule, cases)
 
 
 @by_named_rule
