@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
-from jaxclip.train.figures import BLUE, FONT, GREY, ORANGE
+from jaxclip.train.reporting.figures import BLUE, FONT, GREY, ORANGE
 
 COUNT = {"x": 4, "y": 3}
 WHAT = {"x": "inputs", "y": "outputs"}
