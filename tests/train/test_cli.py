@@ -47,7 +47,10 @@ ERRORS = [
     (["train", "explode", "--dataset", "cifar"], "--dataset=cifar: unknown"),
     (["train", "explode", "--data-dir", "/no/such"], "--data-dir=/no/such"),
     (["train", "explode", "--dataset", "mnist"], "--dataset=mnist"),
-    (["train", "explode", "--out", "/dev/null/x"], "--out=/dev/null/x: cannot be written"),
+    pytest.param(
+        *(["train", "explode", "--out", "/dev/null/x"], "--out=/dev/null/x: cannot be written"),
+        marks=pytest.mark.slow,  # draws the network
+    ),
     (["train", "explode", "--dropout", "1"], "--dropout=1.0: must be at least 0 and below 1"),
     (["train", "explode", "--checkpoint-every", "-1"], "--checkpoint-every=-1"),
     (["train", "explode", "--guard", "skip=1"], "--guard skip=1: unknown rule 'skip', choose from"),
@@ -77,7 +80,6 @@ ERRORS = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "message"), ERRORS)
 def test_errors_are_one_line(arguments, message, capsys, tmp_path):
     assert cli.main(arguments) == 2
@@ -99,7 +101,6 @@ def test_error_in_a_shell():
     )
 
 
-@pytest.mark.slow
 def test_missing_extra_names_the_package_to_install():
     code = (
         "import sys; sys.modules['flax'] = None; from jaxclip.train import cli; cli.main(['demo'])"

@@ -213,7 +213,6 @@ ERRORS = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "message"), ERRORS)
 def test_errors_are_one_line(arguments, message, tmp_path, capsys):
     assert cli.main(["compare", "explode", "--dataset", "digits", *arguments]) == 2

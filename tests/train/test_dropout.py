@@ -37,7 +37,6 @@ def drawn():
     return np.asarray(many, np.float64), np.asarray(still)
 
 
-@pytest.mark.slow
 def test_no_dropout_in_evaluation(drawn):
     plain = network()
     same = np.maximum(inputs() @ kernels(plain)[0], 0) @ kernels(plain)[1]
@@ -74,7 +73,6 @@ def losses(run):
     return np.concatenate([epoch.telemetry["loss"] for epoch in run])
 
 
-@pytest.mark.slow
 def test_each_step_drops_other_units(standing):
     found = losses(standing)
     assert len(found) == 4

@@ -57,7 +57,6 @@ def test_norms_of_units():
     assert [k.label for k in watched] == ["W1, columns", "W2, rows ≤ 1", "W3, whole"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 12])
 def test_weights_figure(count, tmp_path):
     """One epoch or many layers, with values that span decades or are not finite."""

@@ -84,7 +84,6 @@ def test_deterministic_for_a_seed(few_digits):
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.slow
 def test_seeds_differ_in_weights_and_order(few_digits):
     one, other = config(shuffle=True, seed=3), config(shuffle=True, seed=4)
     drawn = [arrays(loop.build_network(c, few_digits).params)[1] for c in (one, other)]

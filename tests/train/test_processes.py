@@ -148,7 +148,6 @@ ERRORS = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "message"), ERRORS)
 def test_errors_are_one_line(arguments, message, capsys, tmp_path):
     assert cli.main(["train", "explode", "--dataset", "digits", *arguments]) == 2
