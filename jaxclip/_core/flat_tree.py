@@ -108,7 +108,7 @@ def flatten(tree: Any) -> Flat:
     for path, leaf in with_paths:
         if is_inexact(leaf):
             # A shape with a dtype is a leaf for `init`.
-            array = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
+            array: Any = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
             flat.arrays.append(array)
             flat.places.append(len(flat.leaves))
         flat.leaves.append(leaf)
@@ -121,9 +121,12 @@ def is_inexact(x: Any) -> bool:
 
     Integers, booleans, `float0` tangents and random keys are passed through.
     """
-    if not hasattr(x, "dtype") and not isinstance(x, (bool, int, float, complex)):
-        return False
-    return jnp.issubdtype(jnp.result_type(x) if not hasattr(x, "dtype") else x.dtype, jnp.inexact)
+    dtype = getattr(x, "dtype", None)
+    if dtype is None:
+        if not isinstance(x, (bool, int, float, complex)):
+            return False
+        dtype = jnp.result_type(x)
+    return jnp.issubdtype(dtype, jnp.inexact)
 
 
 def is_integer(x: Any) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import jax
@@ -23,8 +23,7 @@ from jaxclip._numerics.scaled_float import Norm, accumulator
 from jaxclip._types import AxisName, Mask, Order, Scope, UnitAxes
 
 _Known = tuple[tuple[jax.Array, ...], Kind, Norm]
-_KNOWN: contextvars.ContextVar[tuple[_Known, ...]]
-_KNOWN = contextvars.ContextVar("norms that a wrapper has computed", default=())
+_KNOWN: contextvars.ContextVar[tuple[_Known, ...]] = contextvars.ContextVar("_KNOWN", default=())
 
 
 class Group(NamedTuple):
@@ -90,14 +89,14 @@ class Measure(NamedTuple):
 
     def norms(self, flat: Flat) -> list[Norm]:
         """The norm of each group."""
-        groups, kinds, counts = self._plan(flat)
+        groups, kinds, counts = self.plan(flat)
         found = _norms(groups, kinds)
         if self.order != "average":
             return found
         pairs = zip(found, counts, strict=True)
         return [Norm(n.value / jnp.asarray(count, n.value.dtype), n.unit) for n, count in pairs]
 
-    def _plan(self, flat: Flat) -> tuple[list[tuple[jax.Array, ...]], list[Kind], list[int]]:
+    def plan(self, flat: Flat) -> tuple[list[tuple[jax.Array, ...]], list[Kind], list[int]]:
         """The arrays of each group, the kind of its norm, and its elements for a mean."""
         groups = self.groups(flat)
         mesh = self._mesh(flat, groups)
@@ -229,7 +228,7 @@ def _norms(groups: list[tuple[jax.Array, ...]], kinds: list[Kind]) -> list[Norm]
             found[i] = Norm(jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32))
         for theirs, their_kind, norm in _KNOWN.get():
             if kind == their_kind and list(map(id, arrays)) == list(map(id, theirs)):
-                missing.pop(i)
+                missing.pop(i, None)
                 found[i] = norm
     if missing:
         arrays, own = zip(*missing.values(), strict=True)
@@ -239,12 +238,12 @@ def _norms(groups: list[tuple[jax.Array, ...]], kinds: list[Kind]) -> list[Norm]
 
 
 @contextlib.contextmanager
-def shared(flat: Flat, rule: Measure) -> Iterator[Norm]:
+def shared(flat: Flat, rule: Measure) -> Generator[Norm, None, None]:
     """Computes a global norm, and lets a wrapper share it with the rules inside.
 
     Arrays are compared by identity, also tracers: an array that changed on the way is measured.
     """
-    (arrays,), (kind,), _ = rule._plan(flat)
+    (arrays,), (kind,), _ = rule.plan(flat)
     (norm,) = _norms([arrays], [kind])
     token = _KNOWN.set((*_KNOWN.get(), (arrays, kind, norm)))
     try:

@@ -16,6 +16,8 @@ import numpy as np
 import optax
 
 from jaxclip import _validate
+from jaxclip._core.flat_tree import Flat, flatten
+from jaxclip._types import PyTree
 
 _COUNTED = ("norm", "threshold", "scale", "fraction", "count", "clipped_count", "nonfinite_count")
 
@@ -45,21 +47,21 @@ class ClipState(NamedTuple):
         memory: the memory of the threshold, a pytree of arrays.
     """
 
-    norm: Any = None
-    threshold: Any = None
-    scale: Any = None
-    fraction: Any = None
-    count: Any = None  # pyright: ignore[reportIncompatibleMethodOverride]
-    clipped_count: Any = None
-    nonfinite_count: Any = None
-    memory: Any = ()
+    norm: jax.Array | None
+    threshold: jax.Array | None
+    scale: jax.Array | None
+    fraction: jax.Array | None
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    clipped_count: jax.Array | None
+    nonfinite_count: jax.Array | None
+    memory: PyTree = ()
 
-    def scalars(self) -> dict[str, Any]:
+    def scalars(self) -> dict[str, jax.Array]:
         """The recorded scalars by name."""
         return {key: getattr(self, key) for key in _COUNTED if getattr(self, key) is not None}
 
 
-def named(base: type[Any], rule: str) -> type[Any]:
+def named(base: type[Any], rule: Any) -> type[Any]:
     """The subclass of a state for the rule of this name, with the attribute `rule`."""
     if not isinstance(rule, str) or not rule or "/" in rule:
         raise ValueError(f"name={rule!r} must be a string without '/', to be a key of metrics")
@@ -92,7 +94,7 @@ def first(rule: str, memory: Any = (), *, record: bool = True) -> ClipState:
     """The state before the first update. Every field has its own buffer, for donation."""
     kind = named(ClipState, rule)
     if not record:
-        return kind(count=jnp.zeros((), jnp.int32), memory=memory)
+        return kind(*[None] * 4, jnp.zeros((), jnp.int32), None, None, memory)
     values = (0.0, np.inf, 1.0, 0.0)
     scalars = [jnp.full((), value, jnp.float32) for value in values]
     counts = [jnp.zeros((), jnp.int32) for _ in range(3)]
@@ -117,7 +119,7 @@ def without_leaves(memory: Any) -> Any:
 
 def checked(
     first: Callable[[Any], Any], kind: type[Any]
-) -> tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]:
+) -> tuple[optax.TransformInitFn, Callable[[Any, PyTree], Any]]:
     """Makes `init(params)` and `check(state, updates)` from what makes a first state.
 
     `init` remembers the shapes of the states that it makes. `check` returns a state of this type
@@ -126,12 +128,12 @@ def checked(
     """
     made: dict[Any, dict[Any, tuple[int, ...]]] = {}
 
-    def init(params: Any) -> Any:
+    def init(params: PyTree) -> Any:
         state = first(params)
         made[_key(params)] = _shapes(state)
         return state
 
-    def check(state: Any, updates: Any) -> Any:
+    def check(state: Any, updates: PyTree) -> Any:
         if state is None or isinstance(state, optax.EmptyState):
             return first(updates)
         if not isinstance(state, kind):
@@ -147,6 +149,30 @@ def checked(
         return state
 
     return init, check
+
+
+def transformation(
+    first: Callable[[PyTree], Any],
+    kind: type[Any],
+    step: Callable[[Flat, Any, PyTree], tuple[PyTree, Any]],
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation of a state.
+
+    Args:
+        first: `first(params) -> state`, the state before the first update.
+        kind: the type of the state.
+        step: `step(updates, state, params) -> (updates, state)`, given the updates taken apart.
+    """
+    init, check = checked(first, kind)
+
+    def update(
+        updates: PyTree, state: Any, params: PyTree = None, **extra_args: Any
+    ) -> tuple[PyTree, Any]:
+        del extra_args
+        state = check(state, updates)
+        return step(flatten(updates), state, params)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def other_type(state: Any, kind: type[Any]) -> TypeError:
@@ -197,6 +223,6 @@ def following(state: ClipState, seen: Record | None, memory: Any = ()) -> ClipSt
     )
 
 
-def increased(count: jax.Array, by: Any = 1) -> jax.Array:
+def increased(count: Any, by: Any = 1) -> jax.Array:
     """A count that went up, or not, and stays at its largest value: an overflow wraps below it."""
     return jnp.maximum(count + jnp.asarray(by, count.dtype), count)

@@ -6,6 +6,7 @@ Under `jit` XLA sees whole arrays and there is nothing to do. Inside `shard_map`
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -93,14 +94,15 @@ def sum_over(parts: Mapping[MeshAxes, jax.Array], every: MeshAxes = ()) -> jax.A
         every: more mesh axes for the `psum`, so that XLA can join it with other sums.
     """
     every = union([every, *parts])
-    crossing = []
+    crossing: list[jax.Array] = []
     for axes, part in parts.items():
         replicas = shards(tuple(name for name in every if name not in axes))
         if axes:
             crossing.append(part / jnp.asarray(replicas, part.dtype) if replicas > 1 else part)
     local = [parts[()]] if () in parts else []
-    total = [jax.lax.psum(_varying(sum(crossing), every), every)] if crossing else []
-    return sum(local + total)
+    if crossing:
+        local.append(jax.lax.psum(_varying(functools.reduce(jnp.add, crossing), every), every))
+    return functools.reduce(jnp.add, local)
 
 
 def max_over(parts: Mapping[MeshAxes, jax.Array]) -> jax.Array:

@@ -2,8 +2,6 @@ r"""Projections as pure functions, with the names and arguments of the transform
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
@@ -14,7 +12,6 @@ from jaxclip._types import AxisName, How, Method, PyTree, UnitAxes
 from jaxclip.projections.constraints import (
     Set,
     elements_between,
-    landings,
     norms_between,
     singular_values,
 )
@@ -192,10 +189,10 @@ def project_spectral_norm(
 
 
 def _projected(w: PyTree, inside: Set, axis: UnitAxes = None, axis_name: AxisName = None) -> PyTree:
-    units: Any = measure("unit", axis=axis, axis_name=axis_name)
+    units = measure("unit", axis=axis, axis_name=axis_name)
     flat = flatten(w)
     wide = flat._replace(arrays=[widened(x, accumulator(x)) for x in flat.arrays])
     dtypes = [x.dtype for x in flat.arrays]
-    landed = landings(wide, dtypes, jnp.zeros((), jnp.int32), inside, units)
+    landed = inside(wide, dtypes, jnp.zeros((), jnp.int32), units)
     pairs = zip(flat.arrays, landed, strict=True)
     return flat.rebuild([jnp.where(to.keep, x, to.value.astype(x.dtype)) for x, to in pairs])

@@ -6,7 +6,6 @@ states.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from jaxclip import _validate
 from jaxclip._core.flat_tree import Flat, at_step
 from jaxclip._core.measure import Measure
 from jaxclip._numerics import collectives, spectral
-from jaxclip._numerics.scaled_float import Norm, Scale, apply, quotient
+from jaxclip._numerics.scaled_float import Norm, Scale, apply, broadcast, quotient
 from jaxclip._types import How, LimitTree, Method
 
 
@@ -40,25 +39,12 @@ class Landing(NamedTuple):
     scale: Any = None
 
 
-class Leaf(NamedTuple):
-    """One leaf of weights.
+Set = Callable[[Flat, list[Any], jax.Array, Measure], list[Landing]]
+"""`land(weights, dtypes, count, units)` returns the projection of each floating leaf.
 
-    Attributes:
-        array: the weights before the projection, in at least float32.
-        path: their key path, for errors.
-        dtype: the dtype that they are stored in.
-        at: evaluates an argument, a prefix tree of numbers and schedules, for this leaf.
-        norm: returns the norms of its units.
-    """
-
-    array: jax.Array
-    path: str
-    dtype: Any
-    at: Callable[[Any, str], Any]
-    norm: Callable[[], Norm]
-
-
-Set = Callable[[Leaf], Landing]
+It is given the weights in at least float32, the dtypes that they are stored in, the number of
+projections before, and a measure of units.
+"""
 
 
 def norms_between(
@@ -70,21 +56,23 @@ def norms_between(
     _validate.bounds(low, high, names)
     _validate.between(rate, 0, 1, "rate")
 
-    def land(leaf: Leaf) -> Landing:
-        norm = leaf.norm()
-        least, most, share = (
-            jnp.broadcast_to(
-                _validate.number(default if x is None else x).astype(norm.value.dtype),
-                norm.value.shape,
-            )
-            for x, default in (
-                (leaf.at(low, names[0]), 0.0),
-                (leaf.at(high, names[1]), jnp.inf),
-                (leaf.at(rate, "rate"), 1.0),
-            )
+    def land(weights: Flat, dtypes: list[Any], count: jax.Array, units: Measure) -> list[Landing]:
+        landed = []
+        arguments = zip(
+            weights.spread(at_step(low, count), names[0]),
+            weights.spread(at_step(high, count), names[1]),
+            weights.spread(at_step(rate, count), "rate"),
+            strict=True,
         )
-        scale = _between(norm, least, most, share, leaf.dtype)
-        return Landing(~scale.over, apply(leaf.array, scale), most, norm, scale)
+        leaves = zip(weights.arrays, units.norms(weights), dtypes, arguments, strict=True)
+        for x, norm, dtype, (a, b, r) in leaves:
+            least, most, share = (
+                broadcast(_validate.number(value), norm.value)
+                for value in (0.0 if a is None else a, jnp.inf if b is None else b, r)
+            )
+            scale = _between(norm, least, most, share, dtype)
+            landed.append(Landing(~scale.over, apply(x, scale), most, norm, scale))
+        return landed
 
     return land
 
@@ -112,24 +100,32 @@ def elements_between(low: LimitTree, high: LimitTree, names: tuple[str, str]) ->
     """Elements between two bounds; `None` for no bound."""
     _validate.bounds(low, high, names)
 
-    def land(leaf: Leaf) -> Landing:
-        keep, value = jnp.ones(leaf.array.shape, bool), leaf.array
-        if jnp.iscomplexobj(value):
-            raise ValueError(
-                f"the leaf {leaf.path}, of dtype {value.dtype}, cannot be bounded, since complex "
-                "numbers have no order; exclude it, in a transformation by mask="
+    def land(weights: Flat, dtypes: list[Any], count: jax.Array, units: Measure) -> list[Landing]:
+        lows = weights.spread(at_step(low, count), names[0])
+        highs = weights.spread(at_step(high, count), names[1])
+        landed = []
+        for i, (x, dtype) in enumerate(zip(weights.arrays, dtypes, strict=True)):
+            if jnp.iscomplexobj(x):
+                raise ValueError(
+                    f"the leaf {weights.path(i)}, of dtype {x.dtype}, cannot be bounded, since "
+                    "complex numbers have no order; exclude it, in a transformation by mask="
+                )
+            least, most = (
+                # As a number of the leaf's dtype, which the leaf can reach.
+                _validate.fitted(c, x.shape, name, f"the leaf {weights.path(i)}")
+                .astype(dtype)
+                .astype(x.dtype)
+                for c, name in (
+                    (-jnp.inf if lows[i] is None else lows[i], names[0]),
+                    (jnp.inf if highs[i] is None else highs[i], names[1]),
+                )
             )
-        largest = jnp.zeros((), value.dtype)
-        sides = ((low, names[0], jnp.less, -jnp.inf), (high, names[1], jnp.greater, jnp.inf))
-        for bound, name, beyond, none in sides:
-            limit = leaf.at(bound, name)
-            limit = none if limit is None else limit
-            limit = _validate.fitted(limit, value.shape, name, f"the leaf {leaf.path}")
-            limit = limit.astype(leaf.dtype).astype(value.dtype)  # a number of the leaf's dtype
-            outside = beyond(value, limit)
-            keep, value = keep & ~outside, jnp.where(outside, limit, value)
-            largest = jnp.maximum(largest, jnp.max(jnp.abs(limit), initial=0))
-        return Landing(keep, value, largest)
+            value = jnp.where(x < least, least, jnp.where(x > most, most, x))
+            limit = [jnp.max(jnp.abs(c), initial=0) for c in (least, most)]
+            landed.append(
+                Landing((x >= least) & (x <= most) | jnp.isnan(x), value, jnp.maximum(*limit))
+            )
+        return landed
 
     return land
 
@@ -141,43 +137,24 @@ def singular_values(max_norm: LimitTree, how: How, method: Method | None) -> Set
     if method is not None:
         _validate.choice(method, Method, "method")
 
-    def land(leaf: Leaf) -> Landing:
-        x = leaf.array
-        if x.ndim < 2 or jnp.iscomplexobj(x) or collectives.varying_axes(x):
-            raise ValueError(
-                f"the leaf {leaf.path}, of shape {x.shape} and dtype {x.dtype}, must be a real "
-                "matrix that is whole on every device; exclude it, in a transformation by mask="
-            )
-        c = leaf.at(max_norm, "max_norm")
-        c = jnp.maximum(_validate.number(jnp.inf if c is None else c).astype(x.dtype), 0)
-        whole = collectives.gathered(x)
-        keep, value, largest = spectral.bounded(whole, c, leaf.dtype, how, method)
-        one = jnp.ones_like(largest)
-        factor = c / jnp.where(keep, one, largest)
-        scale = Scale(~keep, jnp.isfinite(largest), jnp.where(keep, one, factor), one, factor)
-        return Landing(keep, collectives.scattered(value, x), c, Norm(largest, one), scale)
+    def land(weights: Flat, dtypes: list[Any], count: jax.Array, units: Measure) -> list[Landing]:
+        landed = []
+        limits = weights.spread(at_step(max_norm, count), "max_norm")
+        for i, (x, dtype, c) in enumerate(zip(weights.arrays, dtypes, limits, strict=True)):
+            if x.ndim < 2 or jnp.iscomplexobj(x) or collectives.varying_axes(x):
+                raise ValueError(
+                    f"the leaf {weights.path(i)}, of shape {x.shape} and dtype {x.dtype}, must be "
+                    "a real matrix that is whole on every device; exclude it, in a transformation "
+                    "by mask="
+                )
+            c = _validate.number(jnp.inf if c is None else c).astype(x.dtype)
+            c, whole = jnp.maximum(c, jnp.zeros_like(c)), collectives.gathered(x)
+            keep, value, largest = spectral.bounded(whole, c, dtype, how, method)
+            one = jnp.ones_like(largest)
+            factor = jnp.where(keep, one, c / jnp.where(keep, one, largest))
+            scale = Scale(~keep, jnp.isfinite(largest), factor, one, factor)
+            value = collectives.scattered(value, x)
+            landed.append(Landing(keep, value, c, Norm(largest, one), scale))
+        return landed
 
     return land
-
-
-def landings(
-    weights: Flat, dtypes: list[Any], count: jax.Array, land: Set, units: Measure
-) -> list[Landing]:
-    """The projection of each floating leaf of a tree.
-
-    Args:
-        weights: the tree, in at least float32.
-        dtypes: the dtypes that its floating leaves are stored in.
-        count: the number of projections before.
-        land: the set.
-        units: measures the units.
-    """
-    measured = functools.cache(lambda: units.norms(weights))
-
-    def leaf(i: int, array: jax.Array) -> Leaf:
-        def at(value: Any, name: str) -> Any:
-            return weights.spread(at_step(value, count), name)[i]
-
-        return Leaf(array, weights.path(i), dtypes[i], at, lambda: measured()[i])
-
-    return [land(leaf(i, array)) for i, array in enumerate(weights.arrays)]

@@ -20,7 +20,7 @@ from jaxclip._core.state import ClipState, Record
 from jaxclip._numerics import collectives
 from jaxclip._numerics.scaled_float import accumulator, widened
 from jaxclip._types import AxisName, Mask, PyTree, UnitAxes
-from jaxclip.projections.constraints import Landing, Set, landings
+from jaxclip.projections.constraints import Landing, Set
 
 
 def projection(
@@ -36,30 +36,24 @@ def projection(
     units = measure("unit", axis=axis, axis_name=axis_name)
     _validate.flag(record, "record")
     kind = states.named(ClipState, name)
-    init, check = states.checked(lambda params: states.first(name, record=record), kind)
 
-    def update(
-        updates: PyTree, state: Any, params: PyTree = None, **extra_args: Any
-    ) -> tuple[PyTree, ClipState]:
-        del extra_args
+    def step(flat: Flat, state: ClipState, params: PyTree) -> tuple[PyTree, ClipState]:
         if params is None:
             raise ValueError(f"params=None: {name} needs update(..., params)")
-        state = check(state, updates)
         weights = flatten(params)
-        steps = alike(updates, weights, ("updates", "params"))
+        steps = alike(flat.tree, weights, ("updates", "params"))
         chosen = _chosen(weights, mask)
         weights, steps = weights.only(chosen), steps.only(chosen)
-        pairs = list(zip(weights.arrays, steps.arrays, strict=True))
-        moved = weights._replace(arrays=[_moved(w, u) for w, u in pairs])
+        moved = weights._replace(arrays=list(map(_moved, weights.arrays, steps.arrays)))
         for i, x in enumerate(moved.arrays):
             collectives.sharded_axes(x, units.axis_name, moved.path(i))  # raises if replicated
-        landed = landings(moved, [w.dtype for w, _ in pairs], state.count, inside, units)
-        trios = zip(pairs, moved.arrays, landed, strict=True)
-        arrays = [_step(w, u, to, landing) for (w, u), to, landing in trios]
+        landed = inside(moved, [w.dtype for w in weights.arrays], state.count, units)
+        arrays = list(map(_step, weights.arrays, steps.arrays, moved.arrays, landed))
         seen = _seen(moved, landed, units.axis_name) if record else None
         return steps.rebuild(arrays), states.following(state, seen)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    kind = states.named(ClipState, name)
+    return states.transformation(lambda params: states.first(name, record=record), kind, step)
 
 
 def _chosen(weights: Flat, mask: Mask) -> list[bool]:

@@ -37,9 +37,9 @@ def flax_units(name: str, leaf: jax.Array) -> Axes:
         [[5. ]
          [0.5]]
     """
-    *_, layer, kind = ("", "", *name.split("/"))
+    layer, _, kind = name.rpartition("/")
     if kind == "embedding" and leaf.ndim == 2:
         return 1
-    if kind == "kernel" and layer in _ATTENTION and leaf.ndim == 3:
+    if kind == "kernel" and layer.rpartition("/")[2] in _ATTENTION and leaf.ndim == 3:
         return 0
     return None

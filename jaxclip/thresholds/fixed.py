@@ -50,11 +50,12 @@ def given(value: LimitTree, name: str = "threshold", scope: Scope | None = None)
         )
     _validate.limits(value, name, scalar=scope in ("global", "leaf"))
 
-    plain = value is None or isinstance(value, (int, float))
+    number = jnp.inf if value is None else None
+    if isinstance(value, (int, float)):
+        number = float(value)
 
     def update(memory: Any, measured: Measured) -> tuple[list[jax.Array], Any]:
-        if plain:
-            number = jnp.inf if value is None else float(value)
+        if number is not None:
             return [jnp.asarray(number, n.dtype) for n in measured.norms], memory
         values = measured.spread(at_step(value, measured.count), name)
         limits = []

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -140,18 +141,7 @@ def clip_by(
         memory = rule.limit.init(rule.measure.zeros(flatten(params)))
         return states.first(name, states.without_leaves(memory))
 
-    init, check = states.checked(first, states.named(ClipState, name))
-
-    def update(
-        updates: PyTree, state: Any, params: PyTree = None, **extra_args: Any
-    ) -> tuple[PyTree, ClipState]:
-        del extra_args
-        state = check(state, updates)
-        flat = flatten(updates)
-        arrays, seen, memory = rule.clipped(flat, state, params)
-        return flat.rebuild(arrays), states.following(state, seen, memory)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return states.transformation(first, states.named(ClipState, name), rule.step)
 
 
 class _Rule(NamedTuple):
@@ -165,11 +155,10 @@ class _Rule(NamedTuple):
     nonfinite: NonFinite
     scale_mask: Mask
 
-    def clipped(
-        self, flat: Flat, state: ClipState, params: PyTree
-    ) -> tuple[list[jax.Array], Record, Any]:
-        """The floating leaves clipped, the record, and the memory of the threshold."""
-        norms, finite = self.measure.norms(flat), None
+    def step(self, flat: Flat, state: ClipState, params: PyTree) -> tuple[PyTree, ClipState]:
+        """The clipped updates and the next state."""
+        norms = self.measure.norms(flat)
+        finite: Any = None
         if self.nonfinite != "propagate":
             finite = record.all_finite(norms, self.measure.differing)
         if self.nonfinite == "drop":
@@ -195,7 +184,7 @@ class _Rule(NamedTuple):
         else:
             done = record.of_norms(norms, limits, scales, over, self.measure.differing)
             done = done if finite is None else done._replace(nonfinite=~finite)
-        return arrays, done, memory
+        return flat.rebuild(arrays), states.following(state, done, memory)
 
     def _dropped(self, flat: Flat, norms: list[Norm], finite: jax.Array) -> tuple[Flat, list[Norm]]:
         """The leaves without their non-finite elements, and the norms of the rest."""
@@ -254,4 +243,4 @@ def _disposed(
 def _unless_zero(value: ArrayLike, name: str) -> Any:
     """The number; `None` for a known 0, which needs no instruction."""
     _validate.real_number(value, name, finite=True)
-    return None if _validate.is_known_number(value) and float(value) == 0 else value
+    return None if _validate.is_known_number(value) and np.asarray(value) == 0 else value

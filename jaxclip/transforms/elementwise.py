@@ -16,7 +16,7 @@ import optax
 from jaxclip import _validate
 from jaxclip._core import record as records
 from jaxclip._core import state as states
-from jaxclip._core.flat_tree import Flat, at_step, flatten
+from jaxclip._core.flat_tree import Flat, at_step
 from jaxclip._core.state import ClipState
 from jaxclip._numerics import collectives
 from jaxclip._numerics.scaled_float import apply, clipped, magnitude
@@ -61,12 +61,7 @@ def clip(
     """
     _validate.limits(max_delta, "max_delta", scalar=False)
 
-    def bounds(flat: Flat, count: jax.Array) -> _Bounds:
-        limits = _at_leaves(flat, max_delta, "max_delta", count)
-        limits = [c if c is None else jnp.maximum(c, jnp.zeros_like(c)) for c in limits]
-        return [(None, None) if c is None else (-c, c) for c in limits]
-
-    return _rule("clip", bounds, record, axis_name, symmetric=True)
+    return _rule("clip", None, max_delta, record, axis_name, symmetric=True)
 
 
 def clip_by_value(
@@ -111,13 +106,8 @@ def clip_by_value(
     """
     _validate.bounds(min_value, max_value, NAMES)
 
-    def bounds(flat: Flat, count: jax.Array) -> _Bounds:
-        low = _at_leaves(flat, min_value, "min_value", count)
-        high = _at_leaves(flat, max_value, "max_value", count)
-        return list(zip(low, high, strict=True))
-
     symmetric = opposite(min_value, max_value)
-    return _rule("clip_by_value", bounds, record, axis_name, symmetric=symmetric)
+    return _rule("clip_by_value", min_value, max_value, record, axis_name, symmetric=symmetric)
 
 
 def opposite(low: Any, high: Any) -> bool:
@@ -173,34 +163,39 @@ def _integer(bound: Any, dtype: Any, rounded: Callable[[Any], Any]) -> Any:
 
 def _rule(
     name: str,
-    bounds: Callable[[Flat, jax.Array], _Bounds],
+    low: LimitTree,
+    high: LimitTree,
     record: bool,
     axis_name: AxisName,
     *,
     symmetric: bool,
 ) -> optax.GradientTransformationExtraArgs:
+    """The transformation for two bounds; `clip` has only a largest magnitude, `high`."""
     _validate.flag(record, "record")
     mesh = _validate.mesh_axes(axis_name)
-    kind = states.named(ClipState, name)
-    init, check = states.checked(lambda params: states.first(name, record=record), kind)
+    magnitudes = name == "clip"
 
-    def update(
-        updates: PyTree, state: Any, params: PyTree = None, **extra_args: Any
-    ) -> tuple[PyTree, ClipState]:
-        del params, extra_args
-        state = check(state, updates)
-        flat = flatten(updates)
+    def pairs(flat: Flat, count: jax.Array) -> _Bounds:
+        highs = _at_leaves(flat, high, "max_delta" if magnitudes else "max_value", count)
+        if magnitudes:
+            limits = [c if c is None else jnp.maximum(c, jnp.zeros_like(c)) for c in highs]
+            return [(None, None) if c is None else (-c, c) for c in limits]
+        return list(zip(_at_leaves(flat, low, "min_value", count), highs, strict=True))
+
+    def step(flat: Flat, state: ClipState, params: PyTree) -> tuple[PyTree, ClipState]:
+        del params
         for i, x in enumerate(flat.arrays):
             collectives.sharded_axes(x, mesh, flat.path(i))  # raises for a replicated leaf
-        pairs = bounds(flat, state.count)
+        bounds = pairs(flat, state.count)
         arrays = [
-            bounded(x, low, high, symmetric=symmetric, path=flat.path(i))
-            for i, (x, (low, high)) in enumerate(zip(flat.arrays, pairs, strict=True))
+            bounded(x, *pair, symmetric=symmetric, path=flat.path(i))
+            for i, (x, pair) in enumerate(zip(flat.arrays, bounds, strict=True))
         ]
-        seen = _seen(flat.arrays, pairs, arrays, mesh) if record else None
+        seen = _seen(flat.arrays, bounds, arrays, mesh) if record else None
         return flat.rebuild(arrays), states.following(state, seen)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    kind = states.named(ClipState, name)
+    return states.transformation(lambda params: states.first(name, record=record), kind, step)
 
 
 def _seen(

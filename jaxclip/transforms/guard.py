@@ -39,18 +39,18 @@ class GuardState(NamedTuple):
         memory: the memory of the guard.
     """
 
-    inner_state: Any
-    norm: Any
-    norm_threshold: Any
-    value_threshold: Any
-    skipped: Any
-    count: Any  # pyright: ignore[reportIncompatibleMethodOverride]
-    skipped_count: Any
-    consecutive_count: Any
-    nonfinite_count: Any
-    memory: Any = ()
+    inner_state: PyTree
+    norm: jax.Array
+    norm_threshold: jax.Array | None
+    value_threshold: jax.Array | None
+    skipped: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    skipped_count: jax.Array
+    consecutive_count: jax.Array
+    nonfinite_count: jax.Array
+    memory: PyTree = ()
 
-    def scalars(self) -> dict[str, Any]:
+    def scalars(self) -> dict[str, jax.Array]:
         """The recorded scalars by name."""
         fields = {k: v for k, v in self._asdict().items() if k not in ("inner_state", "memory")}
         return {key: value for key, value in fields.items() if value is not None}
@@ -93,12 +93,13 @@ def guard(
 
     own_init, check = states.checked(first, kind)
 
-    def init(params: PyTree) -> GuardState:
-        return own_init(params)._replace(inner_state=guarded.init(params))
+    def init(params: PyTree) -> Any:
+        state: Any = own_init(params)
+        return state._replace(inner_state=guarded.init(params))
 
     def update(
         updates: PyTree, state: Any, params: PyTree = None, *, value: Any = None, **extra_args: Any
-    ) -> tuple[PyTree, GuardState]:
+    ) -> tuple[PyTree, Any]:
         if not isinstance(state, kind):
             raise states.other_type(state, kind)
         inner_state, own = state.inner_state, check(state._replace(inner_state=()), updates)

@@ -32,7 +32,7 @@ class MonitorState(NamedTuple):
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     nonfinite_count: jax.Array
 
-    def scalars(self) -> dict[str, Any]:
+    def scalars(self) -> dict[str, jax.Array]:
         """The recorded scalars by name."""
         leaves = {f"norm/{name}": value for name, value in _by_name(self.norms).items()}
         return {

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxclip import _validate
 from jaxclip._core import record as records
 from jaxclip._core import state as states
-from jaxclip._core.flat_tree import flatten, is_inexact
+from jaxclip._core.flat_tree import Flat, is_inexact
 from jaxclip._core.measure import measure
 from jaxclip._core.state import ClipState
 from jaxclip._numerics.scaled_float import accumulator, apply, clipped
@@ -87,19 +87,13 @@ def scale_by_stable_adam(
     adam: Any = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
     rule = measure("leaf", "rms", axis_name=axis_name)
     name = "scale_by_stable_adam"
-    init, check = states.checked(
-        lambda params: states.first(name, adam.init(_floating(params))),
-        states.named(ClipState, name),
-    )
 
-    def update(
-        updates: PyTree, state: Any, params: PyTree = None, **extra_args: Any
-    ) -> tuple[PyTree, ClipState]:
-        del extra_args
-        state = check(state, updates)
-        flat = flatten(updates)
+    def first(params: PyTree) -> ClipState:
+        return states.first(name, adam.init(_floating(params)))
+
+    def step(flat: Flat, state: ClipState, params: PyTree) -> tuple[PyTree, ClipState]:
         weights = None if params is None else _floating(params)
-        steps, moments = adam.update(_floating(updates), state.memory, weights)
+        steps, moments = adam.update(_floating(flat.tree), state.memory, weights)
         ratios = [
             _ratio(g, _second_moment(v.astype(accumulator(v)), moments.count, b2), eps)
             for g, v in zip(flat.arrays, jax.tree.leaves(moments.nu), strict=True)
@@ -113,7 +107,7 @@ def scale_by_stable_adam(
         arrays = [apply(step, scale) for step, scale in pairs]
         return flat.rebuild(arrays), states.following(state, seen, moments)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return states.transformation(first, states.named(ClipState, name), step)
 
 
 def _floating(tree: PyTree) -> PyTree:
