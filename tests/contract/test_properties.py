@@ -105,8 +105,13 @@ def _threshold(draw, spec, u):
 
 
 def _clip(c, spec, u):
-    tx = jaxclip.clip_by(c, **spec)
-    return jax.jit(lambda u: tx.update(u, tx.init(u)))(u)
+    """The threshold is an argument of the program, so that another one needs no other program."""
+
+    def update(c, u):
+        tx = jaxclip.clip_by(c, **spec)
+        return tx.update(u, tx.init(u))
+
+    return jax.jit(update)(jnp.asarray(c, float), u)
 
 
 def _slack(leaves):

@@ -48,10 +48,7 @@ def test_dtypes(rule):
     for dtypes in (rule.traced, registry.WIDE[: 2 if "complex64" in rule.traced else 1]):
         with modes.maybe_x64(dtypes[0]):
             cases = {
-                d: (
-                    rule.c,
-                    *(registry.build(registry.TREE, d, **k) for k in ({"scale": 3}, {"seed": 1})),
-                )
+                d: (rule.c, registry.build(tree, d, scale=3), registry.build(tree, d, seed=1))
                 for d in dtypes
             }
             for name, (result, _) in contexts.updates(rule, cases, dtypes).items():
