@@ -246,7 +246,7 @@ def test_monitor_names_the_nonfinite_leaf(context):
 @pytest.mark.slow
 def test_debug_nans():
     """`jax_debug_nans`, eagerly: none is made on the way to what is finite."""
-    tree = {"a": jnp.ones((3, 2)), "b": jnp.zeros(2), "c": jnp.zeros((0, 2))}
+    tree = {"a": jnp.ones((3, 2)), "b": jnp.zeros((3, 2)), "c": jnp.zeros((0, 2))}
     rules = [
         jaxclip.clip_by_norm(1.0), jaxclip.clip_by_norm(1.0, axis=0), jaxclip.adagc(),
         jaxclip.clip(1.0, record=True), jaxclip.adaptive_grad_clip(0.1), jaxclip.autoclip(window=3),
