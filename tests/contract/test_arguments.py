@@ -94,6 +94,7 @@ def test_clip_by_value_passes_bools_keys_and_float0():
 # ---- no limit, and less than none
 
 
+@pytest.mark.slow
 def test_infinite_factor_clips_nothing():
     steps = [1.0, 1.0, 1.0, 50.0, 1.0]
     rules = [

@@ -130,6 +130,7 @@ def _instructions(tx, leaves):
     return update.lower(tree, chain.init(tree)).compile().as_text().count("\n")
 
 
+@pytest.mark.slow
 def test_program_length_against_optax():
     """XLA compiles for as long as a program has instructions: 1.7 times as many, 2.1 in JAX 0.7.
 
@@ -186,6 +187,7 @@ def test_bfloat16_leaves_are_not_copied_to_float32():
     assert "f32[512,512]" not in program.as_text().split("ENTRY ")[1]
 
 
+@pytest.mark.slow
 def test_no_kernel_reads_the_sums_of_100_leaves():
     """XLA compiles one of hundreds of scalars for seconds: they are joined in chunks."""
     tree = [jnp.zeros((31, 33)) for _ in range(100)]

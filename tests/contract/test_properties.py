@@ -128,7 +128,7 @@ def _dtypes():
     return WIDE if jax.config.jax_enable_x64 else NARROW
 
 
-@hypothesis.settings(max_examples=20)
+@hypothesis.settings(max_examples=5)
 @hypothesis.given(st.data())
 def test_clip_by_guarantees(data):
     _check_guarantees(data)

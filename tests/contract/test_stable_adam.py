@@ -84,6 +84,7 @@ def test_against_the_reference_in_float64():
             _check(keywords, grads, *log[name], rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_unclipped_steps_equal_adam_bit_for_bit():
     grads = {k: x * np.linspace(1, 0.02, 50, dtype="f4").reshape(-1, *[1] * (x.ndim - 1))
              for k, x in _gradients(steps=50).items()}  # fmt: skip
@@ -107,6 +108,7 @@ def test_unclipped_steps_equal_adam_bit_for_bit():
     assert int(state.clipped_count) == 50 - same
 
 
+@pytest.mark.slow
 def test_gradient_that_grows_a_hundredfold():
     """The second moment has not seen it yet: rms = 100 / sqrt(vhat), and the step is smaller."""
     tx = jaxclip.scale_by_stable_adam()
@@ -164,6 +166,7 @@ def test_bad_threshold(bad, error):
         jaxclip.scale_by_stable_adam(threshold=bad)
 
 
+@pytest.mark.slow
 def test_sharded_and_replicated_leaves():
     """The mean is over all of a leaf, wherever its parts are."""
     rng = np.random.default_rng(1)

@@ -74,6 +74,7 @@ def test_linen():
     np.testing.assert_allclose(found.layers[2].weight, oracles.norm(kernel).item(), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.relaxed
 def test_nnx():
     class Model(nnx.Module):

@@ -40,6 +40,7 @@ def _is_ours(metrics, norm=13.0):
     np.testing.assert_allclose(metrics["clip_by_global_norm/scale"], 1.3 / norm, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_alone_and_in_chains():
     _is_ours(jaxclip.metrics(_after(rule())))
     _is_ours(jaxclip.metrics(_after(optax.chain(rule(), optax.trace(0.9)))))
@@ -115,6 +116,7 @@ def test_the_same_rule_twice():
     assert len(found) == 21
 
 
+@pytest.mark.slow
 def test_names():
     tx = optax.chain(
         jaxclip.clip_by(1.0, scope="leaf", name="mine"), jaxclip.clip_by(1.0, scope="global"),

@@ -70,6 +70,7 @@ def test_same_training(name, arguments):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_global_norm_of_optax():
     u = _leaves("float32", 0)
     np.testing.assert_allclose(jaxclip.norms.global_norm(u), optax.tree.norm(u), rtol=1e-6)

@@ -77,6 +77,7 @@ def test_optax_clipping_tests_pass_with_our_rules(monkeypatch):
     assert calls["clip_by_global_norm"] >= 100  # two updates in each of 50 steps
 
 
+@pytest.mark.slow
 def test_the_suite_can_fail(monkeypatch):
     """With a rule that does nothing in place of each, each of its tests fails."""
     tests = _module("optax.transforms._clipping_test")

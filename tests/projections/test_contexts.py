@@ -234,6 +234,7 @@ def test_one_trace():
     assert float(state.threshold) == 3.0
 
 
+@pytest.mark.slow
 def test_state_of_a_replaced_optax_transformation():
     p = registry.build((6, 4), scale=3)
     for state in (None, optax.EmptyState()):

@@ -61,6 +61,7 @@ SLOW = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("float64", "bf
 by_dtype = pytest.mark.parametrize("dtype", ["float32", *SLOW])
 
 
+@pytest.mark.slow
 @by_dtype
 def test_learned_rules_clip_nothing(dtype):
     """By more than rounding: their norms differ in the last place."""

@@ -175,6 +175,7 @@ def test_traced_restart_after_of_0():
     assert clipped == 2
 
 
+@pytest.mark.slow
 def test_float64_updates_with_float32_state():
     """What is within a threshold that is kept in float32 comes back bit for bit."""
     rng = np.random.default_rng(0)

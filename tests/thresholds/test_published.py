@@ -65,6 +65,7 @@ def _ours(settings):
     return jaxclip.zclip(mode=mode, restart_after=None, min_spread=0.0, **given)
 
 
+@pytest.mark.slow
 def test_zclip():
     """Without a restart, which is ours. In all of its modes; one NaN would end theirs."""
     norms, cases = np.array(FIGURES["norms"]), FIGURES["zclip"]["cases"]
