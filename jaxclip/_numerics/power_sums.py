@@ -22,7 +22,9 @@ from jaxclip._numerics.scaled_float import (
     accumulator,
     in_unit,
     power_of_two_near,
+    read_apart,
     times,
+    to_the,
     widened,
 )
 
@@ -72,7 +74,7 @@ def norms(groups: tuple[Arrays, ...], kinds: tuple[Kind, ...]) -> list[Norm]:
     found: list[Any] = [None] * len(groups)
     sums: dict[MeshAxes, dict[int, _Sum]] = {}
     for i, (group, kind) in enumerate(zip(groups, kinds, strict=True)):
-        arrays = tuple(map(_read_apart, group))
+        arrays = tuple(map(read_apart, group))
         if math.isinf(kind.power):
             found[i] = _peak(arrays, kind)
             continue
@@ -96,14 +98,6 @@ class _Sum(NamedTuple):
     kind: Kind
     every: MeshAxes  # the mesh axes of all sums
     value: jax.Array
-
-
-def _read_apart(x: jax.Array) -> jax.Array:
-    """A 16-bit array that does not share its conversion to float32 with the scaling after it.
-
-    XLA would otherwise write the converted array to memory.
-    """
-    return jax.lax.optimization_barrier(x) if jnp.finfo(x.dtype).bits <= 16 else x
 
 
 def _exact_norms(sums: list[_Sum]) -> list[Norm]:
@@ -254,17 +248,7 @@ def _raised(x: jax.Array, dtype: Any, scale: jax.Array | None, power: float) -> 
         return _raised(real, dtype, scale, power) + _raised(imag, dtype, scale, power)
     x = widened(x, dtype) if jnp.iscomplexobj(x) else x.astype(dtype)
     x = x if scale is None else times(x, scale)
-    return _to_the(jnp.abs(x) if power != 2 else x, power)
-
-
-def _to_the(x: jax.Array, power: float) -> jax.Array:
-    """`x ** power` for x >= 0, by an integer power and the rest.
-
-    A power rounded to float32 would cost accuracy in proportion to the logarithm of x.
-    """
-    whole, rest = divmod(power, 1)
-    found = jax.lax.integer_pow(x, int(whole))
-    return found * x ** jnp.asarray(rest, x.dtype) if rest else found
+    return to_the(jnp.abs(x) if power != 2 else x, power)
 
 
 def _root(total: jax.Array, kind: Kind) -> jax.Array:
@@ -276,7 +260,7 @@ def _root(total: jax.Array, kind: Kind) -> jax.Array:
     power = jnp.asarray(kind.power, total.dtype)
     root = total ** (1 / power)
     # One Newton step, since the reciprocal of the power is rounded.
-    nearer = root - (root - total / _to_the(root, kind.power - 1)) / power
+    nearer = root - (root - total / to_the(root, kind.power - 1)) / power
     return jnp.where((total > 0) & (total < jnp.inf), nearer, root)
 
 

@@ -141,6 +141,14 @@ def magnitude(x: jax.Array) -> Norm:
     return Norm(half, jnp.full_like(half, 2))
 
 
+def read_apart(x: jax.Array) -> jax.Array:
+    """A 16-bit array that does not share its conversion to float32 with the scaling after it.
+
+    XLA would otherwise write the converted array to memory.
+    """
+    return jax.lax.optimization_barrier(x) if jnp.finfo(x.dtype).bits <= 16 else x
+
+
 def in_unit(x: jax.Array, unit: jax.Array) -> jax.Array:
     """`x / unit` in the precision of the unit; exact, since it is a power of two."""
     return times(widened(x, unit.dtype), 1 / unit)
@@ -151,6 +159,16 @@ def times(x: jax.Array, factor: jax.Array) -> jax.Array:
     if jnp.iscomplexobj(x):
         return jax.lax.complex(jnp.real(x) * factor, jnp.imag(x) * factor)
     return x * factor
+
+
+def to_the(x: jax.Array, power: float) -> jax.Array:
+    """`x ** power` for x >= 0, by an integer power and the rest.
+
+    A power rounded to float32 would cost accuracy in proportion to the logarithm of x.
+    """
+    whole, rest = divmod(power, 1)
+    found = jax.lax.integer_pow(x, int(whole))
+    return found * x ** jnp.asarray(rest, x.dtype) if rest else found
 
 
 def widened(x: jax.Array, dtype: Any) -> jax.Array:
