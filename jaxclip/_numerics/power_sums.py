@@ -1,8 +1,7 @@
 r"""Norms of groups of arrays, from sums of powers.
 
 Sums are accumulated in at least float32. Where powers overflow or underflow, a branch that is
-otherwise not taken sums them again with the arrays rescaled. Which arrays make a group, and what is
-done with its norm, is decided elsewhere.
+otherwise not taken sums them again with the arrays rescaled.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class Measured(NamedTuple):
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     of_params: Callable[[list[jax.Array]], list[jax.Array]]
     of_tree: Callable[[], jax.Array]
-    spread: Callable[[PyTree, str], list[Any]]
+    spread: Callable[[PyTree, str], list[PyTree]]
     path: Callable[[int], str]
 
 
@@ -51,8 +51,8 @@ class Threshold(NamedTuple):
             broadcastable to it.
     """
 
-    init: Callable[[list[jax.Array]], Any]
-    update: Callable[[Any, Measured], tuple[list[jax.Array], Any]]
+    init: Callable[[list[jax.Array]], PyTree]
+    update: Callable[[PyTree, Measured], tuple[list[jax.Array], PyTree]]
 
 
 def learned(

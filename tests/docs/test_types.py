@@ -1,0 +1,42 @@
+"""Public signatures say what may be passed: every parameter has a type, and none is `Any`."""
+
+import inspect
+import re
+
+import pytest
+
+import jaxclip
+
+MODULES = ("functional", "guards", "norms", "projections", "telemetry", "thresholds", "diagnosis")
+
+
+def public():
+    """The public functions and NamedTuples, by name."""
+    found = {n: getattr(jaxclip, n) for n in jaxclip.__all__}
+    for module in MODULES:
+        inside = getattr(jaxclip, module)
+        found |= {f"{module}.{n}": getattr(inside, n) for n in inside.__all__}
+    return {name: x for name, x in found.items() if not inspect.ismodule(x)}
+
+
+@pytest.mark.parametrize("name", sorted(public()))
+def test_signature_has_types_and_no_any(name):
+    thing = public()[name]
+    if inspect.isclass(thing):
+        types = inspect.get_annotations(thing)
+    else:
+        signature = inspect.signature(thing)
+        types = {n: p.annotation for n, p in signature.parameters.items()}
+        types["return"] = signature.return_annotation
+    for argument, annotation in types.items():
+        assert annotation is not inspect.Parameter.empty, argument
+        assert not re.search(r"\bAny\b", str(annotation)), (argument, annotation)
+
+
+def test_defaults_are_plain_python():
+    for name, function in public().items():
+        if inspect.isfunction(function):
+            for parameter in inspect.signature(function).parameters.values():
+                default = parameter.default
+                plain = (bool, int, float, str, type(None), type(inspect.Parameter.empty))
+                assert isinstance(default, plain), (name, parameter)
