@@ -1,5 +1,7 @@
 """The two entry points: a diagnosis of gradients, and one of the metrics that monitors recorded."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Sequence
 

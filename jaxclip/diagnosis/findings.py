@@ -1,5 +1,7 @@
 """Findings: statistics of the layers' norms, their limits, and the sentences that report them."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Iterator, Sequence
 

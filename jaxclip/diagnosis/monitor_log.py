@@ -1,5 +1,7 @@
 """Reads the norms that monitors recorded: arrays of shape (steps,) by the name of their leaf."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
