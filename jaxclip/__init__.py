@@ -5,6 +5,8 @@ threshold and rescales. `import jaxclip` needs JAX and Optax only; the training 
 `jaxclip.train`.
 """
 
+import sys as _sys
+
 from jaxclip import diagnosis as diagnosis
 from jaxclip import functional as functional
 from jaxclip import guards as guards
@@ -12,6 +14,7 @@ from jaxclip import norms as norms
 from jaxclip import projections as projections
 from jaxclip import telemetry as telemetry
 from jaxclip import thresholds as thresholds
+from jaxclip._core import state as _state
 from jaxclip._core.state import ClipState as ClipState
 from jaxclip.diagnosis import Diagnosis as Diagnosis
 from jaxclip.diagnosis import diagnose as diagnose
@@ -27,6 +30,10 @@ from jaxclip.projections import project_unit_norm as project_unit_norm
 from jaxclip.telemetry import MonitorState as MonitorState
 from jaxclip.telemetry import metrics as metrics
 from jaxclip.telemetry import monitor as monitor
+from jaxclip.thresholds import moving_average as _moving_average
+from jaxclip.thresholds import quantiles as _quantiles
+from jaxclip.thresholds import window as _window
+from jaxclip.transforms import guard as _guard
 from jaxclip.transforms.adaptive import adagc as adagc
 from jaxclip.transforms.adaptive import autoclip as autoclip
 from jaxclip.transforms.adaptive import clip_by_history as clip_by_history
@@ -42,6 +49,16 @@ from jaxclip.transforms.elementwise import clip_by_value as clip_by_value
 from jaxclip.transforms.stable_adam import scale_by_stable_adam as scale_by_stable_adam
 
 __version__ = "0.1.0"
+
+# Pickled states of 0.1.0 name that version's modules.
+for _old, _module in {
+    "_state": _state,
+    "_guard": _guard,
+    "thresholds._averages": _moving_average,
+    "thresholds._history": _window,
+    "thresholds._quantiles": _quantiles,
+}.items():
+    _sys.modules.setdefault(f"jaxclip.{_old}", _module)
 
 __all__ = [
     "ClipState",

@@ -90,6 +90,25 @@ def test_state_of_an_older_version(version):
         np.testing.assert_allclose(leaf, then, rtol=1e-4, atol=1e-6, err_msg=key)
 
 
+def test_pickled_state_of_0_1_0():
+    """Its classes stood in other modules: three updates of guard, monitor and learned rules."""
+    state = pickle.loads((OLDER / "0.1.0.pickle").read_bytes())
+    rules = [
+        jaxclip.autoclip(window=3),
+        jaxclip.zclip(warmup_steps=2),
+        jaxclip.adagc(warmup_steps=1),
+    ]
+    chain = optax.chain(
+        jaxclip.monitor(name="grads"), jaxclip.clip_by_global_norm(1.0), *rules, optax.adam(1e-3)
+    )
+    tx = jaxclip.skip_spikes(chain, window=3, min_history=2)
+    params = {"w": jnp.ones(2)}
+    _, after = tx.update({"w": jnp.full(2, 2.0)}, jax.tree.map(jnp.asarray, state), params)
+    metrics = jaxclip.metrics(after)
+    assert int(metrics["skip_spikes/count"]) == int(metrics["grads/count"]) == 4
+    assert jax.tree.structure(after) == jax.tree.structure(tx.init(params))
+
+
 def test_stored_states_include_0_1_0():
     assert "0.1.0" in VERSIONS
 
