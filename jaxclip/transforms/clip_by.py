@@ -180,7 +180,8 @@ class _Rule(NamedTuple):
             arrays, scales, over = _disposed(self.nonfinite, finite, arrays, scales, over)
         if self.measure.scope == "global" and jax.sharding.get_abstract_mesh().empty:
             broken = ~(scales[0].finite if finite is None else finite)
-            done = Record(numbers[0], limits[0], scales[0].factor, over[0], over[0], broken)
+            limit = jnp.asarray(limits[0])
+            done = Record(numbers[0], limit, scales[0].factor, over[0], over[0], broken)
         else:
             done = record.of_norms(norms, limits, scales, over, self.measure.differing)
             done = done if finite is None else done._replace(nonfinite=~finite)
