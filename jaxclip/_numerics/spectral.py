@@ -1,7 +1,6 @@
-r"""Singular values of a matrix held at a limit: exactly by `eigh`, or by matrix products alone.
+r"""Bounds the singular values of a matrix: exactly by `eigh`, or by matrix products alone.
 
-A leaf of higher rank is the matrix of all its axes but the last against the last. Which leaves are
-bounded, and when, does not belong here.
+A leaf of higher rank is the matrix of all its axes but the last against the last.
 """
 
 from __future__ import annotations
@@ -14,27 +13,27 @@ import jax.numpy as jnp
 
 from jaxclip._numerics.scaled_float import power_of_two_near
 
-# A step of Newton and Schulz multiplies a small singular value by 15/8, and squares how far one
-# near 1 is from it: 30 steps bring 1e-7 of the largest one to 1.
+# A step of Newton and Schulz multiplies a small singular value by 15/8 and squares the distance of a
+# large one to 1: 30 steps bring 1e-7 of the largest one to 1.
 _STEPS = 30
 _SQUARINGS = 20
 
-# How far the largest singular value comes to lie above c at most, in roundings of the arithmetic:
-# measured 16 by eigh and 5 by products, for up to 512 columns and values up to a thousand times c.
+# The largest singular value lands at most this many roundings above c: measured 16 by eigh and 5 by
+# products, for up to 512 columns and values up to a thousand times c.
 _ROUNDINGS = 32
 
 
 def bounded(
     x: jax.Array, c: jax.Array, dtype: Any, how: str, method: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Whether the largest singular value is at most c; the matrix made so; and that value.
+    """Whether the largest singular value is at most c; the bounded matrix; and that value.
 
     Args:
         x: an array of rank >= 2 in at least float32.
         c: the limit, a scalar >= 0.
-        dtype: what the array is stored in: a value above c by its rounding is still inside.
-        how: `clip` brings down the singular values above c alone, which gives the nearest matrix;
-            `scale` all of them by one factor.
+        dtype: the dtype that stores the array: a value above c by its rounding counts as inside.
+        how: `clip` reduces only the singular values above c, which gives the nearest matrix;
+            `scale` multiplies all of them by one factor.
         method: `eigh`, `iterative`, or `None` for the first on a CPU and the second elsewhere.
     """
     if not x.size:
@@ -48,7 +47,7 @@ def bounded(
     work = jnp.where(good, tall * (1 / unit), jnp.zeros_like(tall))  # squares stay in range
 
     limit = c / unit
-    # As for norms: half an epsilon for storing, so that what is stored stays within one.
+    # As for norms: half an epsilon for storing, so that the stored matrix stays within one.
     stored, measured = float(jnp.finfo(dtype).eps), float(jnp.finfo(x.dtype).eps)
     slack = _ROUNDINGS * measured + (stored / 2 if stored > measured else 0.0)
 
@@ -60,7 +59,7 @@ def bounded(
     else:
         found = by(method)(work, limit)
     keep, value, largest = found
-    value = jnp.where(limit > 0, value, jnp.zeros_like(value))  # of rounding, something may remain
+    value = jnp.where(limit > 0, value, jnp.zeros_like(value))  # rounding may leave a rest
     value = (value.T if wide else value).reshape(x.shape) * unit
     return keep | ~good, value, jnp.where(good, largest * unit, size)
 
@@ -78,7 +77,7 @@ def _bounded_jvp(
 ) -> tuple[Any, Any]:
     """The derivative by matrix products, for `eigh` too.
 
-    That of eigenvectors is infinite where eigenvalues coincide, as those that were clipped do.
+    The derivative of eigenvectors is infinite where eigenvalues coincide, as clipped ones do.
     """
     out, change = jax.jvp(lambda a, c: _landed(a, c, slack, how, "iterative"), primals, tangents)
     return (out if method == "iterative" else _bounded(*primals, slack, how, method)), change
@@ -94,7 +93,7 @@ def _landed(
     def land() -> jax.Array:
         if how == "scale":
             return a * (c / largest)
-        # Twice: a singular value far below the largest one is known to fewer digits.
+        # Twice, since a singular value far below the largest one is known to fewer digits.
         once = clip(a, c)
         again = _times(once.T, once)
         return (_exact(again) if method == "eigh" else _iterative(again))[1](once, c)
@@ -103,7 +102,7 @@ def _landed(
 
 
 def _exact(gram: jax.Array) -> tuple[jax.Array, Any]:
-    """The largest singular value, and what clips all of them, by the Gram matrix's eigenvectors."""
+    """The largest singular value and a function that clips all, by the Gram matrix's eigenvectors."""
     squares, vectors = jnp.linalg.eigh(gram, symmetrize_input=False)
     values = jnp.sqrt(jnp.maximum(squares, jnp.zeros_like(squares)))
 
@@ -131,7 +130,7 @@ def _iterative(gram: jax.Array) -> tuple[jax.Array, Any]:
 
 
 def _largest(gram: jax.Array) -> jax.Array:
-    """The root of the largest eigenvalue: the mean over what a high power of the matrix leaves."""
+    """The root of the largest eigenvalue, as a mean weighted by a high power of the matrix."""
 
     def squared(_: Any, power: jax.Array) -> jax.Array:
         power = power / jnp.maximum(jnp.sqrt(jnp.sum(power * power)), jnp.finfo(power.dtype).tiny)

@@ -247,9 +247,9 @@ def project_spectral_norm(
     the second, `how="scale"`, is spectral normalization that only shrinks. A leaf of rank
     above 2 is the matrix of all its axes but the last against the last.
 
-    The largest singular value lands at most 32 roundings above c (4e-6 in float32), and below it
-    by no more than one rounding of what it was, by both methods: measured for up to 512 columns and
-    values up to a thousand times c. A matrix inside, up to that or to the rounding of its own
+    The largest singular value lands at most 32 roundings above c (4e-6 in float32), and at most one
+    rounding of its old value below, by both methods: measured for up to 512 columns and values up
+    to a thousand times c. A matrix inside, up to that or to the rounding of its own
     dtype, is unchanged bit for bit. The other values are right to (sigma_1 / c)^2 roundings: a
     few in training, where every step starts inside.
 

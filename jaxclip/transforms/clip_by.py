@@ -73,8 +73,8 @@ def clip_by(
         threshold: c: a number >= 0, a scalar array, a schedule `count -> value` counted from 0, or
             `None` for no limit; where each leaf has a norm also a prefix tree of those; or an
             object of `jaxclip.thresholds`. A traced negative value counts as 0.
-        scope: what has one norm: each `"element"`, each `"unit"` of a leaf, each `"leaf"`, or the
-            whole tree, `"global"`.
+        scope: `"global"` for one norm of the whole tree, `"leaf"` for a norm of each leaf,
+            `"unit"` for each unit of a leaf, `"element"` for each element.
         ord: the norm: p >= 1 or inf; `None` is 2; `"rms"` is the root mean square; `"average"` is
             TensorFlow's average norm, the 2-norm divided by the number of elements.
         axis: the axes of a leaf that a unit reduces, at scope `"unit"`; negative ones count from
