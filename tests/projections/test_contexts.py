@@ -18,17 +18,19 @@ from tests.support.weights import BY_NAME, PROJECTIONS
 
 CONTEXT_TREE = {"dense": {"bias": (3,), "kernel": (8, 3)}, "gain": ()}
 MAX = BY_NAME["max_norm"]
+# Of the spectral projection each way to bound and each method once; `test_spectral` has all four.
+HERE = [q for q in PROJECTIONS if q.name not in ("spectral_clip_iterative", "spectral_scale_eigh")]
 SLOW_CONTEXTS = (contexts.eager, contexts.grad, contexts.apply_if_finite, contexts.chain,
                  contexts.named_chain, contexts.equinox_model)  # fmt: skip
 by_projection = pytest.mark.parametrize(
     "projection",
-    [pytest.param(q, id=q.name, marks=[] if q is MAX else pytest.mark.slow) for q in PROJECTIONS],
+    [pytest.param(q, id=q.name, marks=[] if q is MAX else pytest.mark.slow) for q in HERE],
 )
 
 
 def _cases(which):
     for context in which:
-        for q in PROJECTIONS:
+        for q in HERE:
             slow = q is not MAX or context in SLOW_CONTEXTS
             marks = [pytest.mark.slow] if slow else []
             yield pytest.param(context, q, id=f"{context.__name__}-{q.name}", marks=marks)
@@ -80,7 +82,7 @@ def test_mesh(mesh, projection):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("projection", PROJECTIONS, ids=str)
+@by_projection
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_units_whole_on_their_device(axis_type, projection):
     mesh = jax.make_mesh((4,), ("x",), axis_types=(axis_type,), devices=jax.devices()[:4])
