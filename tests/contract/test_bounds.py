@@ -102,7 +102,7 @@ def test_limits(bound):
         broken = u | {"b": jnp.array([bad])}
         for out, state in run(broken):
             registry.assert_same_bits(out, broken)
-            assert int(state.nonfinite_count) == 1
+            assert (float(state.fraction), int(state.nonfinite_count)) == (0.0, 1)
 
 
 @pytest.mark.slow
@@ -173,6 +173,7 @@ def test_set_brings_every_norm_to_the_threshold(dtype):
     rtol = registry.eps(dtype) * (1 if dtype == "bfloat16" else 8)
     np.testing.assert_allclose(o.wide(out)[:-3], want, rtol=rtol)
     registry.assert_same_bits(out[-3:], u[-3:])
+    np.testing.assert_allclose(state.fraction, 1 - 3 / len(u), rtol=1e-6)
     assert int(state.nonfinite_count) == 1
 
 

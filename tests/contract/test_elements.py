@@ -79,9 +79,14 @@ def test_derivative_of_clip_on_its_bound():
 
 
 def test_nan_is_not_counted_as_clipped():
-    _, state = once(jaxclip.clip(1.0, record=True), jnp.array([NAN, 0.5]))
-    assert (float(state.fraction), int(state.clipped_count)) == (0.0, 0)
-    assert int(state.nonfinite_count) == 1
+    u = jnp.array([NAN, 0.5])
+    for tx in (
+        jaxclip.clip(1.0, record=True),
+        jaxclip.project_box(-1.0, 1.0, record=True, mask=True),
+    ):
+        _, state = once(tx, u, jnp.zeros(2))
+        assert (float(state.fraction), int(state.clipped_count)) == (0.0, 0)
+        assert int(state.nonfinite_count) == 1
 
 
 def test_recorded_threshold_is_the_largest_bound():

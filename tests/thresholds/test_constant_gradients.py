@@ -10,7 +10,7 @@ import pytest
 
 import jaxclip
 from jaxclip import thresholds
-from tests.support import learned, modes, registry
+from tests.support import guards, learned, modes, registry
 from tests.support import oracles_learned as ol
 from tests.support.contexts import case, one_by_one
 
@@ -114,6 +114,14 @@ def test_skip_spikes_skips_nothing(place, dtype):
             found = jaxclip.metrics(run(columns[..., COLUMNS.index(column)]))
             assert int(found["skip_spikes/count"]) == STEPS
             assert int(found["skip_spikes/skipped_count"]) == 0, column
+
+
+def test_skip_spikes_of_negative_losses():
+    """The least spread is relative to the size of the mean, whatever its sign."""
+    tx = jaxclip.skip_spikes(optax.identity(), window=8, min_history=3)
+    losses = [-0.3] * 4 + [-0.3 * (1 - 2.0**-20), -0.3, -0.29]
+    _, states = guards.loop(tx, [1.0] * len(losses), value=list(map(jnp.float32, losses)))
+    assert [bool(s.skipped) for s in states] == [False] * 6 + [True]
 
 
 def _limits(make, norms):

@@ -175,6 +175,20 @@ def test_traced_restart_after_of_0():
     assert clipped == 2
 
 
+def test_traced_negative_arguments_count_as_zero():
+    """A threshold below 0 would reverse the update."""
+    u = jnp.array([3.0, 4.0])
+
+    @jax.jit
+    def run(c):
+        rules = [jaxclip.autoclip(50.0, window=4, factor=c), jaxclip.adagc(warmup_norm=c)]
+        return [once(tx, u) for tx in rules]
+
+    for out, state in run(-1.0):
+        np.testing.assert_array_equal(out, np.zeros(2))
+        assert float(state.threshold) == 0.0
+
+
 @pytest.mark.slow
 def test_float64_updates_with_float32_state():
     """What is within a threshold that is kept in float32 comes back bit for bit."""
