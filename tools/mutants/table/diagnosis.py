@@ -18,20 +18,6 @@ CHANGES = {
              "yield from _recorded(state.inner_state)", "yield from ()",
              "tests/guards/test_nesting.py::test_metrics_through_guards"),
         ],
-        "monitor.update": [
-            ("an infinite norm does not count as non-finite",
-             "broken = ~jnp.isfinite(whole)", "broken = jnp.isnan(whole)",
-             "tests/diagnosis/test_telemetry.py::test_monitor_of_params_counts_nonfinite"),
-            ("a monitor accepts the state of a rule",
-             "if not isinstance(state, kind):", "if state is kind:",
-             "tests/interop/test_checkpoint.py::test_state_of_another_rule_is_refused[monitor]"),
-            ("parameters may be read after the update",
-             "updates = _after(found, updates)", "updates = updates",
-             "tests/diagnosis/test_telemetry.py::test_monitor_of_params_copies_nothing"),
-            ("a monitor of the parameters measures the updates",
-             '_trees.flatten(params if of == "params" else updates)', "_trees.flatten(updates)",
-             "tests/diagnosis/test_telemetry.py::test_monitor_of_params"),
-        ],
     },
     "diagnosis/diagnose.py": {
         "_tables": [
