@@ -184,6 +184,19 @@ def test_set_with_threshold_none_and_zero():
         np.testing.assert_array_equal(once(tx, u)[0], want)
 
 
+def test_set_counts_norms_that_change():
+    u = jnp.array([[3.0, 4.0], [0.3, 0.4], [6.0, 8.0], [-5.0, 0.0]])
+    out, state = once(jaxclip.clip_by(5.0, scope="unit", axis=1, bound="set"), u)
+    np.testing.assert_allclose(out, u * np.array([[1], [10], [0.5], [1]]), rtol=3e-7)
+    assert float(state.fraction) == 0.5
+
+
+def test_set_by_a_factor_beyond_float32_max():
+    u = jnp.array([[3e-30, 4e-30], [3e30, 4e30]])
+    tx = jaxclip.clip_by(np.float32([[5e30], [5e-30]]), scope="unit", axis=1, bound="set")
+    np.testing.assert_allclose(once(tx, u)[0], [[3e30, 4e30], [3e-30, 4e-30]], rtol=1e-6)
+
+
 @pytest.mark.parametrize("bad", ["soft", None, 3, True], ids=repr)
 def test_unknown_bound(bad):
     with pytest.raises(ValueError, match=f"bound={bad!r}"):
