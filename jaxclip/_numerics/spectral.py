@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from jaxclip._numerics.scaled_float import power_of_two_near
 
-# A step of Newton and Schulz multiplies a small singular value by 15/8 and squares the distance of a
-# large one to 1: 30 steps bring 1e-7 of the largest one to 1.
+# A step of Newton and Schulz multiplies a small singular value by 15/8 and squares the distance of
+# a large one to 1: 30 steps bring 1e-7 of the largest one to 1.
 _STEPS = 30
 _SQUARINGS = 20
 
@@ -102,7 +102,7 @@ def _landed(
 
 
 def _exact(gram: jax.Array) -> tuple[jax.Array, Any]:
-    """The largest singular value and a function that clips all, by the Gram matrix's eigenvectors."""
+    """The largest singular value, and a function that clips all, by eigenvectors."""
     squares, vectors = jnp.linalg.eigh(gram, symmetrize_input=False)
     values = jnp.sqrt(jnp.maximum(squares, jnp.zeros_like(squares)))
 
