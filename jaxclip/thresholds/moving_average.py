@@ -29,6 +29,12 @@ class Moments(NamedTuple):
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     run: jax.Array
 
+    @classmethod
+    def empty(cls, zeros: jax.Array) -> Moments:
+        """The moments before the first norm; every field has its own buffer."""
+        count, run = (jnp.zeros_like(zeros, jnp.int32) for _ in range(2))
+        return cls(jnp.zeros_like(zeros), jnp.zeros_like(zeros), count, run)
+
     def collected(self, n: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and population standard deviation with one more observation (Welford)."""
         k = (self.count + 1).astype(n.dtype)
@@ -129,54 +135,77 @@ def zscore(
         Kumar, Owen, Chowdhury, Guera, ZClip, 2025, arXiv:2504.02507.
     """
     _validate.choice(mode, Mode, "mode")
-    for name, value in (
-        ("z_threshold", z_threshold),
-        ("eps", eps),
-        ("clip_factor", clip_factor),
-        ("min_spread", min_spread),
-        ("max_norm", jnp.inf if max_norm is None else max_norm),
-    ):
-        _validate.real_number(value, name)
     _validate.between(alpha, 0, 1, "alpha")
     _validate.flag(skip_update_on_spike, "skip_update_on_spike")
-    warmup = _validate.whole_number(warmup_steps, "warmup_steps")
     patience = restart_after
     if patience is not None:
         patience = _validate.whole_number(patience, "restart_after")
+    rule = _ZScore(
+        z_threshold=_checked(z_threshold, "z_threshold"),
+        alpha=alpha,
+        eps=_checked(eps, "eps"),
+        warmup_steps=_validate.whole_number(warmup_steps, "warmup_steps"),
+        max_norm=_checked(jnp.inf if max_norm is None else max_norm, "max_norm"),
+        clip_factor=_checked(clip_factor, "clip_factor"),
+        mode=mode,
+        skip_update_on_spike=skip_update_on_spike,
+        restart_after=patience,
+        min_spread=_checked(min_spread, "min_spread"),
+    )
+    return learned(Moments.empty, rule.following)
 
-    def first(zeros: jax.Array) -> Moments:
-        count, run = (jnp.zeros_like(zeros, jnp.int32) for _ in range(2))
-        return Moments(jnp.zeros_like(zeros), jnp.zeros_like(zeros), count, run)
+
+def _checked(value: ArrayLike, name: str) -> ArrayLike:
+    _validate.real_number(value, name)
+    return value
+
+
+class _ZScore(NamedTuple):
+    """The arguments of `zscore`, validated."""
+
+    z_threshold: ArrayLike
+    alpha: ArrayLike
+    eps: ArrayLike
+    warmup_steps: Any
+    max_norm: ArrayLike
+    clip_factor: ArrayLike
+    mode: Mode
+    skip_update_on_spike: bool
+    restart_after: Any
+    min_spread: ArrayLike
 
     def following(
-        memory: Moments, n: jax.Array, seen: jax.Array, most: jax.Array
+        self, memory: Moments, n: jax.Array, seen: jax.Array
     ) -> tuple[jax.Array, Moments]:
-        bound, add, factor, weight, least = (
+        """The threshold and the next memory of one group."""
+        bound, add, factor, alpha, spread, most = (
             _validate.number(x).astype(n.dtype)
-            for x in (z_threshold, eps, clip_factor, alpha, min_spread)
+            for x in (
+                self.z_threshold,
+                self.eps,
+                self.clip_factor,
+                self.alpha,
+                self.min_spread,
+                self.max_norm,
+            )
         )
-        warm = memory.count >= jnp.maximum(warmup, 1)  # an average needs a norm
+        warm = memory.count >= jnp.maximum(self.warmup_steps, 1)  # an average needs a norm
         z = (n - memory.mean) / (memory.std + add)
-        usual = memory.mean * (1 + least)
+        usual = memory.mean * (1 + spread)
         spike = seen & warm & (z > bound) & (n > usual)
         reach = bound * memory.std
-        if mode == "reciprocal":
+        if self.mode == "reciprocal":
             reach = reach * (bound / jnp.where(spike, z, jnp.ones_like(z)))
-        c = memory.mean if mode == "mean" else factor * (memory.mean + reach)
+        c = memory.mean if self.mode == "mean" else factor * (memory.mean + reach)
         # Without a spike the threshold recorded is the largest norm that would not be one.
         largest = memory.mean + bound * (memory.std + add)
         largest = jnp.maximum(usual, jnp.where(bound < jnp.inf, largest, bound))
         limit = jnp.where(warm, jnp.maximum(n, largest), jnp.full_like(n, jnp.inf))
         limit = jnp.where(spike, c, limit)
-        learn = seen & ~spike if skip_update_on_spike else seen
-        averages = memory.observed(jnp.where(spike, c, n), learn, warm, weight)
-        counts = memory.counted(seen, spike, patience)
-        return jnp.minimum(limit, most.astype(n.dtype)), Moments(*averages, *counts)
-
-    def limit(measured: Measured) -> tuple[jax.Array]:
-        return (_validate.number(jnp.inf if max_norm is None else max_norm),)
-
-    return learned(first, following, limit)
+        learn = seen & ~spike if self.skip_update_on_spike else seen
+        averages = memory.observed(jnp.where(spike, c, n), learn, warm, alpha)
+        counts = memory.counted(seen, spike, self.restart_after)
+        return jnp.minimum(limit, most), Moments(*averages, *counts)
 
 
 class Average(NamedTuple):

@@ -19,7 +19,7 @@ from jaxclip._core import measure as measures
 from jaxclip._core import state as states
 from jaxclip._core.flat_tree import flatten
 from jaxclip._numerics import collectives
-from jaxclip._numerics.scaled_float import accumulator
+from jaxclip._numerics.scaled_float import Norm, accumulator
 from jaxclip._types import AxisName, PyTree
 
 
@@ -108,28 +108,35 @@ def guard(
             extra_args["value"] = value
         with measures.shared(flatten(updates), rule) as norm:
             step, after = guarded.update(updates, inner_state, params, **extra_args)
-        finite = jnp.isfinite(norm.value)
-        finite = finite if loss is None else finite & jnp.isfinite(loss)
-        limits = judge.limits(own.memory)
-        bad = _exceeds(norm.number, limits[0]) | _exceeds(loss, limits[1]) | ~finite
-        run = jnp.where(bad, states.increased(own.consecutive_count), 0)
-        skip = bad if patience is None else bad & (run <= patience)
+        skip, own = _judged(judge, own, norm, loss, patience)
         step = jax.tree.map(lambda u: _selected(skip, _zeros(u), u), step)
         after = jax.tree.map(lambda x, y: _selected(skip, x, y), inner_state, after)
-        return step, own._replace(
-            inner_state=after,
-            norm=norm.number.astype(jnp.float32),
-            norm_threshold=_recorded(limits[0]),
-            value_threshold=_recorded(limits[1]),
-            skipped=skip,
-            count=states.increased(own.count),
-            skipped_count=states.increased(own.skipped_count, skip),
-            consecutive_count=run,
-            nonfinite_count=states.increased(own.nonfinite_count, ~finite),
-            memory=judge.learned(own.memory, norm.number, loss),
-        )
+        return step, own._replace(inner_state=after)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _judged(
+    judge: Judge, state: GuardState, norm: Norm, loss: jax.Array | None, patience: Any
+) -> tuple[jax.Array, GuardState]:
+    """Whether the step is skipped, and the next state but for the inner one."""
+    finite = jnp.isfinite(norm.value)
+    finite = finite if loss is None else finite & jnp.isfinite(loss)
+    limits = judge.limits(state.memory)
+    bad = _exceeds(norm.number, limits[0]) | _exceeds(loss, limits[1]) | ~finite
+    run = jnp.where(bad, states.increased(state.consecutive_count), 0)
+    skip = bad if patience is None else bad & (run <= patience)
+    return skip, state._replace(
+        norm=norm.number.astype(jnp.float32),
+        norm_threshold=_recorded(limits[0]),
+        value_threshold=_recorded(limits[1]),
+        skipped=skip,
+        count=states.increased(state.count),
+        skipped_count=states.increased(state.skipped_count, skip),
+        consecutive_count=run,
+        nonfinite_count=states.increased(state.nonfinite_count, ~finite),
+        memory=judge.learned(state.memory, norm.number, loss),
+    )
 
 
 def _transformation(inner: Any) -> optax.GradientTransformationExtraArgs:
