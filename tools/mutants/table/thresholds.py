@@ -110,7 +110,7 @@ CHANGES = {
         ],
     },
     "thresholds/moving_average.py": {
-        "zscore.following": [
+        "_ZScore.following": [
             ("eps is not added to the standard deviation",
              "z = (n - memory.mean) / (memory.std + add)", "z = (n - memory.mean) / memory.std",
              "tests/thresholds/test_learned.py::test_float32[zscore]"),
@@ -123,13 +123,14 @@ CHANGES = {
              "jnp.where(bound < jnp.inf, largest, bound)",
              "tests/thresholds/test_constant_gradients.py::test_limit_is_at_least_the_mean_and_min_spread"),
             ("mode='max' shrinks the reach of worse spikes",
-             'if mode == "reciprocal":', 'if mode == "max":',
+             'if self.mode == "reciprocal":', 'if self.mode == "max":',
              "tests/thresholds/test_learned.py::test_float32[zscore]"),
             ("warmup_steps=0 gives an average over no norms",
-             "memory.count >= jnp.maximum(warmup, 1)", "memory.count >= warmup",
+             "memory.count >= jnp.maximum(self.warmup_steps, 1)",
+             "memory.count >= self.warmup_steps",
              "tests/thresholds/test_learned_edges.py::test_traced_warmup_steps_of_0"),
             ("spikes are learned despite skip_update_on_spike",
-             "learn = seen & ~spike if skip_update_on_spike else seen", "learn = seen",
+             "learn = seen & ~spike if self.skip_update_on_spike else seen", "learn = seen",
              "tests/thresholds/test_published.py::test_zclip"),
             ("spikes are learned unclipped",
              "memory.observed(jnp.where(spike, c, n), learn,", "memory.observed(n, learn,",
@@ -138,8 +139,8 @@ CHANGES = {
              "jnp.where(bound < jnp.inf, largest, bound)", "largest",
              "tests/contract/test_arguments.py::test_infinite_factor_clips_nothing"),
             ("max_norm does not bound the threshold of a spike",
-             "jnp.minimum(limit, most.astype(n.dtype))",
-             "jnp.where(spike, limit, jnp.minimum(limit, most.astype(n.dtype)))",
+             "jnp.minimum(limit, most), Moments",
+             "jnp.where(spike, limit, jnp.minimum(limit, most)), Moments",
              "tests/thresholds/test_learned.py::test_float32[zscore]"),
         ],
         "Moments.collected": [
