@@ -100,8 +100,11 @@ def monitor(
         del extra_args
         if of == "params" and params is None:
             raise ValueError(f"params=None: {name} needs update(..., params)")
-        tree = params if of == "params" else updates
-        state, flat = check(state, tree), flatten(tree)
+        flat = flatten(params if of == "params" else updates)
+        known = _by_name(state.norms) if isinstance(state, kind) else {}
+        if known and set(known) != set(flat.names):
+            raise ValueError(f"{of} has the leaves {flat.names}, but init saw {list(known)}")
+        state = check(state, flat.tree)
         found = [n.number for n in rule.norms(flat)]
         by_name = {k: n.astype(jnp.float32) for k, n in zip(flat.names, found, strict=True)}
         if of == "params":
