@@ -258,3 +258,10 @@ def test_elements_far_smaller_than_the_norm():
         np.testing.assert_allclose(out["a"], [c], rtol=2 * registry.eps("float32"))
         want = float(np.float32(small)) * factor
         np.testing.assert_allclose(out["b"], [want], rtol=2.5e-7, atol=1.2e-38)
+
+
+def test_factor_that_float16_cannot_represent():
+    u = jnp.array([60000.0, 30000.0, 0.0], jnp.float16)
+    out, _ = once(jaxclip.clip_by_global_norm(1e-3), u)
+    want = o.wide(u) / np.linalg.norm(o.wide(u)) * 1e-3
+    np.testing.assert_allclose(o.wide(out), want, rtol=registry.eps("float16"))

@@ -113,8 +113,9 @@ def test_global_norm_orders(ord):
 
 def test_given_norm():
     u = [jnp.array([3.0]), jnp.array([4.0])]
-    for n in (2.0, jnp.float32(2.0)):
+    for n in (2.0, jnp.float32(2.0), jnp.bfloat16(2.0)):
         out, norm = functional.clip_by_global_norm(u, 1.0, norm=n)
+        assert norm.dtype == jnp.float32
         np.testing.assert_allclose([float(x[0]) for x in out], [1.5, 2.0], rtol=1e-6)
         assert float(norm) == 2.0
 
@@ -221,6 +222,12 @@ def test_max_norm(axis):
     registry.assert_same_bits(functional.project_max_norm(once, 1.5, axis), once)
 
 
+def test_unit_norm():
+    w = jnp.array([[3.0, 0.03, 0.0], [4.0, 0.04, 0.0]])
+    out = functional.project_unit_norm(w, axis=0)
+    np.testing.assert_allclose(out, [[0.6, 0.6, 0.0], [0.8, 0.8, 0.0]], rtol=1e-6)
+
+
 def test_returned_norm_of_extreme_values():
     for size in (1e30, 1e-30):
         u = jnp.array([3 * size, 4 * size], jnp.float32)
@@ -258,9 +265,9 @@ def test_clip_by_block_rms(axis):
 def test_adaptive_grad_clip(axis):
     u, p = registry.build((4, 3), scale=5), registry.build((4, 3), seed=1)
     axes = o.unit_axes(2, axis)
-    limits = 0.5 * np.maximum(o.norm(p, 2, axes), 0.1)
+    limits = 0.5 * np.maximum(o.norm(p, 2, axes), 2.0)
     want = o.scaled([u], [o.norm(u, 2, axes)], [limits])[0]
-    out = functional.adaptive_grad_clip({"w": u}, {"w": p}, 0.5, eps=0.1, axis=axis)["w"]
+    out = functional.adaptive_grad_clip({"w": u}, {"w": p}, 0.5, eps=2.0, axis=axis)["w"]
     np.testing.assert_allclose(out, want, rtol=1e-6)
     assert (np.abs(want) < np.abs(u)).any()
 

@@ -104,6 +104,7 @@ def test_non_float_leaves_count_nothing():
     assert float(leaves["w"]) == 5.0
     assert [float(leaves[k]) for k in "ibef"] == [0.0] * 4
     assert leaves["n"] is None
+    assert norms.unit_norms(jnp.ones((3, 2), jnp.int32)).shape == (1, 1)
     # The number of elements is that of the leaves that are measured.
     np.testing.assert_allclose(norms.global_norm(tree, "average"), 2.5, rtol=2e-7)
     for empty in ({}, None, [], jnp.zeros((0,)), jnp.array([3])):

@@ -313,7 +313,7 @@ CHANGES = {
         "axes": [
             ("an axis may be named twice",
              "if len(set(result)) != len(result):", "if len(result) > 3:",
-             "tests/contract/test_errors.py::test_axis[(0, 0)]"),
+             "tests/contract/test_errors.py::test_axis"),
         ],
     },
 }  # fmt: skip

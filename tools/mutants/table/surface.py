@@ -40,7 +40,7 @@ CHANGES = {
         "project_unit_norm": [
             ("project_unit_norm leaves small units",
              "norms_between(1.0, 1.0,", "norms_between(0.0, 1.0,",
-             "tests/projections/test_landing.py::test_functions_do_the_same[float32]"),
+             "tests/contract/test_functional.py::test_unit_norm"),
         ],
         "project_min_max_norm": [
             ("project_min_max_norm ignores rate",
