@@ -103,8 +103,10 @@ def test_infinite_factor_clips_nothing():
     ]
     for tx in rules:
         assert one_by_one(tx, steps)[0] == steps
+        assert float(one_by_one(tx, steps[:3])[1].threshold) == np.inf
     guard = jaxclip.skip_spikes(optax.identity(), sigma=jnp.inf, window=4, min_history=2)
     assert one_by_one(guard, steps)[0] == steps
+    assert float(one_by_one(guard, steps[:3])[1].norm_threshold) == np.inf
     for none in (None, jnp.inf):
         tx = jaxclip.adaptive_grad_clip(none, eps=0.0)
         registry.assert_same_bits(once(tx, G, jnp.zeros(2))[0], G)

@@ -161,6 +161,18 @@ def test_bound_that_16_bits_cannot_represent():
     assert (float(state.fraction), int(state.clipped_count)) == (0.0, 0)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", SLOW[1]])
+def test_landed_16_bit_weights_are_inside(dtype):
+    """Storing rounds their norm; a step of zero stays zero and counts nothing."""
+    w = {"k": registry.build((6, 200), dtype, scale=2)}
+    tx = jaxclip.project_max_norm(1.0)
+    landed = apply(tx, zeros(w), w)
+    assert norms(landed["k"]).max() > 1 + 1e-4
+    updates, state = tx.update(zeros(landed), tx.init(landed), landed)
+    np.testing.assert_array_equal(updates["k"], np.zeros((6, 200)))
+    assert (float(state.fraction), int(state.clipped_count)) == (0.0, 0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", SLOW[1]])
 def test_16_bit_weights_stay_within_one_eps(dtype):
