@@ -113,7 +113,7 @@ CHANGES = {
         "_ZScore.following": [
             ("eps is not added to the standard deviation",
              "z = (n - memory.mean) / (memory.std + add)", "z = (n - memory.mean) / memory.std",
-             "tests/thresholds/test_learned.py::test_float32[zscore]"),
+             "tests/thresholds/test_learned.py::test_more_in_float32[zscore]"),
             ("a norm within min_spread of its average is a spike",
              "& (n > usual)", "",
              "tests/thresholds/test_constant_gradients.py::test_spike_of_one_percent_is_clipped"
