@@ -112,6 +112,8 @@ def test_scope():
     for bad in ("layer", None, 2):
         with pytest.raises((ValueError, TypeError), match=_says("scope", bad)):
             jaxclip.clip_by(1.0, scope=bad)
+    with pytest.raises(ValueError, match=r"axis=0 .* scope='unit'; got scope='leaf'"):
+        jaxclip.clip_by(1.0, scope="leaf", axis=0)
 
 
 @pytest.mark.parametrize("bad", [1.5, "0", True, (0, 0), (0, None)], ids=repr)
@@ -166,8 +168,9 @@ def test_nothing_but_the_threshold_is_positional():
 
 
 def test_a_name_must_be_a_string():
-    with pytest.raises((TypeError, ValueError), match="name="):
-        jaxclip.clip_by(1.0, scope="leaf", name=3)
+    for bad in (3, "", "a/b"):
+        with pytest.raises((TypeError, ValueError), match=_says("name", bad)):
+            jaxclip.clip_by(1.0, scope="leaf", name=bad)
 
 
 @pytest.mark.slow
