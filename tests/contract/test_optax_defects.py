@@ -136,11 +136,12 @@ def test_agc_units_of_odd_shapes():
 def test_agc_axes_that_a_leaf_lacks():
     u = {"kernel": registry.build((3, 4, 5), scale=5), "bias": registry.build((5,), scale=5)}
     p = jax.tree.map(jnp.ones_like, u)
-    out, _ = once(jaxclip.adaptive_grad_clip(0.5, axis=(0, 1)), u, p)
-    np.testing.assert_allclose(o.norm(out["kernel"], 2, (0, 1)), 0.5 * 12**0.5, rtol=1e-6)
-    bias = o.norm(u["bias"], 2, (0,))  # it has axis 0: reduced
+    bias = o.norm(u["bias"], 2, (0,))  # reduced, or one unit without an axis to reduce
     want = o.scaled([u["bias"]], [bias], [np.float64(0.5 * 5**0.5)])[0]
-    np.testing.assert_allclose(out["bias"], want, rtol=1e-6)
+    for axis, size in (((0, 1), 12), ((1,), 4)):
+        out, _ = once(jaxclip.adaptive_grad_clip(0.5, axis=axis), u, p)
+        np.testing.assert_allclose(o.norm(out["kernel"], 2, axis), 0.5 * size**0.5, rtol=1e-6)
+        np.testing.assert_allclose(out["bias"], want, rtol=1e-6)
 
 
 def test_stacked_layers():
