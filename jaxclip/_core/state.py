@@ -4,8 +4,6 @@ Each rule has a subclass of its own, so a state says which rule it belongs to wh
 arrays: `scan`, `cond`, donation, `MultiSteps` and checkpoints need that.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple

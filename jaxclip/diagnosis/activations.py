@@ -1,7 +1,5 @@
 """Dead and saturated units: where the derivative of an activation is close to 0."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 

@@ -1,7 +1,5 @@
 """Groups leaves into layers and orders the layers from input to output."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The complete diagnosis, and its printed form."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The interface of a threshold, and a threshold that learns from a rule for a single norm."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

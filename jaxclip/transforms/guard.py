@@ -4,8 +4,6 @@ The step is always computed and then selected element by element: XLA fuses a se
 computation before it, while a `lax.cond` would keep the optimizer from being fused with anything.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

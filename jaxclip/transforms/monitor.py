@@ -1,7 +1,5 @@
 """The monitor: a transformation that records the norm of every leaf and changes nothing."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, NamedTuple
 
 import jax

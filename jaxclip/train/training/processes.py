@@ -8,7 +8,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import jax
@@ -86,7 +86,7 @@ def wait_for_all() -> None:
 
 
 @contextlib.contextmanager
-def explain_lost_process() -> Iterator[None]:
+def explain_lost_process() -> Generator[None, None, None]:
     """Turns the runtime's error about a dead process into a `RunError` of one line."""
     try:
         yield
