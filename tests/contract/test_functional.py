@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxclip
-from jaxclip import functional
+from jaxclip import functional, norms
 from tests.support import modes, registry
 from tests.support import oracles as o
 
@@ -82,6 +82,15 @@ def test_clip_by_norm(ord, axis):
     ):
         np.testing.assert_allclose(out, want, rtol=1e-6)
     assert (np.abs(want) < np.abs(x)).any()
+
+
+def test_no_axis_makes_each_element_a_unit():
+    x = {"a": jnp.array([[3.0, -4.0], [0.5, 1e-30]]), "b": jnp.array(-2.0)}
+    for ord in (2, "average"):
+        found, out = norms.unit_norms(x, (), ord), functional.clip_by_norm(x, 1.0, (), ord)
+        for key, leaf in x.items():
+            np.testing.assert_allclose(found[key], np.abs(leaf), rtol=3e-7)
+            np.testing.assert_allclose(out[key], np.clip(leaf, -1, 1), rtol=3e-7)
 
 
 @pytest.mark.slow

@@ -68,8 +68,6 @@ ENTRIES = {
     "functional.clip_by_block_rms": functools.partial(functional.clip_by_block_rms, threshold=0.1),
     "functional.adaptive_grad_clip": lambda x, **k: functional.adaptive_grad_clip(x, x, 0.1, **k),
     "functional.clip_by_global_norm": lambda x, **k: functional.clip_by_global_norm(x, 0.5, **k)[0],
-    "functional.clip_by_block_rms": functools.partial(functional.clip_by_block_rms, threshold=0.1),
-    "functional.adaptive_grad_clip": lambda x, **k: functional.adaptive_grad_clip(x, x, 0.1, **k),
     "functional.project_max_norm": functools.partial(functional.project_max_norm, max_norm=0.5),
     "functional.project_unit_norm": functional.project_unit_norm,
     "functional.project_min_max_norm": functional.project_min_max_norm,

@@ -219,7 +219,7 @@ def test_units_in_shard_map(name):
     spread = ("model", P(None, "model")) if name in ROWS else ("data", P("data"))
     axis_name, spec = spread[0], {"a": spread[1]}
     p, u = _trees("a")
-    keywords = {} if "axis" in name or "unit_" in name else {"axis": 0}
+    keywords = {} if "axis" in name or "unit" in name else {"axis": 0}
     one = jax.jit(functools.partial(_steps, ALL[name](**keywords)))(u, p)[0]
     for check in (True, False):
         tx = ALL[name](axis_name=axis_name, **keywords)

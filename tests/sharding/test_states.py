@@ -10,7 +10,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.support import learned, registry
-from tests.support import oracles as o
 
 SPECS = {"a": P("data"), "b": P(None, "model"), "c": P("data", "model"), "d": P()}
 
@@ -69,6 +68,4 @@ def test_state_of_units_varies_in_shard_map():
     )
     want = jax.jit(functools.partial(steps, whole))(u)
     for name, got in jax.jit(mapped)(u).items():
-        if name != "adagc":  # whose warm-up looks at the whole tree
-            np.testing.assert_allclose(got, want[name], rtol=1e-5)
-    assert np.isfinite(o.wide(want["adagc"])).all()
+        np.testing.assert_allclose(got, want[name], rtol=1e-5, err_msg=name)
