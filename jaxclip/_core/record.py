@@ -39,7 +39,7 @@ def of_norms(
     ]
     norm, limit, scale, broken = largest(rows, (0.0, -jnp.inf, -1.0, 0.0), axis_name)
     number, fraction = _clipped(clipped, axis_name)
-    return Record(norm, -limit, -scale, fraction, number > 0, broken > 0)
+    return Record(norm, -limit, jnp.abs(scale), fraction, number > 0, broken > 0)
 
 
 def of_elements(

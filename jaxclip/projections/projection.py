@@ -35,7 +35,6 @@ def projection(
     """The transformation that projects the chosen leaves of w + u onto a set."""
     units = measure("unit", axis=axis, axis_name=axis_name)
     _validate.flag(record, "record")
-    kind = states.named(ClipState, name)
 
     def step(flat: Flat, state: ClipState, params: PyTree) -> tuple[PyTree, ClipState]:
         if params is None:
