@@ -115,10 +115,15 @@ def test_derivative_at_zero(bound):
         rules = [jaxclip.clip_by(c, scope="global", bound=bound) for c in limits]
         return [tx.update(u, tx.init(u))[0] for tx in rules]
 
-    for c, slope in zip(limits, jax.jit(jax.jacobian(run))(jnp.zeros(3)), strict=True):
+    slopes = jax.jit(jax.jacobian(run))
+    for c, slope in zip(limits, slopes(jnp.zeros(3)), strict=True):
         assert np.isfinite(slope).all()
         if c != 0:
             np.testing.assert_allclose(slope, np.eye(3), atol=1e-6)
+    # At the threshold 0 every update becomes zero.
+    _, at_zero, without = slopes(jnp.ones(3))
+    np.testing.assert_array_equal(at_zero, np.zeros((3, 3)))
+    np.testing.assert_array_equal(without, np.eye(3))
 
 
 def test_derivative_by_differences():
