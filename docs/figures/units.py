@@ -1,4 +1,4 @@
-"""Draws `units.png`: which entries of a kernel are one unit's weights, and what bounds them.
+"""Draws `units.png`: the entries of a kernel that are one unit's weights, and code to bound them.
 
 Run it from anywhere: `python docs/figures/units.py`. It needs matplotlib.
 """
@@ -15,7 +15,7 @@ from jaxclip.train.reporting.figures import BLUE, FONT, GREY, ORANGE
 COUNT = {"x": 4, "y": 3}
 WHAT = {"x": "inputs", "y": "outputs"}
 SUBSCRIPTS = str.maketrans("1234", "₁₂₃₄")
-HIGH, WIDE = (5.2, -1.0), (-1.3, 8.3)  # what a panel shows, in cells; the first row is on top
+HIGH, WIDE = (5.2, -1.0), (-1.3, 8.3)  # the extent of a panel, in cells; the first row is on top
 
 
 def named(letter: str, *numbers: int) -> str:
@@ -71,7 +71,7 @@ def convolution(ax: Axes, chosen: int) -> None:
 
 
 def tell(ax: Axes, title: str, colour: str, below: float, *code: str) -> None:
-    """Writes what is shown above a panel, and below its grid what bounds it, in code."""
+    """Writes the title above a panel and, below its grid, the code that bounds the unit."""
     ax.set_title(title, fontsize=FONT + 2, fontweight="bold", color=colour, loc="left", pad=8)
     for i, text in enumerate(code):
         write(ax, -1.1, below + 0.5 * i, text, "black", family="monospace", size=FONT, ha="left")

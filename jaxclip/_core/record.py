@@ -24,7 +24,7 @@ def of_norms(
     clipped: list[jax.Array],
     axis_name: MeshAxes | None = None,
 ) -> Record:
-    """What one update records, over all norms and over the devices on which they differ.
+    """The record of one update, over all norms and over the devices on which they differ.
 
     Args:
         norms: the norms.
@@ -48,7 +48,7 @@ def of_elements(
     clipped: list[jax.Array],
     axis_name: MeshAxes | None = None,
 ) -> Record:
-    """What one update records of single elements, over all leaves and devices.
+    """The record of one update by element, over all leaves and devices.
 
     Args:
         arrays: the leaves.

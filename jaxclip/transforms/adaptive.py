@@ -1,6 +1,6 @@
 r"""Rules that learn their threshold: each a call of the engine on `jaxclip.thresholds`.
 
-`jaxclip.clip_by` states what they guarantee for any gradient, `jaxclip.thresholds.Threshold` how
+`jaxclip.clip_by` states their guarantees for any gradient, `jaxclip.thresholds.Threshold` how
 they treat norms that are not finite. For another norm, mask or axis, pass their threshold to
 `jaxclip.clip_by`.
 """

@@ -1,4 +1,4 @@
-"""The benchmark of speed, in its short form: what it compares is comparable, and its arithmetic."""
+"""The speed benchmark in its short form: its programs are comparable, its arithmetic is right."""
 
 import json
 import math
@@ -191,7 +191,7 @@ def test_the_least_rule_clips(size):
 
 
 def test_goals_know_the_jobs():
-    """What a goal expects is measured under the names that it looks for."""
+    """The benchmark measures every goal's columns under the names that the goal looks for."""
     assert set(goals.BIG) <= set(jobs.STEPS)
     for section, names in goals.WHOLE.items():
         assert set(names) <= set(jobs.SECTIONS[section].jobs)
@@ -272,7 +272,7 @@ def test_failed_job_reports_its_reason():
 
 @pytest.mark.slow
 def test_smoke(tmp_path):
-    """Every section, from the command line, in processes of its own."""
+    """Every section, from the command line, in separate processes."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--smoke", "--out", str(tmp_path)],
         cwd=ROOT,

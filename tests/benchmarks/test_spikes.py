@@ -1,4 +1,4 @@
-"""The experiment on bad batches, in its short form: what it compares is comparable."""
+"""The experiment on bad batches in its short form: its runs are comparable."""
 
 import json
 

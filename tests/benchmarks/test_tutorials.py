@@ -73,7 +73,7 @@ def test_epoch(tmp_path, capsys):
     for name, seconds in content["seconds"].items():
         assert len(seconds) == epoch.SMOKE_TURNS
         assert min(seconds) > 0
-        assert content["test_accuracy"][name] > 0.4  # they learn, all of them
+        assert content["test_accuracy"][name] > 0.4  # all of them learn
     for name, goal in epoch.GOALS.items():
         ratio = content["median"][name] / content["median"]["jaxclip"]
         assert content["ratio"][name] == pytest.approx(ratio, rel=1e-6)
@@ -108,7 +108,7 @@ def test_gate_releases_epochs_on_request():
 
 
 def test_published_figures_have_a_row():
-    """What was published is looked up by the names that a history of full length gives."""
+    """Published numbers are looked up by the names that a full-length history gives."""
     losses = np.ones((30, 469))
     norms = np.ones((469, len(TENSORS)))
     for name, published in report.PUBLISHED.items():

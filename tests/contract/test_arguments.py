@@ -1,4 +1,4 @@
-"""Arguments of odd types and values: counted for what they are, or refused by name."""
+"""Arguments of odd types and values: either correct, or refused with the argument's name."""
 
 import equinox as eqx
 import jax
@@ -21,7 +21,7 @@ G = jnp.array([3.0, 4.0])
 @pytest.mark.slow
 @pytest.mark.parametrize("big", [np.int64(2**32), 10**12, np.array(2**40), np.uint64(2**63)])
 def test_whole_numbers_beyond_int32(big):
-    """They would be 0 in an int32, and clip everything to nothing."""
+    """As an int32 they would be 0, and clip everything to 0."""
     rules = [
         jaxclip.clip(big),
         jaxclip.clip_by_norm(big),
@@ -166,7 +166,7 @@ def test_masks_of_numpy_and_jax_bools(kind):
 
 
 def test_mask_that_is_a_callable_module():
-    """It can be called, and is none the less a tree of bools."""
+    """It is callable, but still a tree of bools."""
     model = eqx.filter(eqx.nn.Linear(2, 2, key=jax.random.key(0)), eqx.is_inexact_array)
     model = jax.tree.map(jnp.ones_like, model)
 

@@ -1,4 +1,4 @@
-"""What an update costs, by counts that cannot be noisy: those of the compiled program."""
+"""The cost of an update, in counts without noise: those of the compiled program."""
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ def test_scaling_reads_and_writes_nothing(optimizer):
 @pytest.mark.relaxed
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_rule_costs_its_norm(optimizer):
-    """What a chain accesses beyond the optimizer is what the norm alone does."""
+    """Besides the optimizer's accesses, a chain makes only those of the norm."""
     tree = _tree()
     rule, plain = jaxclip.clip_by_global_norm(0.5), OPTIMIZERS[optimizer]()
     norm = jax.jit(lambda t: rule.update(t, rule.init(t))[1].norm).lower(tree).compile()
@@ -74,7 +74,7 @@ def test_a_rule_costs_its_norm(optimizer):
 
 
 def _kernels(tx, leaves, *, given=False):
-    """The kernels that every step runs: fusions outside of branches, as most other work is in."""
+    """The kernels that every step runs: fusions outside of branches, which do most of the work."""
     text = _step(tx, _tree(leaves=leaves, size=128), given=given).as_text()
     return text.split("ENTRY ")[1].count(" fusion(")
 
@@ -134,7 +134,7 @@ def _instructions(tx, leaves):
 def test_program_length_against_optax():
     """XLA compiles for as long as a program has instructions: 1.7 times as many, 2.1 in JAX 0.7.
 
-    What is more is the exact factor, scalars that XLA repeats in the kernel of each leaf.
+    The extra instructions compute the exact factor, scalars that XLA repeats in each leaf's kernel.
     """
     most = 2.2 if jax.__version_info__ < (0, 8) else 1.8
     own = _instructions(jaxclip.clip_by_global_norm(1.0), 100)
@@ -144,7 +144,7 @@ def test_program_length_against_optax():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip_by_norm", "adaptive_grad_clip", "adagc", "autoclip"])
 def test_program_length_is_linear_in_leaves(name):
-    """Nothing is there for each pair of leaves."""
+    """No instruction exists for each pair of leaves."""
     make = {"adagc": jaxclip.adagc, "autoclip": jaxclip.autoclip}.get(name)
     rule = make() if make else getattr(jaxclip, name)(1.0)
     small, middle, large = (_instructions(rule, leaves) for leaves in (8, 16, 32))

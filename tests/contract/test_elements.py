@@ -1,4 +1,4 @@
-"""What rules and projections of single elements record: of all leaves, devices and dtypes."""
+"""The record of elementwise rules and projections: over all leaves, devices and dtypes."""
 
 import functools
 
@@ -29,7 +29,7 @@ def _record(state):
 
 
 def _update(tx, u):
-    """The record, of what is clipped if it is an update and projected if it is a weight."""
+    """The record: of the update for a rule, of the weights for a projection."""
     zero = jax.tree.map(jnp.zeros_like, u)
     return tx.update(u, tx.init(u), zero)[1]
 

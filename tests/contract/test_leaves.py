@@ -98,7 +98,7 @@ def _poisoned(bad, dtype):
 
 
 def _run(rule, policy, bads=BAD, dtypes=registry.NARROW):
-    """Yields each bad update, what remains of it, parameters, result and state."""
+    """Yields each bad update, its finite part, parameters, result and state."""
     trees = {f"{k} {d}": _poisoned(bad, d) for k, bad in bads.items() for d in dtypes}
     cases = {name: (0.5, u, p) for name, (u, _, p) in trees.items()}
     for name, (out, state) in updates(rule, cases, dtypes, nonfinite=policy).items():

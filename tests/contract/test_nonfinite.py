@@ -1,7 +1,7 @@
 """NaN, inf and -inf in the first, the middle and the last leaf: every policy, rule and guard.
 
 Each under `scan`, inside `shard_map` where one shard has it, and inside `optax.MultiSteps` where
-one micro-step has it. What follows a bad update must come out as if it had not been.
+one micro-step has it. Updates after a bad one must come out as if it had not occurred.
 """
 
 import functools
@@ -46,7 +46,7 @@ def _with(value, leaf, i):
     return u | {leaf: jnp.asarray(x)}
 
 
-# Good ones, then bad and good by turns.
+# Good ones, then bad and good ones in turn.
 KINDS = [None] * FIRST + [kind for pair in CASES for kind in (pair, None)]
 STEPS = [_good(i) if k is None else _with(BAD[k[0]], k[1], i) for i, k in enumerate(KINDS)]
 CLEAN = [_good(i) if k is None else _with(0.0, k[1], i) for i, k in enumerate(KINDS)]
@@ -56,7 +56,7 @@ GOOD_STEPS += GOOD_STEPS[: len(STEPS) - len(GOOD_STEPS)]
 
 
 def _steps(txs, trees, params):
-    """Some transformations over the trees in one scan: what came out, and metrics, step by step."""
+    """Some transformations over the trees in one scan: their outputs and metrics, step by step."""
 
     def body(states, u):
         both = {k: tx.update(u, states[k], params) for k, tx in txs.items()}
@@ -145,7 +145,7 @@ def _unit_keywords(rule, context):
 
 
 def _check(rule, policy, u, clean, kind, out):
-    """What the policy makes of one update."""
+    """The result of the policy for one update."""
     if kind is None or policy == "drop":
         registry.assert_rule(rule, LIMIT, clean, PARAMS, out)
     elif policy == "nan":
@@ -184,7 +184,7 @@ def test_rules(rule, context):
 @by_context
 @pytest.mark.parametrize("name", learned.RULES)
 def test_learned_rules(name, context):
-    """A bad update leaves no trace in what is learned, but where the rest of it counts."""
+    """A bad update leaves no trace in learned state, except where its finite part counts."""
     txs = {p: learned.RULES[name](nonfinite=p, scope="global") for p in POLICIES}
     without = {p: iter(steps) for p, steps in _run(context, txs, GOOD_STEPS).items()}
     for policy, steps in _run(context, txs).items():
@@ -245,7 +245,7 @@ def test_monitor_names_the_nonfinite_leaf(context):
 
 @pytest.mark.slow
 def test_debug_nans():
-    """`jax_debug_nans`, eagerly: none is made on the way to what is finite."""
+    """Under `jax_debug_nans`, eagerly: no NaN arises on the way to a finite result."""
     tree = {"a": jnp.ones((3, 2)), "b": jnp.zeros((3, 2)), "c": jnp.zeros((0, 2))}
     rules = [
         jaxclip.clip_by_norm(1.0), jaxclip.clip_by_norm(1.0, axis=0), jaxclip.adagc(),

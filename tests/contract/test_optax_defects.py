@@ -201,7 +201,7 @@ LEARNED = {  # each soon after its warm-up
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_one_nan_in_a_learned_run(name):
-    """In the warm-up and after: what is remembered is what it would have been without."""
+    """In the warm-up and after it, memory stays as it would be without the bad update."""
     tx = LEARNED[name]()
     update = jax.jit(tx.update)
     good = [1.0, 1.1, 0.9, 1.0, 1.1, 0.9, 1.0, 100.0]

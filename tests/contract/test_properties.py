@@ -115,7 +115,7 @@ def _clip(c, spec, u):
 
 
 def _slack(leaves):
-    """How far norms and factors may be off: a few roundings of what they are computed in."""
+    """How far norms and factors may be off: a few roundings of the dtype of the computation."""
     wide = all(x.dtype in (np.float64, np.complex128) for x in leaves)
     return 2e-15 if wide else 1.5e-6
 
@@ -174,7 +174,7 @@ def _check_guarantees(data):
 def test_idempotence(data):
     """But for the rounding of the first time, by which the norm may still be above the threshold.
 
-    What one leaf's dtype rounds, the others are scaled by where they share the norm.
+    Where leaves share a norm, the rounding of one leaf's dtype scales the others.
     """
     u, spec = data.draw(trees()), data.draw(specs())
     c = _threshold(data.draw, spec, u)
@@ -193,7 +193,7 @@ def test_idempotence(data):
 @hypothesis.settings(max_examples=40)
 @hypothesis.given(st.data())
 def test_scale_equivariance(data):
-    """A power of two goes through exactly where the norm's own powers and roots let it."""
+    """A power of two goes through exactly where the norm's powers and roots let it."""
     u, spec = data.draw(trees(magnitudes="some")), data.draw(specs())
     c, k = _threshold(data.draw, spec, u), 2.0 ** data.draw(st.integers(-4, 4))
 

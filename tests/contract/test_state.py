@@ -86,7 +86,7 @@ def test_abstract_init(rule):
 
 
 def _record(rule, c, u, p):
-    """What should be recorded, from the oracle."""
+    """The expected record, from the oracle."""
     norms, limits = registry.norms_and_limits(rule, c, u, p)
     over = [np.broadcast_to(n > c, np.shape(n)) for n, c in zip(norms, limits, strict=True)]
     ratio = [np.min(c / np.maximum(n, c)) for n, c in zip(norms, limits, strict=True)]
@@ -253,7 +253,7 @@ def test_tree_map_params_finds_moments(tx):
 
 
 def test_init_from_shapes():
-    """As an optimizer of Optax: what is to be restored is not there yet."""
+    """As an Optax optimizer: the parameters to restore do not exist yet."""
     params = {"a": jnp.ones(2), "b": jnp.ones((2, 3), jnp.bfloat16)}
     shapes = jax.eval_shape(lambda: params)
     learned = {name: getattr(jaxclip, name)() for name in ("adagc", "autoclip", "zclip", "monitor")}

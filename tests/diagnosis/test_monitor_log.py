@@ -1,4 +1,4 @@
-"""`diagnosis.of_metrics`: what monitors recorded tells the same as the gradients."""
+"""`diagnosis.of_metrics`: the monitors' records give the same diagnosis as the gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def network():
 
 
 def _logged(grads, params, scales):
-    """The gradients times each of `scales`, as `lax.scan` stacks what was recorded."""
+    """The gradients times each of `scales`, with records stacked by `lax.scan`."""
 
     def step(state, scale):
         _, state = TX.update(jax.tree.map(lambda g: g * scale, grads), state, params)

@@ -18,7 +18,7 @@ from tests.support.devices import (
 
 pytestmark = MARKS
 ROW, WHOLE = (1, 8), (8, 8)
-# What one device holds of the kernel, by heading; the number of devices stands in front for pmap.
+# The shape of one device's part of the kernel, by heading; for pmap the number of devices leads.
 HOLDS = {
     "One device": WHOLE,
     "`jit`, parameters replicated": WHOLE,

@@ -1,4 +1,4 @@
-"""The documentation: links lead somewhere, names exist, calls take what they are given."""
+"""The documentation: links lead somewhere, names exist, calls accept their arguments."""
 
 import ast
 import importlib
@@ -17,7 +17,7 @@ PAGES = [p for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")) if (ROOT / "RE
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 pytestmark = pytest.mark.skipif(not PAGES, reason="the documentation is not beside the tests")
 BY_FILE = pytest.mark.parametrize("path", [*PAGES, *NOTEBOOKS], ids=lambda path: path.name)
-ROOMS = (jaxclip, jaxclip.projections, jaxclip.guards, jaxclip.norms, jaxclip.thresholds)
+MODULES = (jaxclip, jaxclip.projections, jaxclip.guards, jaxclip.norms, jaxclip.thresholds)
 
 
 def cells(path, kind):
@@ -27,7 +27,7 @@ def cells(path, kind):
 
 
 def prose(path):
-    """What is read, without blocks of code."""
+    """The prose, without blocks of code."""
     if path.suffix == ".ipynb":
         return "\n".join(cells(path, "markdown"))
     return re.sub(r"```.*?```", "", path.read_text(), flags=re.S)
@@ -42,7 +42,7 @@ def everything(path):
 
 
 def anchors(path):
-    """The anchors of a page's headings, as they are made where it is read."""
+    """The anchors of a page's headings, as the reader's site makes them."""
     headings = re.findall(r"^#+ (.*)$", prose(path), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -59,7 +59,7 @@ def test_links(path):
 
 
 def resolved(name):
-    """What a dotted name is of; raises where it is not there."""
+    """The object of a dotted name; raises if there is none."""
     parts = name.split(".")
     found = importlib.import_module(parts[0])
     for i, part in enumerate(parts[1:], 2):
@@ -88,12 +88,13 @@ def calls(text):
 
 
 def callee(node):
-    """What of the library a call is of; `None` if of nothing."""
+    """The object of the library that a call calls; `None` for others."""
     name = ast.unparse(node.func)
     if name.startswith("jaxclip."):
         return resolved(name)
     return next(
-        (getattr(room, name) for room in ROOMS if name in getattr(room, "__all__", ())), None
+        (getattr(module, name) for module in MODULES if name in getattr(module, "__all__", ())),
+        None,
     )
 
 
@@ -119,7 +120,7 @@ def test_most_calls_are_checked():
 
 @BY_FILE
 def test_commands(path):
-    """Modules that are to be run, files that are named."""
+    """Modules that the text runs, files that it names."""
     text = everything(path)
     for module in set(re.findall(r"python (?:-W error )?-m ([\w.]+)", text)):
         assert importlib.util.find_spec(module) or module in ("build", "twine", "pdoc"), module
@@ -130,12 +131,12 @@ def test_commands(path):
 
 
 NOT_OURS = re.compile(r"/(?:home|root|work|tmp|Users)/")
-FIRST = "find_spec"  # the first cell installs what is not there
+FIRST = "find_spec"  # the first cell installs missing packages
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebooks_are_executed(path):
-    """Top to bottom, without an error, small, with what they printed and drew in them."""
+    """They run from top to bottom without an error, are small, and hold their outputs."""
     notebook = json.loads(path.read_text())
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert notebook["cells"][0]["cell_type"] == "markdown"

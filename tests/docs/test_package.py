@@ -1,4 +1,4 @@
-"""The package: what an import pulls in, what it exports, how it is documented."""
+"""The package: its imports, its exports, its documentation."""
 
 import ast
 import importlib.util
@@ -45,7 +45,7 @@ FUNCTIONS = list(_functions())
 
 
 def test_import_is_light():
-    """JAX, Optax and what they bring; none of the training program's libraries."""
+    """JAX, Optax and their dependencies; none of the training program's libraries."""
     code = "import sys, jaxclip; print(*{m.split('.')[0] for m in sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(run.stdout.split())
@@ -119,7 +119,7 @@ def test_all_lists_the_public_names(module):
 
 
 def test_every_rule_is_in_a_registry():
-    """And so in every context, dtype and edge; what is left has a file of its own."""
+    """And so in every context, dtype and edge; the functions left out have separate test files."""
     functions = {n for n in jaxclip.__all__ if inspect.isfunction(getattr(jaxclip, n))}
     functions -= {"metrics", "diagnose", "monitor", "scale_by_stable_adam"}
     given = {rule.name for rule in registry.RULES} | set(learned.RULES) | set(guards.GUARDS)
@@ -152,7 +152,7 @@ def test_surface():
 
 
 def test_oldest_versions_match_pyproject():
-    """What .ci/run installs as the oldest is what pyproject.toml says it is."""
+    """The oldest versions that .ci/run installs are those of pyproject.toml."""
     project = pathlib.Path(__file__).parents[2]
     pinned, declared = project / ".ci" / "oldest.txt", project / "pyproject.toml"
     if not (pinned.is_file() and declared.is_file()):

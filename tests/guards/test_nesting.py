@@ -1,4 +1,4 @@
-"""Guards among other transformations: what they pass on, what carries them, what they cost."""
+"""Guards among other transformations: their arguments, their containers, their cost."""
 
 import chex
 import jax
@@ -35,7 +35,7 @@ def test_arguments_are_passed_on(guard):
     for given in seen:
         assert given["params"].keys() == U.keys()
         assert args.keys() <= given.keys()
-    # An inner transformation that takes nothing besides is not bothered with it.
+    # An inner transformation without keyword arguments receives none.
     plain = GUARDS[guard](optax.GradientTransformation(lambda p: (), lambda u, s, p=None: (u, s)))
     out, _ = plain.update(U, plain.init(U), **args)
     registry.assert_same_bits(out, U)
@@ -84,7 +84,7 @@ def test_metrics_through_guards():
 
 
 def test_masked_around_and_inside():
-    """Only what the guard is given counts; what the mask inside leaves out is skipped as well."""
+    """Only the guard's input counts; leaves that the inner mask excludes are skipped as well."""
     bad = guards.scaled(NAN)  # in the leaf b
     mask = {"w": True, "b": False}
     around = optax.masked(jaxclip.skip_nonfinite(optax.scale(2.0)), mask)
@@ -163,7 +163,7 @@ def test_vmap():
     np.testing.assert_array_equal(out["w"][:, 0, 0], [3.0, 0.0, 3.0])
 
 
-# ---- what it costs
+# ---- cost
 
 
 def _inner_jaxprs(value):
@@ -202,7 +202,7 @@ def test_no_second_pass_over_the_updates(guard):
 
 
 def test_only_the_same_norm_is_shared():
-    """What changed on the way, another norm, or that of some leaves, is measured."""
+    """A changed update, another norm, or the norm of some leaves is measured again."""
     rules = {
         26.0: optax.chain(optax.scale(2.0), jaxclip.clip_by_global_norm(1.0)),
         19.0: jaxclip.clip_by_global_norm(1.0, ord=1),

@@ -1,4 +1,4 @@
-"""Guards: what is skipped, that a skipped step leaves no trace, and what is counted."""
+"""Guards: which steps are skipped, that they leave no trace, and the counts."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ by_guard = pytest.mark.parametrize("guard", GUARDS)
 @pytest.mark.relaxed  # Adam of Optax promotes
 @by_guard
 def test_skipped_step_leaves_state_unchanged(guard):
-    """To the bit: the same state and the same updates as if the bad steps had not been."""
+    """To the bit: the same state and the same updates as if the bad steps had not occurred."""
     tx = GUARDS[guard](optax.adam(1e-2))
     update = jax.jit(tx.update)
     factors = [1.0, NAN, 2.0, 0.5, INF, -INF, 1.5, 0.7, NAN]
@@ -64,7 +64,7 @@ def test_counts_and_max_consecutive(guard):
         assert [int(s.consecutive_count) for s in states] == [0, 1, 2, 3, 4, 0, 1, 0]
         assert [int(s.nonfinite_count) for s in states] == [0, 1, 2, 3, 4, 4, 5, 5]
         broken = any(not np.isfinite(x).all() for x in jax.tree.leaves(states[-1].inner_state))
-        assert broken == (limit == 2)  # what was let through has done its visible harm
+        assert broken == (limit == 2)  # the bad update that passed has done visible harm
 
 
 def _spiky(rng, steps, share):

@@ -121,7 +121,7 @@ def test_learned_rules_before_and_inside_multi_steps():
 
 @pytest.mark.parametrize("policy", ["zero", "drop"])
 def test_zero_and_drop_before_multi_steps(policy):
-    """`zero` leaves the other micro-step's half; `drop` also what was finite of the bad one."""
+    """`zero` keeps the half of the good micro-step; `drop` also the finite part of the bad one."""
     rule = jaxclip.clip_by_global_norm(100.0, nonfinite=policy)
     tx = optax.chain(rule, _rule(_many(optax.identity())))
     outs, states = guards.loop(tx, [1.0, NAN, 1.0, 3.0], U)

@@ -1,4 +1,4 @@
-"""States on disk: what comes back is the same to the bit, or is refused in plain words."""
+"""States on disk: each comes back the same to the bit, or is refused in plain words."""
 
 import os
 import pickle
@@ -77,7 +77,7 @@ def test_resume_in_a_new_process_is_bit_exact(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_state_of_an_older_version(version):
-    """It is read, and the run goes on to what it came to then."""
+    """It can be read, and the run goes on to the same result as then."""
     like = disk.params(), disk.transformation().init(disk.params())
     cut, want = (
         flax.serialization.from_bytes(like, (OLDER / f"{version}-{part}.msgpack").read_bytes())
@@ -113,7 +113,7 @@ def test_stored_states_include_0_1_0():
     assert "0.1.0" in VERSIONS
 
 
-# ---- what is refused
+# ---- refusals
 
 
 U = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}

@@ -76,7 +76,7 @@ def test_clip_by_norm(dtype, seed, axes):
 @data.by_dtype
 @data.by_seed
 def test_max_norm_of_the_tutorial(dtype, seed):
-    """`tf.clip_by_norm(w, c, axes=1)`: rows of a Dense kernel, what one input sends out."""
+    """`tf.clip_by_norm(w, c, axes=1)`: rows of a Dense kernel, one input's outgoing weights."""
     with data.context(dtype):
         values = data.arrays(dtype, [(6, 4)], seed)
         want = _np([tf.clip_by_norm(_tf(values, dtype)[0], tf.cast(1.5, dtype), axes=1)])

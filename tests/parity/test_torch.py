@@ -46,7 +46,7 @@ def test_clip_grad_norm(dtype, seed, ord, c):
             jaxclip.clip_by_global_norm(c, ord=ord, eps=1e-6), data.ours(values, dtype)
         )
         data.assert_near(got, _np(p.grad for p in parameters), dtype)
-        loose = "float32" if dtype == "float64" else dtype  # what is recorded is float32
+        loose = "float32" if dtype == "float64" else dtype  # records are float32
         data.assert_near([state.norm], _np([total]), loose)
 
 
@@ -97,7 +97,7 @@ def test_renorm(dtype, seed, shape, dim, axis):
 
 
 def test_a_linear_layer_of_pytorch_is_the_transpose():
-    """`Linear.weight` is (out, in): its rows are what the columns of a JAX kernel are."""
+    """`Linear.weight` is (out, in): its rows are the columns of a JAX kernel."""
     layer = torch.nn.Linear(6, 4, bias=False)
     with torch.no_grad():
         layer.weight.mul_(4)

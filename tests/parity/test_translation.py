@@ -35,7 +35,7 @@ NUMBERS |= {"steps": 3, "end": 0.05, "power": 0.9}
 
 
 def table():
-    """The code on the right by the first code on the left, and what else stands on the left."""
+    """The code on the right by the first code on the left, and the other code on the left."""
     if not README.exists():
         return {}
     section = re.search(r"^## Coming from$(.*?)^## ", README.read_text(), re.M | re.S)[1]
@@ -83,7 +83,7 @@ def projected(tx):
 
 
 def whatever(code, want, **names):
-    """A rule, a projection or a function of the right side must do what the left side does."""
+    """A rule, a projection or a function on the right gives the result of the left."""
     found = evaluated(code, **names)
     if isinstance(found, optax.GradientTransformation):
         found = (projected if ".project_" in code else clipped)(found)

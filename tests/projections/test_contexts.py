@@ -136,7 +136,7 @@ def test_shard_map(spec, axis, axis_name, check):
         weights.assert_lands(projection, 1.9, p, u, landed, axis)
         sizes = o.norm(o.wide(p) + o.wide(u), 2, (axis,))
         outside = (sizes > 1.9) if projection is MAX else (sizes > 3.8) | (sizes < 1.9)
-        if check:  # unchecked, what is recorded is each device's own
+        if check:  # unchecked, each device has its own record
             np.testing.assert_allclose(share, outside.mean(), rtol=1e-6)
     assert 0 < float(np.mean(sizes > 1.9)) < 1
 

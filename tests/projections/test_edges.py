@@ -1,4 +1,4 @@
-"""Projections of what is not an ordinary weight: empty, zero, not finite, very large or small."""
+"""Projections of unusual weights: empty, zero, not finite, very large or small."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from tests.support.weights import BY_NAME, UNITS, apply, for_each, functions, no
 
 @pytest.mark.slow
 def test_odd_leaves():
-    """Nothing to project: what is empty, no array, no float; and zeros, which are in every set."""
+    """Nothing to project: empty arrays, no arrays, no floats; and zeros, which are in every set."""
     p = {"zero": jnp.zeros((3, 2)), "none": None, "int": jnp.array([[300, -400]])}
     p |= {"empty": jnp.zeros((0, 2)), "narrow": jnp.zeros((3, 0)), "flag": jnp.array([[True]])}
     for name, out in steps(for_each(zeros(p)), for_each(p)).items():

@@ -1,4 +1,4 @@
-"""Projections: they land where the formula says, stay there, and leave alone what is inside."""
+"""Projections land where the formula says, stay there, and do not change weights inside the set."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -139,7 +139,7 @@ def test_idempotent_whatever_the_step(start, step, limit):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", SLOW[1]])
 def test_16_bit_parameters_get_a_float32_update(dtype):
-    """So that w + u rounds once; leaves that are not projected keep what they had."""
+    """So that w + u rounds once; leaves that are not projected come back unchanged."""
     p, u = registry.build(SMALL, dtype, scale=2), registry.build(SMALL, dtype, seed=1)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32) * 1.001, u)
     tx = jaxclip.project_max_norm(2.0)
@@ -152,7 +152,7 @@ def test_16_bit_parameters_get_a_float32_update(dtype):
 
 @pytest.mark.slow
 def test_bound_that_16_bits_cannot_represent():
-    """What is stored next to it counts as inside."""
+    """A weight stored next to the limit counts as inside."""
     p = jnp.full((2, 3), 0.3, jnp.bfloat16)
     tx = jaxclip.project_box(-0.3, 0.3, record=True)
     updates, state = tx.update(p * 0, tx.init(p), p)

@@ -1,4 +1,4 @@
-"""Training under projections: the sets hold after every step, and nothing inside is touched."""
+"""Training under projections: the sets hold after every step, weights inside do not change."""
 
 import functools
 
@@ -19,7 +19,7 @@ pytestmark = [
 ]
 
 STEPS = 500
-# One layer for each set: how it is bound, the set as a function, what is bound by what.
+# One layer for each set: the transformation, the set as a function, the bounds of each layer.
 LAYERS = {
     "conv": (
         functools.partial(jaxclip.project_max_norm, 0.6),
@@ -93,7 +93,7 @@ def only(name):
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def trained(request):
-    """500 steps in one donated scan: the weights after each, and what was recorded."""
+    """500 steps in one donated scan: the weights after each, and the records."""
     dtype = request.param
     projections = [make(mask=only(name)) for name, (make, *_) in LAYERS.items()]
     tx = optax.chain(optax.sgd(0.2, 0.9), *projections)
@@ -141,10 +141,10 @@ def test_every_projection_was_active(trained):
 
 
 def test_weights_inside_come_back_bit_for_bit(trained):
-    """What a step has brought inside, a projection of its own changes no more: 500 times.
+    """A second projection does not change weights that the step brought inside: 500 times.
 
-    In float32 that is everything. In bfloat16 a unit that was let through within the rounding may
-    be stored just outside of it.
+    In float32 this holds for all of them. In bfloat16 the rounding may leave a unit just outside of
+    its set.
     """
     dtype, after, _, _ = trained
     kernels = {name: after[name]["kernel"] for name in LAYERS}

@@ -1,4 +1,4 @@
-"""What a unit is, in real Flax layers: by what comes out of them, not by the shapes of arrays.
+"""Units in real Flax layers, identified by the layers' outputs, not by the shapes of arrays.
 
 A unit of NaN must reach one output and no other; everything but the unit must leave it alone.
 """
@@ -33,7 +33,7 @@ class Zoo(nnx.Module):
         self.embed = nnx.Embed(WORDS, 3, rngs=rngs)
 
     def outputs(self):
-        """What each layer makes of ones, by its name."""
+        """The output of each layer for an input of ones, by its name."""
         ones = jnp.ones
         attention = self.attention
         return {
@@ -96,7 +96,7 @@ def test_flax_units_feed_one_output_each(zoo):
         assert set(found) == set(norms)
         for layer, out in found.items():
             with weights.case(f"{layer}, NaN {'in' if inside else 'outside'} the unit"):
-                out = out.T if layer == "embed" else out  # a word is a row of what comes out
+                out = out.T if layer == "embed" else out  # a word is a row of the output
                 units = tuple(n for n in norms[layer].shape if n > 1)
                 assert out.shape[-len(units) :] == units
                 reached = np.isnan(out).any(axis=tuple(range(out.ndim - len(units))))
@@ -140,7 +140,7 @@ def test_linen_attention_has_the_same_names():
 
 
 def test_flax_units_of_other_leaves():
-    """By name and rank: what it does not know is an ordinary kernel."""
+    """By name and rank: a leaf with an unknown name is an ordinary kernel."""
 
     def axes(name, shape):
         return flax_units(name, jnp.zeros(shape))

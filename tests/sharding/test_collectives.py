@@ -80,7 +80,7 @@ def test_one_all_reduce(name, leaves):
     """XLA joins the sums of single leaves; those of a whole tree are one sum from the start."""
     tree, mesh = _tree(leaves), _mesh((8,), ("data",))
     assert _on_auto(ALL[name](), tree, _specs(tree), mesh) == ONE
-    if name in RULES:  # which can be told from types alone
+    if name in RULES:  # types alone tell its axes
         assert _in_shard_map(RULES[name](), tree, _specs(tree), mesh) == ONE
 
 

@@ -1,4 +1,4 @@
-"""Meshes at every entry: what cannot be is said with the leaf's path, what must be named can be."""
+"""Meshes at every entry: errors name the leaf's path; `axis_name` can name the mesh axes."""
 
 import functools
 
@@ -94,12 +94,12 @@ def test_every_entry_that_takes_an_axis_name_is_listed():
     public = {n for n in jaxclip.__all__ if hasattr(getattr(jaxclip, n), "__code__")}
     taking = {
         prefix + n
-        for room, names, prefix in (
+        for module, names, prefix in (
             (jaxclip, public, ""), (functional, functional.__all__, "functional."),
             (norms, norms.__all__, "norms."),
         )
         for n in names
-        if "axis_name" in getattr(room, n).__code__.co_varnames[: _arguments(getattr(room, n))]
+        if "axis_name" in getattr(module, n).__code__.co_varnames[: _arguments(getattr(module, n))]
     }  # fmt: skip
     assert taking - {"clip_by"} <= ENTRIES.keys()
 
@@ -176,7 +176,7 @@ def test_leaf_with_2_to_the_40_elements():
 
 
 def test_unit_scope_with_sharded_vector():
-    """Nothing has to be named for it: it is spread over the devices, whatever its axes."""
+    """It needs no `axis_name`: it is spread over the devices, whatever its axes."""
     mesh = jax.make_mesh((4,), ("x",), (AxisType.Auto,), devices=jax.devices()[:4])
     u = jnp.arange(1.0, 9.0)
     tx = jaxclip.clip_by(1.0, scope="unit")

@@ -1,4 +1,4 @@
-"""What docs/devices.md says of gradients: which is right, way by way, and how others are wrong."""
+"""The claims of docs/devices.md on gradients: the right one for each way, the errors of others."""
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def _parts(x):
 
 
 def _each_device(way, run, names):
-    """What every device of 8 gets, stacked; the parameters are replicated."""
+    """The result on every device of 8, stacked; the parameters are replicated."""
     params, x, y = names["start"], names["x"], names["y"]
     if way == "pmap":
         return jax.pmap(run, "data", in_axes=(None, 0, 0))(params, _parts(x), _parts(y))
@@ -134,11 +134,11 @@ def test_gradients_in_fsdp_by_hand(check_vma, given):
     np.testing.assert_allclose(np.sum(own["b"] / DEVICES, axis=0), right["b"])
 
 
-# What becomes of a mistake.
+# The effects of a mistake.
 
 
 def _clip(gradients, limit=LIMIT, **keywords):
-    """What a rule makes of them, and their norm."""
+    """The clipped gradients, and their norm."""
     tx = jaxclip.clip_by_global_norm(limit, **keywords)
     updates, state = tx.update(gradients, tx.init(gradients))
     return updates, state.norm

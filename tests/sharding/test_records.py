@@ -1,4 +1,4 @@
-"""What is recorded on a mesh: of all devices, on all devices, NaN included."""
+"""Records on a mesh: over all devices, the same on all devices, NaN included."""
 
 import functools
 

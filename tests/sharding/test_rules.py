@@ -27,7 +27,7 @@ def _sides(projection):
     return lambda **k: projection.make(projection.c / 4, **KERNELS, **k)
 
 
-# By what a norm is taken of: all that a device needs to know follows from it.
+# Rules by the arrays of one norm, which determine all that a device needs to know.
 WHOLE = {
     **{r.name: functools.partial(r.make, r.c) for r in registry.SHARDABLE},
     **{f"{name}_{scope}": functools.partial(make, scope=scope)
@@ -71,7 +71,7 @@ def _trees(keys=tuple(SPECS)):
 
 
 def _steps(tx, u, p):
-    """Some updates of different sizes, one of them broken: what came out, and the last state."""
+    """Some updates of different sizes, one of them broken: the outputs, and the last state."""
     factors = jnp.array([1.0, 0.25, jnp.nan, 4.0], jnp.float32)
 
     def body(state, factor):
@@ -91,7 +91,7 @@ def _close(got, want):
 
 
 def _same_on_all_devices(state):
-    """Every device's copy of what is replicated, bit for bit."""
+    """Every device's copy of a replicated array, bit for bit."""
     for path, x in jax.tree_util.tree_leaves_with_path(state):
         if x.sharding.is_fully_replicated:
             copies = {np.asarray(shard.data).tobytes() for shard in x.addressable_shards}
@@ -196,7 +196,7 @@ def test_axis_name(name):
 
 
 def _every_device(got, want, grid):
-    """Whole arrays put together of the devices' parts; what is not sharded, on each of them."""
+    """Whole arrays, put together from the devices' parts; replicated arrays, of each device."""
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
     ):

@@ -50,7 +50,7 @@ def test_state_of_units_is_a_type_fixed_point(kind, scope):
 
 @pytest.mark.slow
 def test_state_of_units_varies_in_shard_map():
-    """Each device has units of its own; a scan wants to be told so from the first state on."""
+    """Each device has its own units; a scan needs types that say so from the first state on."""
     u, tx = registry.build((4, 8)), learned.together(scope="unit", axis_name=())
     whole = learned.together(scope="unit")
 

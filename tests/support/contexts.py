@@ -31,7 +31,7 @@ def once(tx, u, p=None, **extra):
 
 
 def one_by_one(tx, values, dtype=jnp.float32):
-    """What comes out for single numbers, one after the other, and the state after them."""
+    """The outputs for single numbers, one after the other, and the state after them."""
     state, update, outs = tx.init(jnp.zeros(1, dtype)), jax.jit(tx.update), []
     for value in values:
         out, state = update(jnp.full(1, value, dtype), state)

@@ -3,8 +3,8 @@
 `python -m tests.support.disk PART FOLDER` with PART `whole`, `first` or `rest` runs all steps,
 those up to the checkpoint, or those after it, and writes the final state to FOLDER/PART.npz.
 
-With PART `keep` it writes what a later version must be able to read, to be committed with a new
-version: FOLDER/VERSION-cut.msgpack, the state at the cut, and FOLDER/VERSION-end.msgpack.
+With PART `keep` it writes files to commit with a new version, which later versions must be able to
+read: FOLDER/VERSION-cut.msgpack, the state at the cut, and FOLDER/VERSION-end.msgpack.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What the tests of guards share: the two guards, updates good and bad, a run of several."""
+"""Shared by the tests of guards: the two guards, good and bad updates, a run of several."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def is_zero(tree):
 
 
 def types(tree):
-    """What must not change from one state to the next."""
+    """The properties that must not change from one state to the next."""
     return jax.tree.structure(tree), [
         (x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)
     ]

@@ -1,4 +1,4 @@
-"""Learned rules beside their references: a long run of updates, one scan, and what should come out.
+"""Learned rules beside their references: a long run of updates, one scan, and the expected results.
 
 One tree serves every scope. Each of its units has a sequence of norms of its own, so that its
 leaves and the whole tree have one as well. Several rules run in one scan: a program is compiled in
@@ -56,7 +56,7 @@ class Case(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """The updates that came out, and what the rule recorded at each step."""
+    """The updates that came out, and the rule's record of each step."""
 
     updates: dict[str, np.ndarray]
     record: dict[str, np.ndarray]

@@ -1,4 +1,4 @@
-"""What every rule should give: float64 NumPy, as naive as can be, sharing nothing with jaxclip.
+"""The expected result of every rule: in plain float64 NumPy, sharing nothing with jaxclip.
 
 Each function takes and returns plain lists of NumPy arrays (the leaves that are measured).
 """

@@ -1,8 +1,8 @@
-"""What learned thresholds and guards should do: float64, Python lists, one formula after another.
+"""Learned thresholds and guards as formulas, one after another, in float64 and Python lists.
 
 A rule's object is called once per update with one group's norm, and the norm of all groups' finite
-norms together; it answers `(factor, limit)`: what the group is multiplied by, exactly 1.0 where
-nothing may change, and what is recorded. NaN as a limit: nothing is asked of it.
+norms together; it returns `(factor, limit)`: the factor of the group, exactly 1.0 where nothing may
+change, and the recorded threshold. A limit of NaN is not compared.
 """
 
 import math
@@ -17,7 +17,7 @@ def is_observed(n):
 
 
 def hard(n, c):
-    """min(1, c / n); what is not finite leaves as it came."""
+    """min(1, c / n), or 1 for a norm that is not finite."""
     return c / n if math.isfinite(n) and n > c else 1.0
 
 

@@ -21,7 +21,7 @@ NARROW = ("float16", "bfloat16", "float32", "complex64")
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A rule, how to make it from a threshold, and what it should do."""
+    """A rule, how to make it from a threshold, and its expected behaviour."""
 
     name: str
     make: Callable[..., Any]  # (threshold, **keywords) -> transformation
@@ -225,7 +225,7 @@ def tolerance(dtype):
 
 
 def assert_rule(rule, c, updates, params, got):
-    """`got` is what the oracle says, to a few roundings of each leaf's dtype."""
+    """`got` equals the oracle's result, to a few roundings of each leaf's dtype."""
     assert_kept(got, updates)
     want = expected(rule, c, updates, params)
     for a, b in zip(floats(got), want, strict=True):

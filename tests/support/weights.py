@@ -1,4 +1,4 @@
-"""The one list of projections, and what each should make of weights: float64 NumPy.
+"""The one list of projections, with the result of each in float64 NumPy.
 
 A projection takes the place of a rule in the contexts: it has `make`, a threshold `c` and `params`.
 """
@@ -19,7 +19,7 @@ from tests.support import modes, registry
 from tests.support import oracles as o
 from tests.support.contexts import case as case
 
-# One leaf of every rank up to 5, and what a projection leaves alone by default.
+# One leaf of every rank up to 5, and leaves that projections do not change by default.
 TREE = {
     "dense": {"kernel": (6, 4), "bias": (4,), "scale": (4,)},
     "conv1": {"kernel": (3, 2, 4)},
@@ -154,7 +154,7 @@ def descent(projection):
 
 
 def assert_lands(projection, c, params, updates, landed, axis=None, bound=None):
-    """`landed` is what the oracle makes of params + updates, to a few roundings.
+    """`landed` equals the oracle's result for params + updates, to a few roundings.
 
     To one rounding of a 16-bit dtype; else to a few of the weights before the step and after it.
 

@@ -1,6 +1,6 @@
 """Learned thresholds against their references, step by step, over a thousand updates.
 
-In float32 the references differ by what a thousand steps of rounding make; in float64, with x64, by
+In float32 the references differ by the rounding of a thousand steps; in float64, with x64, by
 almost nothing, which shows that the formulas are the same. Windows are shorter than the run, so
 that they come around many times. Norms that are zero or not finite are among the updates from the
 first: the references leave them out.
@@ -124,9 +124,9 @@ RULES = {
     "quantile": _quantiles, "tracked_quantile": _tracked_quantiles, "zscore": _zscores,
     "ema_ratio": _ema_ratios, "mean_plus_sigma": _means,
 }  # fmt: skip
-# What a thousand steps of float32 may come to: of ordered numbers next to nothing; of averages the
-# rounding of some tens of steps, which is as long as they remember; of a product of a thousand
-# factors a rounding for each.
+# The tolerance for a thousand steps in float32. Percentiles: almost nothing. Averages: the rounding
+# of some tens of steps, which is as long as they remember. A product of a thousand factors: a
+# rounding for each.
 ROUNDING = {
     "quantile": 1e-5, "tracked_quantile": 2e-5, "zscore": 2e-5, "ema_ratio": 1e-5,
     "mean_plus_sigma": 1e-5,

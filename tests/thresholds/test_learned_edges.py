@@ -100,7 +100,7 @@ POLICIES = ("propagate", "nan", "zero", "drop")
 
 @pytest.mark.slow
 def test_policies():
-    """What a NaN does to the update is the rule's policy; the memory never sees it."""
+    """The rule's policy decides the update for a NaN; the memory never sees the NaN."""
     names = ("zclip", "adagc", "clip_by")
     rules = {p: learned.together(names, nonfinite=p) for p in POLICIES}
     u = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([12.0, 0.0])}
@@ -191,7 +191,7 @@ def test_traced_negative_arguments_count_as_zero():
 
 @pytest.mark.slow
 def test_float64_updates_with_float32_state():
-    """What is within a threshold that is kept in float32 comes back bit for bit."""
+    """A gradient within a threshold kept in float32 comes back bit for bit."""
     rng = np.random.default_rng(0)
     with modes.x64():
         makes = [lambda: jaxclip.adagc(warmup_norm=1e6), lambda: jaxclip.autoclip(100.0, window=8)]

@@ -1,7 +1,7 @@
 """Learned rules and guards against figures that the published code gave.
 
-`data/published_learned.json` holds norms, what AutoClip's, ZClip's and OLMo-core's own code made of
-them, and which code that was. The code itself is not here.
+`data/published_learned.json` holds norms, the results of AutoClip's, ZClip's and OLMo-core's code
+for them, and the version of that code. The code itself is not here.
 """
 
 import json
@@ -29,7 +29,7 @@ NAMES = {"alpha": "alpha", "z_thresh": "z_threshold", "max_grad_norm": "max_norm
 
 
 def _run(rules, norms, extra=None):
-    """The norms after each rule and what it recorded, over updates with these norms."""
+    """The norms after each rule, and its records, over updates with these norms."""
     like = jnp.zeros(2)
     extra = {} if extra is None else {k: jnp.asarray(v, jnp.float32) for k, v in extra.items()}
 
