@@ -1,4 +1,4 @@
-"""Mutants of measuring, trees, states, records and the checks of arguments."""
+"""Mutants of measuring, trees, states and records."""
 
 CHANGES = {
     "_core/measure.py": {
@@ -249,71 +249,6 @@ CHANGES = {
              "path",
              "return path",
              "tests/diagnosis/test_layers.py::test_nnx"),
-        ],
-    },
-    "_validate.py": {
-        "real_number": [
-            ("NaN is accepted",
-             "if np.isnan(array).any():", "if array.ndim and np.isnan(array).any():",
-             "tests/contract/test_errors.py::test_threshold_value[clip_by_global_norm-nan]"),
-            ("an infinite eps is accepted",
-             "if finite and np.isinf(array).any():", "if False:",
-             "tests/contract/test_arguments.py::test_infinite_eps_and_floor_are_refused"),
-            ("the error for a negative number does not name the argument",
-             'f"{name}={value!r} must not be negative"', 'f"{value!r} must not be negative"',
-             "tests/contract/test_errors.py::test_threshold_value[clip_by_global_norm--1.0]"),
-        ],
-        "between": [
-            ("only the lower end of an interval is checked",
-             "not low <= float(value) <= high", "not low <= float(value)",
-             "tests/thresholds/test_learned_errors.py::test_bad_values[autoclip-percentile-values0]"),
-        ],
-        "whole_number": [
-            ("a warm-up beyond int32 is an overflow",
-             "return min(whole, np.iinfo(np.int32).max)", "return whole",
-             "tests/contract/test_arguments.py::test_warmup_steps_beyond_int32"),
-        ],
-        "is_bool": [
-            ("a mask of arrays is refused",
-             "isinstance(x, (np.ndarray, jax.Array)) and not is_traced(x)", "False",
-             "tests/contract/test_arguments.py::test_masks_of_numpy_and_jax_bools"),
-        ],
-        "limits": [
-            ("the error for a number in a tree does not name its place",
-             "name + jax.tree_util.keystr(path)", "name",
-             "tests/thresholds/test_fixed.py::test_bad_value_in_a_tree_names_its_place"),
-        ],
-        "without_schedules": [
-            ("functions accept schedules",
-             "if value is not None and (callable(value) or is_tree(value)):", "if False:",
-             "tests/contract/test_arguments.py::test_functional_refuses_schedules_and_trees[max_norm-schedule]"),
-        ],
-        "_exceeds": [
-            ("crossed bounds are accepted unless all elements cross",
-             "> np.asarray(high, np.float64)).any())", "> np.asarray(high, np.float64)).all())",
-             "tests/projections/test_errors.py::test_bounds_of_shapes_that_do_not_fit"),
-        ],
-        "number": [
-            ("whole numbers wrap in an int32",
-             'if whole or (isinstance(value, np.ndarray) and value.dtype.kind in "iu"):',
-             "if False:",
-             "tests/contract/test_arguments.py::test_whole_numbers_beyond_int32"),
-        ],
-        "broadcasts": [
-            ("a threshold may enlarge its leaf",
-             "return jnp.broadcast_shapes(shape, onto) == onto",
-             "return bool(jnp.broadcast_shapes(shape, onto))",
-             "tests/thresholds/test_fixed.py::test_thresholds_may_not_enlarge"),
-        ],
-        "norm_order": [
-            ("orders below 1 are accepted",
-             "if not float(ord) >= 1:", "if not float(ord) > 0:",
-             "tests/contract/test_errors.py::test_order_value[0.5-clip_by_norm]"),
-        ],
-        "axes": [
-            ("an axis may be named twice",
-             "if len(set(result)) != len(result):", "if len(result) > 3:",
-             "tests/contract/test_errors.py::test_axis"),
         ],
     },
 }  # fmt: skip
