@@ -179,9 +179,9 @@ def widened(x: jax.Array, dtype: Any) -> jax.Array:
 
 
 def broadcast(number: Any, like: jax.Array) -> jax.Array:
-    """A real number or array with the shape and dtype of another."""
+    """A real number or array with the shape, the dtype and the sharding of another array."""
     c = jnp.asarray(number).astype(like.dtype)
-    return c if c.shape == like.shape else jnp.broadcast_to(c, like.shape)
+    return c * jnp.ones_like(like) if like.ndim else c
 
 
 def _select(predicate: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -113,7 +113,7 @@ def _meshes():
     elsewhere = {r.name for r in registry.RULES} | {p.name for p in PROJECTIONS}
     for name in ALL:
         for axes in (2,) if name in elsewhere else (1, 2):
-            marks = [] if name in PLAIN else [pytest.mark.slow]
+            marks = [] if name in (*PLAIN, "clip_by_norm_axis") else [pytest.mark.slow]
             yield pytest.param(axes, name, marks=marks)
 
 
