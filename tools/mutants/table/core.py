@@ -102,7 +102,7 @@ CHANGES = {
         "together": [
             ("norms of leaves are combined by a 2-norm",
              "[Kind(power, None, mesh)]", "[Kind(2.0, None, mesh)]",
-             "tests/diagnosis/test_telemetry.py::test_monitor_changes_nothing_and_names_leaves[1]"),
+             "tests/diagnosis/test_monitor.py::test_monitor_changes_nothing_and_names_leaves[1]"),
             ("norms of different devices are not combined",
              "None if outside else tuple(map(collectives.varying_axes, numbers))", "None",
              "tests/sharding/test_states.py::test_state_of_units_varies_in_shard_map"),
@@ -203,7 +203,7 @@ CHANGES = {
         "Flat.names": [
             ("two leaves have the same name",
              "if len(set(names)) < len(names):", "if not names:",
-             "tests/diagnosis/test_telemetry.py::test_monitor_with_colliding_leaf_names"),
+             "tests/diagnosis/test_monitor.py::test_monitor_with_colliding_leaf_names"),
         ],
         "Flat.spread": [
             ("None is not a value of a prefix tree",

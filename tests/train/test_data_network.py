@@ -1,0 +1,48 @@
+"""Images from the network: a host that does not answer, a download that breaks, a cache in vain."""
+
+import shutil
+import socket
+import time
+
+import pytest
+
+from jaxclip.train import data
+from jaxclip.train.data import sources, tfds_mnist
+from jaxclip.train.errors import UserError
+
+connection_trouble = sources.connection_trouble  # before a fixture replaces it
+
+
+def test_failed_download_falls_back_with_the_reason(monkeypatch):
+    def broken(name, cache, originals):
+        raise RuntimeError("the line went dead\nlong story")
+
+    monkeypatch.setattr(sources, "connection_trouble", lambda url: None)
+    monkeypatch.setattr(tfds_mnist, "prepare", broken)
+    assert "(the line went dead)" in data.load().source
+    with pytest.raises(UserError, match="the line went dead"):
+        data.load("mnist")
+
+
+def test_silent_host_does_not_hang():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        start = time.monotonic()
+        trouble = connection_trouble(f"http://127.0.0.1:{server.getsockname()[1]}/", 0.2)
+        assert time.monotonic() - start < 2
+    assert "timed out" in trouble or "no answer" in trouble
+
+
+def test_silent_name_server_does_not_hang(monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: time.sleep(3))
+    start = time.monotonic()
+    assert connection_trouble("http://example.invalid/", 0.2) == "no answer within 0.2 s"
+    assert time.monotonic() - start < 2
+
+
+def test_unwritable_cache_falls_back(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JAXCLIP_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    folder = sources.cache_folder()
+    assert folder.is_dir()
+    shutil.rmtree(folder)
