@@ -17,8 +17,6 @@ from jaxclip.train.data import sources, tfds_mnist
 from jaxclip.train.errors import UserError
 from tests.train.conftest import made_up_image, read_without_tensorflow
 
-# The original, before a fixture replaces it to keep the tests off the network.
-
 
 def is_made_up(found):
     images = np.stack([made_up_image(i) for i in range(40)]) / 255

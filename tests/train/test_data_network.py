@@ -10,7 +10,8 @@ from jaxclip.train import data
 from jaxclip.train.data import sources, tfds_mnist
 from jaxclip.train.errors import UserError
 
-connection_trouble = sources.connection_trouble  # before a fixture replaces it
+# The original, before a fixture replaces it to keep the tests off the network.
+connection_trouble = sources.connection_trouble
 
 
 def test_failed_download_falls_back_with_the_reason(monkeypatch):
