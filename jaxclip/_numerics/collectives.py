@@ -19,11 +19,6 @@ from jaxclip._numerics import total_order
 MeshAxes = tuple[Any, ...]
 
 
-def is_outside_meshes() -> bool:
-    """Whether no array can vary over a mesh axis that JAX knows."""
-    return jax.sharding.get_abstract_mesh().empty
-
-
 def varying_axes(x: Any) -> MeshAxes:
     """The mesh axes over which `x` varies by its type.
 
@@ -90,7 +85,7 @@ def sum_over(parts: Mapping[MeshAxes, jax.Array], every: MeshAxes = ()) -> jax.A
     there: exactly, where that is a power of two.
 
     Args:
-        parts: arrays of one shape, by the mesh axes over which they are summed.
+        parts: arrays of one shape, by the mesh axes over which they are summed; `()` not alone.
         every: more mesh axes for the `psum`, so that XLA can join it with other sums.
     """
     every = union([every, *parts])
@@ -99,20 +94,18 @@ def sum_over(parts: Mapping[MeshAxes, jax.Array], every: MeshAxes = ()) -> jax.A
         replicas = shards(tuple(name for name in every if name not in axes))
         if axes:
             crossing.append(part / jnp.asarray(replicas, part.dtype) if replicas > 1 else part)
-    local = [parts[()]] if () in parts else []
-    if crossing:
-        local.append(jax.lax.psum(_varying(functools.reduce(jnp.add, crossing), every), every))
-    return functools.reduce(jnp.add, local)
+    total = jax.lax.psum(_varying(functools.reduce(jnp.add, crossing), every), every)
+    return total + parts[()] if () in parts else total
 
 
 def max_over(parts: Mapping[MeshAxes, jax.Array]) -> jax.Array:
     """The largest of the parts, each over its mesh axes, by one `pmax`; NaN if one is NaN."""
     every = union(parts)
     ranks = [total_order.rank(part) for axes, part in parts.items() if axes]
-    found = [total_order.rank(parts[()])] if () in parts else []
-    if ranks:
-        found.append(jax.lax.pmax(jnp.max(jnp.stack(ranks), 0), every))
-    return total_order.from_rank(jnp.max(jnp.stack(found), 0), next(iter(parts.values())).dtype)
+    most = jax.lax.pmax(jnp.max(jnp.stack(ranks), 0), every)
+    if () in parts:
+        most = jnp.maximum(most, total_order.rank(parts[()]))
+    return total_order.from_rank(most, next(iter(parts.values())).dtype)
 
 
 def averaged(x: jax.Array, axis_name: MeshAxes | None) -> jax.Array:

@@ -134,9 +134,7 @@ def power_of_two_near(x: jax.Array) -> jax.Array:
 
 
 def magnitude(x: jax.Array) -> Norm:
-    """`|x|` of each element; finite for a complex one with finite parts."""
-    if not jnp.iscomplexobj(x):
-        return Norm(jnp.abs(x), jnp.ones_like(x))
+    """`|x|` of each element of a complex array; finite for one with finite parts."""
     half = jnp.abs(times(x, jnp.full_like(jnp.real(x), 0.5)))
     return Norm(half, jnp.full_like(half, 2))
 

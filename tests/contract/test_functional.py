@@ -292,3 +292,8 @@ def test_arguments_are_those_of_the_rule(name):
         "record", "nonfinite", "norm_mask", "scale_mask", "eps", "axis_name", "mask",
     }  # fmt: skip
     assert set(function) - set(rule) <= {"x", "w", "tree", "updates", "params", "norm"}
+
+
+def test_clip_without_a_bound():
+    x = jnp.array([-3.0, 4.0])
+    assert functional.clip(x, None) is x

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxclip
 from tests.support import contexts, registry
 from tests.support import oracles as o
 from tests.support.contexts import case, updates
@@ -144,3 +145,10 @@ def test_drop_clips_the_finite_elements(rule):
         registry.assert_rule(rule, 0.5, clean if bad else u, p, out)
         assert int(state.nonfinite_count) == bad
         assert np.isfinite(state.norm)
+
+
+def test_drop_without_leaves():
+    rule = jaxclip.clip_by(1.0, scope="leaf", nonfinite="drop")
+    out, state = rule.update({}, rule.init({}))
+    assert out == {}
+    assert int(state.nonfinite_count) == 0

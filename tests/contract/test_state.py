@@ -275,3 +275,18 @@ def test_update_ignores_extra_arguments():
         tx = rule.make(100.0)
         out, _ = tx.update(u, tx.init(u), u, value=1.0, loss=2.0, norm=1e6)
         registry.assert_same_bits(out, u)
+
+
+def test_state_of_a_stateless_rule_of_optax():
+    u, rule = {"w": jnp.array([3.0, 4.0])}, jaxclip.clip_by_global_norm(1.0)
+    for state in (None, optax.EmptyState()):
+        _, after = rule.update(u, state)
+        assert int(after.count) == 1
+
+
+def test_traced_window_is_not_compared():
+    """Under `inject_hyperparams` a window has no value while an update is traced."""
+    u = {"w": jnp.array([3.0, 4.0])}
+    tx = optax.inject_hyperparams(jaxclip.autoclip)(50.0, window=3)
+    out, _ = jax.jit(tx.update)(u, tx.init(u))
+    assert jnp.array_equal(out["w"], u["w"])

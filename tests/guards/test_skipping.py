@@ -175,3 +175,10 @@ def test_loss_of_integer_and_wrong_shape():
     assert not bool(state.skipped)
     with pytest.raises(ValueError, match=r"value=.* must be a scalar, the loss"):
         tx.update(U, tx.init(U), value=jnp.ones(2))
+
+
+@pytest.mark.parametrize("value", [True, "0.5", {"loss": 0.5}])
+def test_loss_that_is_no_number(value):
+    tx, u = jaxclip.skip_nonfinite(optax.identity()), jnp.ones(2)
+    with pytest.raises(TypeError, match="value="):
+        tx.update(u, tx.init(u), value=value)

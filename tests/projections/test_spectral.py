@@ -199,3 +199,15 @@ def test_singular_values_near_float32_max():
     for method in ("eigh", "iterative"):
         run = jax.jit(lambda w, m=method: functional.project_spectral_norm(w, 2e38, method=m))
         np.testing.assert_allclose(run(w), np.diag([2e38, 1e38]), rtol=1e-5)
+
+
+def test_empty_matrix_and_derivative_by_eigh():
+    empty = jnp.zeros((0, 2))
+    assert jaxclip.functional.project_spectral_norm(empty, 1.0).shape == (0, 2)
+
+    def total(w):
+        return jaxclip.functional.project_spectral_norm(w, 1.0, method="eigh").sum()
+
+    slope = jax.jit(jax.grad(total))(jnp.diag(jnp.array([3.0, 0.5])))
+    np.testing.assert_allclose(slope[0, 0], 0.0, atol=1e-5)  # held at its limit
+    np.testing.assert_allclose(slope[1, 1], 1.0, rtol=1e-5)

@@ -114,3 +114,29 @@ def test_loss_that_differs_between_devices():
     log = jax.jit(run)(_good(), losses)
     np.testing.assert_array_equal(log["skip_nonfinite"], [False] * 6 + [True, False])
     np.testing.assert_array_equal(log["skip_spikes"], [False] * 6 + [True, True])
+
+
+def test_loss_is_averaged_over_the_named_axis():
+    """Under `vmap` with an axis name, where no type says what varies."""
+    tx = jaxclip.skip_spikes(optax.identity(), window=3, min_history=2, axis_name="i")
+
+    def step(u, loss):
+        return tx.update(u, tx.init(u), value=loss)[1].memory.values.values
+
+    seen = jax.vmap(step, axis_name="i")(jnp.ones((4, 2)), jnp.arange(4.0))
+    np.testing.assert_allclose(seen[:, 0], 1.5)
+
+
+def test_sharded_and_replicated_leaves_have_one_norm():
+    mesh = jax.make_mesh((8,), ("data",), (AxisType.Auto,))
+    tree = {"w": jnp.arange(16.0).reshape(8, 2), "b": jnp.array([3.0, 4.0])}
+    specs = {"w": P("data"), "b": P()}
+    rule = jaxclip.clip_by_global_norm(1.0)
+
+    def norms(u):
+        return rule.update(u, rule.init(u))[1].norm, jaxclip.norms.global_norm(u, float("inf"))
+
+    run = jax.jit(jax.shard_map(norms, mesh=mesh, in_specs=(specs,), out_specs=P()))
+    two, most = run(tree)
+    flat = np.concatenate([np.arange(16.0), [3.0, 4.0]])
+    np.testing.assert_allclose([two, most], [np.linalg.norm(flat), 15.0], rtol=1e-6)

@@ -255,3 +255,36 @@ def test_adagc_warmup_with_a_norm_near_float32_max(large):
     u = [jnp.array([3e38]), jnp.array([3e38])]
     out, _ = once(jaxclip.adagc(), u)
     assert 0.5 < float(out[0][0]) <= 1.0  # the norm of both is beyond float32
+
+
+def test_norm_of_float64_within_its_threshold_in_float32_is_kept():
+    rule = jaxclip.autoclip(100)
+    with modes.x64():
+        u = jnp.array([0.1 + 1e-12], jnp.float64)
+        out, _ = rule.update(u, rule.init(jnp.zeros(1, jnp.float32)))
+        assert out.dtype == jnp.float64
+        assert jnp.array_equal(out, u)
+
+
+def test_published_zscore_never_restarts():
+    keep = {"restart_after": None, "skip_update_on_spike": True}
+    rule = jaxclip.zclip(warmup_steps=2, max_norm=None, mode="max", **keep)
+    norms = jnp.array([1.0, 1.1, *[9.0] * 300])
+
+    def step(state, norm):
+        out, state = rule.update(norm[None], state)
+        return state, out[0]
+
+    _, outs = jax.lax.scan(step, rule.init(jnp.zeros(1)), norms)
+    assert float(outs[-1]) < 9.0
+
+
+def test_traced_quantile():
+    def last(q):
+        rule = jaxclip.clip_by(jaxclip.thresholds.quantile(q, window=4), scope="global")
+        state = rule.init(jnp.zeros(1))
+        for norm in (1.0, 2.0, 3.0):
+            out, state = rule.update(jnp.array([norm]), state)
+        return out[0]
+
+    np.testing.assert_allclose(jax.jit(last)(0.5), 2.0, rtol=1e-6)
