@@ -144,7 +144,7 @@ CHANGES = {
              "part / jnp.asarray(replicas, part.dtype) if replicas > 1 else part", "part",
              "tests/sharding/test_rules.py::test_shard_map_checked[clip_by_global_norm]"),
             ("the sum is over the first mesh axis only",
-             "every), every))", "every), every[:1]))",
+             "every), every)", "every), every[:1])",
              "tests/sharding/test_entries.py::test_functions_of_leaves_with_axis_name"),
         ],
         "max_over": [
