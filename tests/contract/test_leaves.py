@@ -152,3 +152,16 @@ def test_drop_without_leaves():
     out, state = rule.update({}, rule.init({}))
     assert out == {}
     assert int(state.nonfinite_count) == 0
+
+
+@pytest.mark.parametrize("scope", ["element", "unit", "leaf", "global"])
+def test_fixed_thresholds_of_0_and_inf(scope):
+    """Python numbers take another way than the arrays of the other edges."""
+    u = {"w": jnp.array([[3.0, -4.0]]), "zero": jnp.zeros((1, 2))}
+    for threshold, factor in ((0, 0), (0.0, 0), (float("inf"), 1), (None, 1)):
+        rule = jaxclip.clip_by(threshold, scope=scope)
+        out, state = jax.jit(rule.update)(u, rule.init(u))
+        assert jnp.array_equal(out["w"], factor * u["w"])
+        assert jnp.array_equal(out["zero"], u["zero"])
+        assert float(state.norm) > 0
+        assert int(state.clipped_count) == 1 - factor
