@@ -137,6 +137,12 @@ def test_complex_clip_is_by_magnitude():
         np.testing.assert_allclose(out, np.array([0.6 + 0.8j, 0.3 + 0.4j, -1j]), rtol=1e-6)
 
 
+def test_complex_leaf_without_a_bound_is_unchanged():
+    u = jnp.array([3 + 4j], jnp.complex64)
+    for tx in (jaxclip.clip(None), jaxclip.clip_by_value(None, None)):
+        registry.assert_same_bits(tx.update(u, tx.init(u))[0], u)
+
+
 def test_asymmetric_complex_clip_is_an_error():
     u = {"layer": jnp.array([1j], jnp.complex64)}
     tx = jaxclip.clip_by_value(-1.0, 2.0)
