@@ -75,7 +75,7 @@ class Observed(NamedTuple):
     """The last finite norms and losses."""
 
     norms: Ring
-    values: Ring
+    losses: Ring
 
 
 def skip_spikes(
@@ -141,14 +141,14 @@ def skip_spikes(
         return Observed(history.empty(zero), history.empty(zero))
 
     def limits(memory: Observed) -> tuple[jax.Array, jax.Array]:
-        return history.limit(memory.norms, 1), history.limit(memory.values, 1)
+        return history.limit(memory.norms, 1), history.limit(memory.losses, 1)
 
     def learned(memory: Observed, norm: jax.Array, loss: Any) -> Observed:
-        return Observed(_pushed(memory.norms, norm), _pushed(memory.values, loss))
+        return Observed(_pushed(memory.norms, norm), _pushed(memory.losses, loss))
 
     return guard("skip_spikes", inner, Judge(first, limits, learned), max_consecutive, axis_name)
 
 
 def _pushed(ring: Ring, x: jax.Array | None) -> Ring:
     """The ring with one more observation, if it is given and finite."""
-    return ring if x is None else ring.pushed(x.astype(ring.values.dtype), jnp.isfinite(x))
+    return ring if x is None else ring.pushed(x.astype(ring.observations.dtype), jnp.isfinite(x))

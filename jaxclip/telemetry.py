@@ -69,7 +69,7 @@ def _recorded(tree: PyTree) -> Iterator[Any]:
         if _records(state):
             yield state
             if isinstance(state, GuardState):
-                yield from _recorded(state.inner_state)
+                yield from _recorded(state.guarded_state)
 
 
 def _records(x: Any) -> bool:

@@ -87,13 +87,13 @@ def products(tree: Shapes, given: dict[str, tuple[jax.Array, jax.Array]]) -> dic
 
 def inner(state: Any) -> Any:
     """Returns the optimizer's part of a chain's state, which comes last."""
-    return inner(state.inner_state) if isinstance(state, GUARDS) else state[-1]
+    return inner(state.guarded_state) if isinstance(state, GUARDS) else state[-1]
 
 
 def with_inner(state: Any, part: Any) -> Any:
     """Returns the state with another part for the optimizer."""
     if isinstance(state, GUARDS):
-        return state._replace(inner_state=with_inner(state.inner_state, part))
+        return state._replace(guarded_state=with_inner(state.guarded_state, part))
     return (*state[:-1], part)
 
 

@@ -17,7 +17,7 @@ from jaxclip import _validate
 from jaxclip._core.flat_tree import Flat, flatten
 from jaxclip._types import PyTree
 
-_COUNTED = ("norm", "threshold", "scale", "fraction", "count", "clipped_count", "nonfinite_count")
+_KEYS = {"smallest_scale": "scale", "update_count": "count"}  # of metrics, where not the field
 
 
 class Record(NamedTuple):
@@ -37,9 +37,9 @@ class ClipState(NamedTuple):
     Attributes:
         norm: the norm before clipping, the largest where the rule has many; float32 scalar.
         threshold: its threshold, the smallest where the rule has many; float32 scalar.
-        scale: the smallest factor applied; float32 scalar.
+        smallest_scale: the smallest factor applied; float32 scalar.
         fraction: the fraction of the rule's norms that were clipped; float32 scalar.
-        count: updates so far; int32 scalar.
+        update_count: updates so far; int32 scalar.
         clipped_count: updates in which something was clipped; int32 scalar.
         nonfinite_count: updates in which a norm was NaN or inf; int32 scalar.
         memory: the memory of the threshold, a pytree of arrays.
@@ -47,16 +47,26 @@ class ClipState(NamedTuple):
 
     norm: jax.Array | None
     threshold: jax.Array | None
-    scale: jax.Array | None
+    smallest_scale: jax.Array | None
     fraction: jax.Array | None
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    update_count: jax.Array
     clipped_count: jax.Array | None
     nonfinite_count: jax.Array | None
     memory: PyTree = ()
 
     def scalars(self) -> dict[str, jax.Array]:
         """The recorded scalars by name."""
-        return {key: getattr(self, key) for key in _COUNTED if getattr(self, key) is not None}
+        return recorded(self, "memory")
+
+
+def recorded(state: Any, *unseen: str) -> dict[str, jax.Array]:
+    """The fields of a state that are not `None`, but for some, by their keys in `metrics`.
+
+    No field is called as one of Optax's states, so `optax.tree_utils.tree_get` and `tree_set` of
+    a chain still mean Optax's.
+    """
+    fields = {k: v for k, v in state._asdict().items() if k not in unseen}
+    return {_KEYS.get(key, key): value for key, value in fields.items() if value is not None}
 
 
 def named(base: type[Any], rule: Any) -> type[Any]:
@@ -206,15 +216,15 @@ def _raise_other_state(state: Any, has: dict[Any, Any], wants: dict[Any, Any]) -
 
 def following(state: ClipState, seen: Record | None, memory: Any = ()) -> ClipState:
     """The state after an update."""
-    count = increased(state.count)
+    count = increased(state.update_count)
     if seen is None:
-        return state._replace(count=count, memory=memory)
+        return state._replace(update_count=count, memory=memory)
     return state._replace(
         norm=seen.norm.astype(jnp.float32),
         threshold=seen.threshold.astype(jnp.float32),
-        scale=seen.scale.astype(jnp.float32),
+        smallest_scale=seen.scale.astype(jnp.float32),
         fraction=seen.fraction.astype(jnp.float32),
-        count=count,
+        update_count=count,
         clipped_count=increased(state.clipped_count, seen.clipped),
         nonfinite_count=increased(state.nonfinite_count, seen.nonfinite),
         memory=memory,

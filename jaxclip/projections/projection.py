@@ -46,7 +46,7 @@ def projection(
         moved = weights._replace(arrays=list(map(_moved, weights.arrays, steps.arrays)))
         for i, x in enumerate(moved.arrays):
             collectives.sharded_axes(x, units.axis_name, moved.path(i))  # raises if replicated
-        landed = inside(moved, [w.dtype for w in weights.arrays], state.count, units)
+        landed = inside(moved, [w.dtype for w in weights.arrays], state.update_count, units)
         arrays = list(map(_step, weights.arrays, steps.arrays, moved.arrays, landed))
         seen = _seen(moved, landed, units.axis_name) if record else None
         return steps.rebuild(arrays), states.following(state, seen)

@@ -20,13 +20,13 @@ class Moments(NamedTuple):
     Attributes:
         mean: the average.
         std: the standard deviation; its square could overflow.
-        count: observations since the warm-up began; int32.
+        observed_count: observations since the warm-up began; int32.
         run: consecutive spikes; int32.
     """
 
     mean: jax.Array
     std: jax.Array
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    observed_count: jax.Array
     run: jax.Array
 
     @classmethod
@@ -37,11 +37,11 @@ class Moments(NamedTuple):
 
     def collected(self, n: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and population standard deviation with one more observation (Welford)."""
-        k = (self.count + 1).astype(n.dtype)
+        k = (self.observed_count + 1).astype(n.dtype)
         off = n - self.mean
         mean = self.mean + off / k
         std = jnp.sqrt(1 - 1 / k) * jnp.hypot(self.std, off / jnp.sqrt(k))
-        alone = self.count == 0
+        alone = self.observed_count == 0
         return jnp.where(alone, n, mean), jnp.where(alone, jnp.zeros_like(n), std)
 
     def averaged(self, x: jax.Array, alpha: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -64,7 +64,7 @@ class Moments(NamedTuple):
     ) -> tuple[jax.Array, jax.Array]:
         """The counts after an update; the warm-up restarts after so many consecutive spikes."""
         run = jnp.where(seen, jnp.where(spike, self.run + 1, 0), self.run)
-        count = jnp.maximum(self.count, self.count + seen.astype(jnp.int32))
+        count = jnp.maximum(self.observed_count, self.observed_count + seen.astype(jnp.int32))
         if restart_after is None:
             return count, run
         restart = run >= jnp.maximum(restart_after, 1)  # a traced 0 counts as 1
@@ -189,7 +189,7 @@ class _ZScore(NamedTuple):
                 self.max_norm,
             )
         )
-        warm = memory.count >= jnp.maximum(self.warmup_steps, 1)  # an average needs a norm
+        warm = memory.observed_count >= jnp.maximum(self.warmup_steps, 1)  # an average needs a norm
         z = (n - memory.mean) / (memory.std + add)
         usual = memory.mean * (1 + spread)
         spike = seen & warm & (z > bound) & (n > usual)

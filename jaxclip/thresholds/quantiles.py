@@ -68,10 +68,10 @@ def quantile(q: ArrayLike, *, window: int = 10_000, factor: ArrayLike = 1.0) -> 
 
     def first(zeros: jax.Array) -> Window:
         ring = empty(size, zeros)
-        return Window(jnp.full_like(ring.values, jnp.inf), ring)
+        return Window(jnp.full_like(ring.observations, jnp.inf), ring)
 
     def following(memory: Window, n: jax.Array, seen: jax.Array) -> tuple[jax.Array, Window]:
-        old = jnp.sum(jnp.where(memory.ring.next_place, memory.ring.values, 0), 0)
+        old = jnp.sum(jnp.where(memory.ring.next_place, memory.ring.observations, 0), 0)
         old = jnp.where(memory.ring.filled < memory.ring.window, jnp.inf, old).astype(n.dtype)
         ordered = _replaced(memory.ordered, old, jnp.where(seen, n, old), memory.ring.places)
         ring = memory.ring.pushed(n, seen)

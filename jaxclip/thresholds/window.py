@@ -20,24 +20,24 @@ class Ring(NamedTuple):
     """The last observations of every norm of a group.
 
     Attributes:
-        values: of shape (window, *shape of the norms).
+        observations: of shape (window, *shape of the norms).
         position: the place of the next one; int32 of the norms' shape.
         filled: the number of observations; int32 of the norms' shape.
     """
 
-    values: jax.Array
+    observations: jax.Array
     position: jax.Array
     filled: jax.Array
 
     @property
     def window(self) -> int:
         """The number of places."""
-        return self.values.shape[0]
+        return self.observations.shape[0]
 
     @property
     def places(self) -> jax.Array:
         """The numbers 0, 1, ... of the places, broadcastable to the values."""
-        shape = (self.window,) + (1,) * (self.values.ndim - 1)
+        shape = (self.window,) + (1,) * (self.observations.ndim - 1)
         return jax.lax.broadcasted_iota(jnp.int32, shape, 0)
 
     @property
@@ -48,10 +48,10 @@ class Ring(NamedTuple):
     def pushed(self, x: jax.Array, seen: jax.Array) -> Ring:
         """The ring with one more observation, where `seen`."""
         # A selection instead of a scatter: it fuses with the readers of the ring, and shards.
-        values = jnp.where(self.next_place & seen[None], x[None], self.values)
+        observations = jnp.where(self.next_place & seen[None], x[None], self.observations)
         position = jnp.where(seen, (self.position + 1) % self.window, self.position)
         filled = jnp.where(seen, jnp.minimum(self.filled + 1, self.window), self.filled)
-        return Ring(values, position, filled)
+        return Ring(observations, position, filled)
 
     def mean_and_std(self, correction: int) -> tuple[jax.Array, jax.Array]:
         """Mean and standard deviation, its squares divided by the number less `correction`.
@@ -60,12 +60,12 @@ class Ring(NamedTuple):
         equal values have their own value as mean and the standard deviation 0, exactly.
         """
         there = self.places < self.filled[None]
-        peak = jnp.max(jnp.where(there, jnp.abs(self.values), jnp.zeros_like(self.values)), 0)
+        peak = jnp.max(jnp.where(there, jnp.abs(self.observations), 0.0), 0)
         peak = jnp.where(peak > 0, peak, jnp.ones_like(peak))
         number = self.filled.astype(peak.dtype)
         # XLA takes the reciprocal of a broadcast divisor, and that of a large peak underflows.
         down = 1 / power_of_two_near(peak)
-        share = (self.values * down[None]) / (peak * down)[None]
+        share = (self.observations * down[None]) / (peak * down)[None]
         share = jnp.where(there, share, jnp.zeros_like(share))
         mean = jnp.sum(share, 0) / jnp.maximum(number, jnp.ones_like(number))
         off = jnp.where(there, share - mean[None], jnp.zeros_like(share))

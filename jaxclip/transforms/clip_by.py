@@ -164,7 +164,7 @@ class _Rule(NamedTuple):
         if self.nonfinite == "drop":
             flat, norms = self._dropped(flat, norms, finite)
         numbers = [n.value * n.unit for n in norms]
-        seen = measured(self.measure, flat, numbers, state.count, params)
+        seen = measured(self.measure, flat, numbers, state.update_count, params)
         limits, memory = self.limit.update(state.memory, seen) if norms else ([], state.memory)
         trios = list(zip(norms, numbers, limits, strict=True))
         scales = [BOUNDS[self.bound](*trio, self.eps, self.floor) for trio in trios]

@@ -188,7 +188,7 @@ def _rule(
         del params
         for i, x in enumerate(flat.arrays):
             collectives.sharded_axes(x, mesh, flat.path(i))  # raises for a replicated leaf
-        bounds = pairs(flat, state.count)
+        bounds = pairs(flat, state.update_count)
         arrays = [
             bounded(x, *pair, symmetric=symmetric, path=flat.path(i))
             for i, (x, pair) in enumerate(zip(flat.arrays, bounds, strict=True))

@@ -25,24 +25,24 @@ class GuardState(NamedTuple):
     """The state of a guard.
 
     Attributes:
-        inner_state: the state of the guarded transformation.
+        guarded_state: the state of the guarded transformation.
         norm: the norm of the last update; float32 scalar.
         norm_threshold: the limit of the norm; float32 scalar, `None` for `skip_nonfinite`.
         value_threshold: the limit of the loss; float32 scalar, `None` for `skip_nonfinite`.
         skipped: whether the last update was skipped; bool scalar.
-        count: updates so far, skipped ones included; int32 scalar.
+        update_count: updates so far, skipped ones included; int32 scalar.
         skipped_count: updates that were skipped; int32 scalar.
         consecutive_count: consecutive bad updates, up to the last; int32 scalar.
         nonfinite_count: updates with a non-finite element or loss; int32 scalar.
         memory: the memory of the guard.
     """
 
-    inner_state: PyTree
+    guarded_state: PyTree
     norm: jax.Array
     norm_threshold: jax.Array | None
     value_threshold: jax.Array | None
     skipped: jax.Array
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    update_count: jax.Array
     skipped_count: jax.Array
     consecutive_count: jax.Array
     nonfinite_count: jax.Array
@@ -50,8 +50,7 @@ class GuardState(NamedTuple):
 
     def scalars(self) -> dict[str, jax.Array]:
         """The recorded scalars by name."""
-        fields = {k: v for k, v in self._asdict().items() if k not in ("inner_state", "memory")}
-        return {key: value for key, value in fields.items() if value is not None}
+        return states.recorded(self, "guarded_state", "memory")
 
 
 class Judge(NamedTuple):
@@ -93,14 +92,14 @@ def guard(
 
     def init(params: PyTree) -> Any:
         state: Any = own_init(params)
-        return state._replace(inner_state=guarded.init(params))
+        return state._replace(guarded_state=guarded.init(params))
 
     def update(
         updates: PyTree, state: Any, params: PyTree = None, *, value: Any = None, **extra_args: Any
     ) -> tuple[PyTree, Any]:
         if not isinstance(state, kind):
             raise states.other_type(state, kind)
-        inner_state, own = state.inner_state, check(state._replace(inner_state=()), updates)
+        inner_state, own = state.guarded_state, check(state._replace(guarded_state=()), updates)
         loss = _loss(value, rule.axis_name)
         if value is not None:
             extra_args["value"] = value
@@ -109,7 +108,7 @@ def guard(
         skip, own = _judged(judge, own, norm, loss, patience)
         step = jax.tree.map(lambda u: _selected(skip, _zeros(u), u), step)
         after = jax.tree.map(lambda x, y: _selected(skip, x, y), inner_state, after)
-        return step, own._replace(inner_state=after)
+        return step, own._replace(guarded_state=after)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -129,7 +128,7 @@ def _judged(
         norm_threshold=_recorded(limits[0]),
         value_threshold=_recorded(limits[1]),
         skipped=skip,
-        count=states.increased(state.count),
+        update_count=states.increased(state.update_count),
         skipped_count=states.increased(state.skipped_count, skip),
         consecutive_count=run,
         nonfinite_count=states.increased(state.nonfinite_count, ~finite),

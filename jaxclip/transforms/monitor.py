@@ -21,13 +21,13 @@ class MonitorState(NamedTuple):
     Attributes:
         norm: the norm of all leaves together; float32 scalar.
         norms: the norm of each leaf, by name; float32 scalars.
-        count: updates so far; int32 scalar.
+        update_count: updates so far; int32 scalar.
         nonfinite_count: updates in which a norm was NaN or inf; int32 scalar.
     """
 
     norm: jax.Array
     norms: dict[str, jax.Array]
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    update_count: jax.Array
     nonfinite_count: jax.Array
 
     def scalars(self) -> dict[str, jax.Array]:
@@ -35,7 +35,7 @@ class MonitorState(NamedTuple):
         leaves = {f"norm/{name}": value for name, value in _by_name(self.norms).items()}
         return {
             "norm": self.norm,
-            "count": self.count,
+            "count": self.update_count,
             "nonfinite_count": self.nonfinite_count,
             **leaves,
         }
@@ -111,7 +111,7 @@ def monitor(
         return updates, state._replace(
             norm=whole.astype(jnp.float32),
             norms=states.without_leaves(by_name),
-            count=states.increased(state.count),
+            update_count=states.increased(state.update_count),
             nonfinite_count=states.increased(state.nonfinite_count, ~jnp.isfinite(whole)),
         )
 

@@ -100,7 +100,7 @@ def scale_by_stable_adam(
         ]
         norms = rule.norms(flat._replace(arrays=ratios))
         numbers = [n.number for n in norms]
-        limits, _ = limit.update((), measured(rule, flat, numbers, state.count, params))
+        limits, _ = limit.update((), measured(rule, flat, numbers, state.update_count, params))
         scales = [clipped(*trio) for trio in zip(norms, numbers, limits, strict=True)]
         pairs = zip(jax.tree.leaves(steps), scales, strict=True)
         seen = records.of_norms(norms, limits, scales, [s.over for s in scales])

@@ -107,7 +107,7 @@ def test_a_step_is_that_of_its_chain(given):
     for record in records:
         updates, state = chain.tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
-        assert record["clip_by_global_norm/count"] == state[0].count
+        assert record["clip_by_global_norm/count"] == state[0].update_count
     assert checked.apart(bench.params, params) < 1e-4
     assert checked.apart(bench.inner, state[-1]) < 1e-4
 
@@ -118,11 +118,11 @@ def test_memories_are_full(name):
     tree = trees.tree("38 M", smoke=True)
     build, updates = sections.LEARNED[name]
     state = sections.filled(build(), tree, jnp.float32, updates)
-    assert state.count == updates
+    assert state.update_count == updates
     assert jax.tree.structure(state) == jax.tree.structure(build().init(steps.zeros(tree, "f4")))
     rings = [m for m in state.memory if hasattr(m, "filled")]
     for ring in rings:
-        assert ring.filled == min(updates, ring.values.shape[0]) == ring.values.shape[0]
+        assert ring.filled == min(updates, ring.observations.shape[0]) == ring.observations.shape[0]
 
 
 def test_ratios():

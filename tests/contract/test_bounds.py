@@ -59,7 +59,7 @@ def test_new_norms(dtype):
         assert int(state.clipped_count) == 1
         np.testing.assert_allclose(state.norm, n.max(), rtol=1e-6)
         np.testing.assert_allclose(state.threshold, c.min(), rtol=1e-6)
-        np.testing.assert_allclose(state.scale, (new / n).min(), rtol=1e-5, atol=1e-37)
+        np.testing.assert_allclose(state.smallest_scale, (new / n).min(), rtol=1e-5, atol=1e-37)
 
 
 def test_new_norms_are_below_the_threshold_and_monotone():
@@ -94,7 +94,7 @@ def test_limits(bound):
         registry.assert_same_bits(out, zero if c == 0 else u)
         assert float(state.norm) == 5.0
         assert float(state.fraction) == (c == 0)
-        assert float(state.scale) == (c != 0)
+        assert float(state.smallest_scale) == (c != 0)
     for out, state in run(zero):
         registry.assert_same_bits(out, zero)
         assert float(state.fraction) == 0

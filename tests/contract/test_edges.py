@@ -131,7 +131,11 @@ def test_no_threshold_changes_nothing_and_records(rule):
             largest = max(n.max() for n in rule.norms(registry.floats(u)))
             np.testing.assert_allclose(state.norm, largest, rtol=1e-6)
             assert jnp.isinf(state.threshold)
-            assert (int(state.count), int(state.clipped_count), float(state.scale)) == (1, 0, 1.0)
+            assert (
+                int(state.update_count),
+                int(state.clipped_count),
+                float(state.smallest_scale),
+            ) == (1, 0, 1.0)
             assert float(state.fraction) == 0.0
 
 
@@ -142,7 +146,7 @@ def test_threshold_zero_gives_zeros(rule):
         with case(name):
             registry.assert_kept(out, cases[name][1])
             assert all((x == 0).all() for x in registry.floats(out))
-            recorded = (state.norm, state.threshold, state.scale, state.fraction)
+            recorded = (state.norm, state.threshold, state.smallest_scale, state.fraction)
             assert all(np.isfinite(x) for x in recorded)
 
 

@@ -111,7 +111,7 @@ def test_complex_norm_beyond_float32_max(ord):
     factor = float(np.float32(1e38)) / (peak * np.linalg.norm(wide / peak, ord))
     np.testing.assert_allclose(np.asarray(out, np.complex128), wide * factor, rtol=5e-7)
     assert int(state.nonfinite_count) == 0
-    np.testing.assert_allclose(state.scale, factor, rtol=5e-7)
+    np.testing.assert_allclose(state.smallest_scale, factor, rtol=5e-7)
 
 
 @pytest.mark.parametrize("make", [
@@ -126,7 +126,7 @@ def test_complex_elements_beyond_float32_max(make):
     np.testing.assert_allclose(np.asarray(out, np.complex128), wide * factor, rtol=5e-7)
     registry.assert_same_bits(out[1], BEYOND[1])
     assert int(state.nonfinite_count) == 0
-    np.testing.assert_allclose(state.scale, factor[0], rtol=5e-7)
+    np.testing.assert_allclose(state.smallest_scale, factor[0], rtol=5e-7)
     np.testing.assert_allclose(state.fraction, 0.5)
 
 

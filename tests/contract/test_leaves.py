@@ -70,7 +70,7 @@ def test_empty_tree(rule):
         assert jax.tree.structure(out) == jax.tree.structure(empty)
         assert float(state.norm) == 0.0
         assert float(state.fraction) == 0.0
-        assert int(state.count) == 1
+        assert int(state.update_count) == 1
 
 
 @by_rule

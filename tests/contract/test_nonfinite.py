@@ -286,7 +286,7 @@ def test_nan_and_zero_count_nothing_as_clipped(policy):
     u = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([NAN])}
     _, state = once(jaxclip.clip_by_norm(1.0, nonfinite=policy), u)
     assert (float(state.fraction), int(state.clipped_count)) == (0.0, 0)
-    np.testing.assert_array_equal(state.scale, NAN if policy == "nan" else 0.0)
+    np.testing.assert_array_equal(state.smallest_scale, NAN if policy == "nan" else 0.0)
 
 
 @pytest.mark.parametrize(("policy", "check"), [("nan", np.isnan), ("zero", np.logical_not)])

@@ -60,12 +60,12 @@ def _check(keywords, grads, out, state, rtol):
     c = keywords.get("threshold", 1.0)
     np.testing.assert_allclose(state.norm, rms.max(0), rtol=1e-5)
     np.testing.assert_allclose(state.threshold, c, rtol=1e-6)
-    np.testing.assert_allclose(state.scale, np.minimum(1, c / rms.max(0)), rtol=1e-5)
+    np.testing.assert_allclose(state.smallest_scale, np.minimum(1, c / rms.max(0)), rtol=1e-5)
     clear = np.abs(rms / c - 1).min(0) > 1e-6  # in the first step rms is 1 but for rounding
     fraction = (rms > c).mean(0)
     np.testing.assert_allclose(state.fraction[clear], fraction[clear], rtol=1e-6)
     assert (fraction > 0).any()
-    np.testing.assert_array_equal(state.count, 1 + np.arange(rms.shape[1]))
+    np.testing.assert_array_equal(state.update_count, 1 + np.arange(rms.shape[1]))
 
 
 def test_against_the_reference():
@@ -178,7 +178,7 @@ def test_sharded_and_replicated_leaves():
     def run(grads):
         state = tx.init(jax.tree.map(lambda x: x[0], grads))
         state, out = jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], state, grads)
-        return out, (state.norm, state.scale, state.fraction)
+        return out, (state.norm, state.smallest_scale, state.fraction)
 
     mesh = jax.make_mesh((4,), ("x",), (AxisType.Auto,), devices=jax.devices()[:4])
     specs = {"kernel": P(None, "x"), "bias": P()}

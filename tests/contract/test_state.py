@@ -20,8 +20,8 @@ from tests.support.registry import EDGE_RULES, NAMED
 by_rule = registry.by_rule(EDGE_RULES)
 by_named_rule = registry.by_rule(NAMED)
 FIELDS = {
-    "norm": "float32", "threshold": "float32", "scale": "float32", "fraction": "float32",
-    "count": "int32", "clipped_count": "int32", "nonfinite_count": "int32",
+    "norm": "float32", "threshold": "float32", "smallest_scale": "float32", "fraction": "float32",
+    "update_count": "int32", "clipped_count": "int32", "nonfinite_count": "int32",
 }  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def test_fields(rule):
         value = getattr(state, name)
         assert (value.shape, value.dtype) == ((), dtype), name
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(state))
-    assert [float(state.norm), int(state.count), float(state.scale)] == [0.0, 0, 1.0]
+    assert (float(state.norm), float(state.smallest_scale), int(state.update_count)) == (0, 1, 0)
 
 
 @by_rule
@@ -95,7 +95,7 @@ def _record(rule, c, u, p):
     return {
         "norm": max(n.max() for n in norms),
         "threshold": min(np.min(c) for c in limits),
-        "scale": min(ratio),
+        "smallest_scale": min(ratio),
         "fraction": sum(x.sum() for x in over) / sum(x.size for x in over),
     }
 
@@ -114,14 +114,14 @@ def test_records(rule):
         np.testing.assert_allclose(getattr(state, name), value, rtol=1e-6, err_msg=name)
 
     def counts(s):
-        return (int(s.count), int(s.clipped_count), int(s.nonfinite_count))
+        return (int(s.update_count), int(s.clipped_count), int(s.nonfinite_count))
 
     assert counts(state) == (1, 1, 0)
     small = jax.tree.map(lambda x: np.asarray(x) * np.float32(1e-4), u)
     state = update(small, state)
     assert counts(state) == (2, 1, 0)
     assert float(state.fraction) == 0.0
-    assert float(state.scale) == 1.0
+    assert float(state.smallest_scale) == 1.0
     if rule.kind != "value":
         bad = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), u)
         state = update(bad, state)
@@ -140,12 +140,14 @@ def test_scan_and_cond_carry(rule):
         def skip(s):
             return (jax.tree.map(jnp.zeros_like, u), s)
 
-        out, state = jax.lax.cond(state.count % 2 == 0, lambda s: tx.update(u, s, p), skip, state)
+        out, state = jax.lax.cond(
+            state.update_count % 2 == 0, lambda s: tx.update(u, s, p), skip, state
+        )
         return state, out
 
     stacked = jax.tree.map(lambda x: np.stack([x] * 3), _tree("bfloat16", scale=3))
     state, _ = jax.lax.scan(body, tx.init(p), stacked)
-    assert int(state.count) == 1  # the first ran; from then on the count is odd
+    assert int(state.update_count) == 1  # the first ran; from then on the count is odd
 
 
 @by_named_rule
@@ -157,7 +159,7 @@ def test_one_trace_with_donation(rule):
     state = tx.init(p)
     for scale in (1.0, 100.0, 0.0):
         _, state = run(_tree(scale=scale), state, p)
-    assert int(state.count) == 3
+    assert int(state.update_count) == 3
 
 
 @pytest.mark.slow
@@ -195,8 +197,8 @@ def test_counts_saturate():
     p = jnp.ones(2)
     tx = jaxclip.clip_by_global_norm(0.5)
     top = jnp.asarray(np.iinfo(np.int32).max, jnp.int32)
-    _, state = tx.update(p, tx.init(p)._replace(count=top, clipped_count=top), p)
-    assert int(state.count) == int(state.clipped_count) == int(top)
+    _, state = tx.update(p, tx.init(p)._replace(update_count=top, clipped_count=top), p)
+    assert int(state.update_count) == int(state.clipped_count) == int(top)
 
 
 def _anything():
@@ -281,7 +283,7 @@ def test_state_of_a_stateless_rule_of_optax():
     u, rule = {"w": jnp.array([3.0, 4.0])}, jaxclip.clip_by_global_norm(1.0)
     for state in (None, optax.EmptyState()):
         _, after = rule.update(u, state)
-        assert int(after.count) == 1
+        assert int(after.update_count) == 1
 
 
 def test_traced_window_is_not_compared():

@@ -142,10 +142,10 @@ def test_monitor_of_params_counts_nonfinite():
     tx = jaxclip.monitor(of="params")
     params = U | {"b": jnp.array([jnp.inf])}
     _, state = tx.update(U, tx.init(params), params)
-    assert int(state.nonfinite_count) == int(state.count) == 1
+    assert int(state.nonfinite_count) == int(state.update_count) == 1
     _, state = tx.update(params, state, U)
     assert int(state.nonfinite_count) == 1
-    assert int(state.count) == 2
+    assert int(state.update_count) == 2
 
 
 def test_monitor_errors_of_params():

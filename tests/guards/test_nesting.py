@@ -47,8 +47,8 @@ def test_inner_rule_receives_the_loss():
     tx = jaxclip.skip_nonfinite(optax.contrib.reduce_on_plateau(factor=0.5, patience=1))
     values = [jnp.float32(v) for v in (1.0, 1.0, NAN, 1.0, 1.0)]
     _, states = guards.loop(tx, [1.0] * 5, value=values)
-    assert float(states[2].inner_state.scale) == float(states[1].inner_state.scale)
-    assert float(states[-1].inner_state.scale) < 1
+    assert float(states[2].guarded_state.scale) == float(states[1].guarded_state.scale)
+    assert float(states[-1].guarded_state.scale) < 1
 
 
 def test_guards_in_guards():
@@ -56,7 +56,7 @@ def test_guards_in_guards():
     factors = [1.0, 1.1, NAN, 0.9, 1.0, 100.0, 1.0]
     outs, states = guards.loop(tx, factors)
     assert [guards.is_zero(x) for x in outs] == [f in (100.0,) or f != f for f in factors]
-    registry.assert_same_bits(states[2].inner_state, states[1].inner_state)
+    registry.assert_same_bits(states[2].guarded_state, states[1].guarded_state)
     found = jaxclip.metrics(states[-1])
     assert int(found["skip_nonfinite/skipped_count"]) == 1
     assert int(found["skip_spikes/skipped_count"]) == 1
@@ -104,7 +104,7 @@ def test_inject_hyperparams_around_and_inside():
     inside = jaxclip.skip_nonfinite(optax.inject_hyperparams(optax.scale)(rate))
     outs, states = guards.loop(inside, [1.0, NAN, 1.0])
     assert [float(x["b"][0]) for x in outs] == [12.0, 0.0, 24.0]  # its count waits
-    assert float(states[-1].inner_state.hyperparams["step_size"]) == 2.0
+    assert float(states[-1].guarded_state.hyperparams["step_size"]) == 2.0
     around = optax.inject_hyperparams(lambda step: jaxclip.skip_nonfinite(optax.scale(step)))(rate)
     outs, _ = guards.loop(around, [1.0, NAN, 1.0])
     assert [float(x["b"][0]) for x in outs] == [12.0, 0.0, 36.0]

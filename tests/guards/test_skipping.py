@@ -32,10 +32,10 @@ def test_skipped_step_leaves_state_unchanged(guard):
         else:
             registry.assert_kept(out, U)
             assert guards.is_zero(out)
-            registry.assert_same_bits(state.inner_state, before.inner_state)
+            registry.assert_same_bits(state.guarded_state, before.guarded_state)
         assert bool(state.skipped) == (not np.isfinite(factor))
         before = state
-    registry.assert_same_bits(states[-1].inner_state, plain[-1].inner_state)
+    registry.assert_same_bits(states[-1].guarded_state, plain[-1].guarded_state)
     registry.assert_same_bits(states[-1].memory, plain[-1].memory)
 
 
@@ -47,7 +47,7 @@ def test_nonfinite_loss(guard):
     assert [bool(s.skipped) for s in states] == [False, True, False, True, True, False]
     assert [guards.is_zero(x) for x in outs] == [False, True, False, True, True, False]
     assert [int(s.nonfinite_count) for s in states] == [0, 1, 1, 2, 3, 3]
-    registry.assert_same_bits(states[4].inner_state, states[2].inner_state)
+    registry.assert_same_bits(states[4].guarded_state, states[2].guarded_state)
 
 
 @by_guard
@@ -60,10 +60,10 @@ def test_counts_and_max_consecutive(guard):
         assert [bool(s.skipped) for s in states] == want, limit
         assert [guards.is_zero(x) for x in outs] == want
         assert [int(s.skipped_count) for s in states] == np.cumsum(want).tolist()
-        assert [int(s.count) for s in states] == [1, 2, 3, 4, 5, 6, 7, 8]
+        assert [int(s.update_count) for s in states] == [1, 2, 3, 4, 5, 6, 7, 8]
         assert [int(s.consecutive_count) for s in states] == [0, 1, 2, 3, 4, 0, 1, 0]
         assert [int(s.nonfinite_count) for s in states] == [0, 1, 2, 3, 4, 4, 5, 5]
-        broken = any(not np.isfinite(x).all() for x in jax.tree.leaves(states[-1].inner_state))
+        broken = any(not np.isfinite(x).all() for x in jax.tree.leaves(states[-1].guarded_state))
         assert broken == (limit == 2)  # the bad update that passed has done visible harm
 
 

@@ -50,7 +50,7 @@ def _as_if_it_had_not_been(tx, factors, good):
             registry.assert_same_bits(out, plain.pop(0))
         else:
             assert guards.is_zero(out)
-    registry.assert_same_bits(states[-1].inner_state, plain_states[-1].inner_state)
+    registry.assert_same_bits(states[-1].guarded_state, plain_states[-1].guarded_state)
     assert int(states[-1].skipped_count) == len(factors) - len(good)
     return [i for i, x in enumerate(outs) if not guards.is_zero(x)]
 
@@ -91,7 +91,7 @@ def test_guard_around_multi_steps_in_scan():
     assert int(found["clip_by_global_norm/count"]) == 2
     np.testing.assert_allclose(found["clip_by_global_norm/norm"], 5.0, rtol=1e-6)
     assert int(found["skip_nonfinite/skipped_count"]) == 1
-    assert int(state.inner_state.mini_step) == 1
+    assert int(state.guarded_state.mini_step) == 1
 
 
 def test_rule_before_and_inside_multi_steps():

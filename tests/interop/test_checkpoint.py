@@ -125,10 +125,10 @@ U = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
     [
         (lambda n: jaxclip.autoclip(window=n), r"memory\[0\].ordered"),
         (lambda n: jaxclip.autoclip(window=n, scope="leaf"), r"memory\[0\].ordered"),
-        (lambda n: jaxclip.clip_by_history(window=n, min_history=2), r"memory\[0\].values"),
+        (lambda n: jaxclip.clip_by_history(window=n, min_history=2), r"memory\[0\].observations"),
         (
             lambda n: jaxclip.skip_spikes(optax.identity(), window=n, min_history=2),
-            r"memory.norms.values",
+            r"memory.norms.observations",
         ),
     ],
 )

@@ -100,7 +100,7 @@ def test_units_whole_on_their_device(axis_type, projection):
     for k, x in landed.items():
         assert x.sharding.is_equivalent_to(NamedSharding(mesh, specs[k]), x.ndim)
     weights.assert_lands(projection, projection.c, p, u, jax.device_get(landed))
-    assert int(state.count) == 1
+    assert int(state.update_count) == 1
 
 
 def _sharded(spec, run, p, u, check=True):

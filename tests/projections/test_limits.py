@@ -108,7 +108,7 @@ def test_rate_of_zero():
         *outs, state = run(rate, p)
         for out in outs:
             registry.assert_same_bits(out, p)
-        assert (float(state.fraction), float(state.scale)) == (0.0, 1.0)
+        assert (float(state.fraction), float(state.smallest_scale)) == (0.0, 1.0)
 
 
 def test_schedules():

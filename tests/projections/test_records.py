@@ -48,7 +48,11 @@ def test_records_of_elements():
         assert float(state.norm) == np.abs(elements).max()
         assert float(state.threshold) == limit
         np.testing.assert_allclose(state.fraction, outside.mean(), rtol=1e-6)
-        assert (int(state.count), int(state.clipped_count), int(state.nonfinite_count)) == (1, 1, 0)
+        assert (int(state.update_count), int(state.clipped_count), int(state.nonfinite_count)) == (
+            1,
+            1,
+            0,
+        )
         silent = make()
         _, state = silent.update(zeros(p), silent.init(p), p)
         assert {k.partition("/")[2] for k in jaxclip.metrics(state)} == {"count"}
@@ -67,7 +71,11 @@ def test_counts():
     state = tx.init(p)
     for step in (0.0, 10.0, jnp.nan):
         _, state = tx.update({"k": jnp.full((2, 1), step)}, state, p)
-    assert (int(state.count), int(state.clipped_count), int(state.nonfinite_count)) == (3, 1, 1)
+    assert (int(state.update_count), int(state.clipped_count), int(state.nonfinite_count)) == (
+        3,
+        1,
+        1,
+    )
 
 
 def test_state_is_a_fixed_point():

@@ -147,7 +147,7 @@ def test_records_matrices():
     _, state = jax.jit(tx.update)(jax.tree.map(jnp.zeros_like, p), tx.init(p), p)
     largest = weights.largest_singular(p["a"])
     np.testing.assert_allclose(state.norm, largest, rtol=1e-5)
-    np.testing.assert_allclose(state.scale, 1.5 / largest, rtol=1e-5)
+    np.testing.assert_allclose(state.smallest_scale, 1.5 / largest, rtol=1e-5)
     assert (float(state.fraction), float(state.threshold)) == (0.5, 1.5)
     assert (int(state.clipped_count), int(state.nonfinite_count)) == (1, 0)
 

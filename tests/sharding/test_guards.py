@@ -41,7 +41,7 @@ def test_nan_on_one_shard(guard):
         for u in updates:
             out, state = tx.update(u, state)
             outs.append(out)
-        return outs, (state.skipped, state.count, state.skipped_count, state.norm)
+        return outs, (state.skipped, state.update_count, state.skipped_count, state.norm)
 
     run = jax.jit(
         jax.shard_map(
@@ -64,7 +64,7 @@ def test_nan_on_one_shard_with_axis_name(guard):
 
     def step(kernel):
         out, state = tx.update({"kernel": kernel}, tx.init({"kernel": kernel}))
-        return out["kernel"], state.skipped[None], state.count[None]
+        return out["kernel"], state.skipped[None], state.update_count[None]
 
     run = jax.shard_map(step, mesh=_mesh(), in_specs=P("x"), out_specs=P("x"), check_vma=False)
     for u, bad in ((_good(), False), (_bad(), True)):
@@ -121,7 +121,7 @@ def test_loss_is_averaged_over_the_named_axis():
     tx = jaxclip.skip_spikes(optax.identity(), window=3, min_history=2, axis_name="i")
 
     def step(u, loss):
-        return tx.update(u, tx.init(u), value=loss)[1].memory.values.values
+        return tx.update(u, tx.init(u), value=loss)[1].memory.losses.observations
 
     seen = jax.vmap(step, axis_name="i")(jnp.ones((4, 2)), jnp.arange(4.0))
     np.testing.assert_allclose(seen[:, 0], 1.5)

@@ -142,7 +142,7 @@ def test_shard_map_checked(name):
     run = functools.partial(_steps, ALL[name]())
     one = jax.jit(run)(u, p)
     state = jax.tree.map(lambda x: P(), one[1])
-    for moments in ("inner_state", "memory"):  # of each element: sharded as the leaves are
+    for moments in ("guarded_state", "memory"):  # of each element: sharded as the leaves are
         kept = getattr(one[1], moments, None)
         spec = jax.tree.map(lambda x: P(), kept)
         state = state if kept is None else state._replace(**{moments: _as_leaves(kept, spec)})

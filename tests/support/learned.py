@@ -18,7 +18,6 @@ from jaxclip import thresholds
 
 STEPS = 1000
 SHAPES = {"a": (2,), "b": (4, 3), "c": ()}  # by unit, reducing the last axis: 1, 4 and 1 norms
-_FIELDS = ("norm", "threshold", "scale", "fraction", "count", "clipped_count", "nonfinite_count")
 
 
 # The one list of named rules that learn, with short windows and warm-ups; last, one without a name.
@@ -113,7 +112,7 @@ def run(rules, stacked, params=None):
     def body(states, u):
         both = {name: rule.update(u, states[name], params) for name, rule in rules.items()}
         states = {name: state for name, (_, state) in both.items()}
-        record = {k: {f: getattr(s, f) for f in _FIELDS} for k, s in states.items()}
+        record = {k: s.scalars() for k, s in states.items()}
         return states, {name: (out, record[name]) for name, (out, _) in both.items()}
 
     _, log = jax.jit(lambda s, u: jax.lax.scan(body, s, u))(states, stacked)

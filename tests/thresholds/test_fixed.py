@@ -88,7 +88,7 @@ def test_negative_schedule_counts_as_zero():
     tx = jaxclip.clip_by_global_norm(lambda count: jnp.float32(-1.0))
     out, state = jax.jit(tx.update)(u, tx.init(u))
     np.testing.assert_array_equal(out, np.zeros(2))
-    assert float(state.scale) == 0.0
+    assert float(state.smallest_scale) == 0.0
 
 
 # ---- scalar arrays

@@ -92,7 +92,7 @@ def test_trees_of_all_kinds(name):
         with contexts.case(key):
             registry.assert_kept(out, trees[key])
             assert all(np.isfinite(x).all() for x in registry.floats(out))
-            assert int(state.count) == 2
+            assert int(state.update_count) == 2
 
 
 POLICIES = ("propagate", "nan", "zero", "drop")

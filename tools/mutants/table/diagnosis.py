@@ -15,7 +15,7 @@ CHANGES = {
         ],
         "_recorded": [
             ("rules in a guard are not found",
-             "yield from _recorded(state.inner_state)", "yield from ()",
+             "yield from _recorded(state.guarded_state)", "yield from ()",
              "tests/guards/test_nesting.py::test_metrics_through_guards"),
         ],
     },

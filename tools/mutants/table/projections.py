@@ -12,7 +12,7 @@ CHANGES = {
              'steps = alike(flat.tree, weights, ("updates", "params"))', "steps = flat",
              "tests/projections/test_edges.py::test_odd_updates_and_bounds"),
             ("schedules of limits count from 1",
-             "state.count, units)", "state.count + 1, units)",
+             "state.update_count, units)", "state.count + 1, units)",
              "tests/projections/test_limits.py::test_schedules"),
             ("replicated weights may be declared sharded",
              "collectives.sharded_axes(x, units.axis_name, moved.path(i))", "pass",

@@ -124,7 +124,7 @@ CHANGES = {
              "history.limit(memory.norms, 1)", "history.limit(memory.norms, 0)",
              "tests/guards/test_skipping.py::test_skip_spikes_against_its_reference"),
             ("the limit of the loss is that of the norm",
-             "history.limit(memory.values, 1)", "history.limit(memory.norms, 1)",
+             "history.limit(memory.losses, 1)", "history.limit(memory.norms, 1)",
              "tests/guards/test_skipping.py::test_skip_spikes_against_its_reference"),
         ],
         "_pushed": [

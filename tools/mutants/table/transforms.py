@@ -10,8 +10,8 @@ CHANGES = {
         ],
         "_Rule.step": [
             ("schedules count from 1",
-             "measured(self.measure, flat, numbers, state.count, params)",
-             "measured(self.measure, flat, numbers, state.count + 1, params)",
+             "measured(self.measure, flat, numbers, state.update_count, params)",
+             "measured(self.measure, flat, numbers, state.update_count + 1, params)",
              "tests/thresholds/test_fixed.py::test_prefix_tree_of_everything"),
             ("the new state of a threshold is dropped",
              "states.following(state, done, memory)", "states.following(state, done, state.memory)",
@@ -259,7 +259,7 @@ CHANGES = {
              'extra_args["value"] = value', "pass",
              "tests/guards/test_nesting.py::test_arguments_are_passed_on[skip_nonfinite]"),
             ("a guard's ring of another length is accepted",
-             "check(state._replace(inner_state=()), updates)", "state",
+             "check(state._replace(guarded_state=()), updates)", "state",
              "tests/interop/test_checkpoint.py::test_state_with_another_window_is_refused -k "
              "'norms'"),
             ("a rule inside measures the same norm again",
