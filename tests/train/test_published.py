@@ -73,16 +73,16 @@ def test_max_norm_bounds_the_rows_of_both_hidden_kernels(real_mnist):
 
 @pytest.mark.slow
 def test_max_norm_is_as_accurate_as_no_projection(real_mnist):
-    """In eight epochs every row stays within its limit, and accuracy does not drop."""
+    """In four epochs every row stays within its limit, and accuracy does not drop."""
     scores, rows = {}, {}
     for project in (("max_norm=1.0,axis=1,layers=hidden",), ()):
-        settings = presets.get("max-norm").override({"project": project, "epochs": 8})
+        settings = presets.get("max-norm").override({"project": project, "epochs": 4})
         assert project or settings.project == ()
         for epoch in loop.train(loop.prepare(settings, real_mnist), real_mnist):
             rows.setdefault(project, []).append(largest_rows(epoch)[:2])
         scores[project] = epoch.test_accuracy
     (bound, bound_rows), (free, free_rows) = zip(scores.values(), rows.values(), strict=True)
     assert np.max(bound_rows) <= 1 + 1e-5
-    assert np.min(free_rows[-1]) > 1.2
+    assert np.min(free_rows[-1]) > 1.1
     assert bound > 0.97
     assert bound >= free - 0.002  # twenty images: rounding differs between machines
