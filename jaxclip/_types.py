@@ -21,6 +21,9 @@ Axes: TypeAlias = int | Sequence[int] | None
 UnitAxes: TypeAlias = Axes | Callable[[str, jax.Array], Axes]
 """Axes, or a function `(name, leaf) -> axes`."""
 
+Stacked: TypeAlias = int | Callable[[str, jax.Array], int | None] | None
+"""The axis along which leaves stack layers, or a function `(name, leaf) -> axis` or `None`."""
+
 AxisName: TypeAlias = Hashable | Sequence[Hashable]
 """Mesh axes: one name, several, `()` for none, or `None` to find them."""
 

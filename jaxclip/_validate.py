@@ -236,6 +236,22 @@ def axes(axis: Any, name: str = "axis") -> Any:
     return result
 
 
+def stack_axis(stacked: Any, name: str = "stacked") -> int | None:
+    """Returns the axis along which layers are stacked as an int; `None` is none."""
+    if is_traced(stacked):
+        raise TypeError(
+            f"{name} is traced, but it decides the shape of the norms; under "
+            "optax.inject_hyperparams name it in static_args=('stacked',)"
+        )
+    if stacked is None:
+        return None
+    if is_bool(stacked) or not hasattr(stacked, "__index__"):
+        raise TypeError(
+            f"{name}={stacked!r} must be an int, None, or a function (name, leaf) -> axis or None"
+        )
+    return operator.index(stacked)
+
+
 def mesh_axes(axis_name: Any) -> tuple[Any, ...] | None:
     """Returns `axis_name` as a tuple of mesh axes, or `None`."""
     if axis_name is None:

@@ -27,7 +27,7 @@ from jax.typing import ArrayLike
 from jaxclip._core.flat_tree import Flat, flatten
 from jaxclip._core.measure import measure
 from jaxclip._numerics.scaled_float import Norm
-from jaxclip._types import AxisName, Order, PyTree, UnitAxes
+from jaxclip._types import AxisName, Order, PyTree, Stacked, UnitAxes
 
 __all__ = ["average_norm", "global_norm", "leaf_norms", "rms", "unit_norms"]
 
@@ -60,16 +60,22 @@ def global_norm(tree: PyTree, ord: Order = None, *, axis_name: AxisName = None) 
     return measure("global", ord, axis_name=axis_name).norms(flatten(tree))[0].number
 
 
-def leaf_norms(tree: PyTree, ord: Order = None, *, axis_name: AxisName = None) -> PyTree:
-    """The norm of each leaf.
+def leaf_norms(
+    tree: PyTree, ord: Order = None, *, stacked: Stacked = None, axis_name: AxisName = None
+) -> PyTree:
+    """The norm of each leaf, or of each slice of a leaf that stacks layers.
 
     Args:
         tree: any pytree of arrays.
         ord: as for `global_norm`.
-        axis_name: as for `global_norm`.
+        stacked: the axis along which leaves stack layers, or a function `(name, leaf) -> axis` or
+            `None`. An int is for all leaves that have this axis.
+        axis_name: as for `global_norm`; inside `shard_map`, as for `unit_norms` where leaves are
+            stacked.
 
     Returns:
-        A tree of the same structure with a float32 (float64) scalar per leaf.
+        A tree of the same structure with a float32 (float64) scalar per leaf. A stacked leaf keeps
+        its rank, with all other axes of size 1.
 
     Raises:
         ValueError: as for `global_norm`.
@@ -79,14 +85,22 @@ def leaf_norms(tree: PyTree, ord: Order = None, *, axis_name: AxisName = None) -
         >>> norms = jaxclip.norms.leaf_norms({"w": jnp.array([3.0, 4.0]), "b": jnp.ones(4)})
         >>> print(norms["w"], norms["b"])
         5.0 2.0
+        >>> print(jaxclip.norms.leaf_norms(jnp.array([[3.0, 4.0], [0.0, 1.0]]), stacked=0))
+        [[5.]
+         [1.]]
     """
     flat = flatten(tree)
-    found = measure("leaf", ord, axis_name=axis_name).norms(flat)
+    found = measure("leaf", ord, axis_name=axis_name, stacked=stacked).norms(flat)
     return _as_tree(flat, found, lambda x: jnp.zeros((), jnp.float32))
 
 
 def unit_norms(
-    tree: PyTree, axis: UnitAxes = None, ord: Order = None, *, axis_name: AxisName = None
+    tree: PyTree,
+    axis: UnitAxes = None,
+    ord: Order = None,
+    *,
+    stacked: Stacked = None,
+    axis_name: AxisName = None,
 ) -> PyTree:
     """The norm of each unit of each leaf: of each slice along the axes that are reduced.
 
@@ -98,6 +112,7 @@ def unit_norms(
             (H, W, in, out); a vector is then one unit. `()` reduces none. A function
             `(name, leaf) -> axes` chooses for each leaf.
         ord: as for `global_norm`.
+        stacked: as for `leaf_norms`; `axis` then means axes of a slice.
         axis_name: as for `global_norm`, but `None` cannot know which array axis is sharded: inside
             `shard_map` name the mesh axes over which a unit is spread, or pass `()`.
 
@@ -114,7 +129,7 @@ def unit_norms(
         [[5. 1.]]
     """
     flat = flatten(tree)
-    found = measure("unit", ord, axis, axis_name).norms(flat)
+    found = measure("unit", ord, axis, axis_name, stacked=stacked).norms(flat)
     return _as_tree(flat, found, lambda x: jnp.zeros((1,) * jnp.ndim(x), jnp.float32))
 
 

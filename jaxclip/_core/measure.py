@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxclip import _validate
+from jaxclip._core import stacks
 from jaxclip._core.flat_tree import Flat
 from jaxclip._numerics import collectives, power_sums
 from jaxclip._numerics.collectives import MeshAxes
 from jaxclip._numerics.power_sums import Kind
 from jaxclip._numerics.scaled_float import Norm, accumulator
-from jaxclip._types import AxisName, Mask, Order, Scope, UnitAxes
+from jaxclip._types import AxisName, Mask, Order, Scope, Stacked, UnitAxes
 
 _Known = tuple[tuple[jax.Array, ...], Kind, Norm]
 _KNOWN: contextvars.ContextVar[tuple[_Known, ...]] = contextvars.ContextVar("_KNOWN", default=())
@@ -49,6 +50,7 @@ class Measure(NamedTuple):
         axis: the axes that a unit reduces.
         axis_name: the mesh axes that shard the leaves, or `None` to find them.
         mask: the leaves that are measured; scope `"global"` only.
+        stacked: the axis along which leaves stack layers; scopes `"leaf"` and `"unit"` only.
     """
 
     scope: Scope
@@ -56,6 +58,7 @@ class Measure(NamedTuple):
     axis: Any
     axis_name: MeshAxes | None
     mask: Mask
+    stacked: Stacked = None
 
     @property
     def differing(self) -> MeshAxes | None:
@@ -75,17 +78,28 @@ class Measure(NamedTuple):
             if self.mask is not None:
                 members = [i for i, c in enumerate(flat.chosen(self.mask, "norm_mask")) if c]
             return [Group(members, None, ())]
-        if self.scope == "leaf":
-            return [Group([i], None, ()) for i in range(len(arrays))]
         if self.scope == "element":
             return [Group([i], (), x.shape) for i, x in enumerate(arrays)]
+        result: list[Group] = []
         names = flat.names if callable(self.axis) else [""] * len(arrays)
-        axes = [_unit_axes(self.axis, *leaf) for leaf in zip(names, arrays, strict=True)]
-        shapes = [
-            tuple(1 if d in own else n for d, n in enumerate(x.shape))
-            for x, own in zip(arrays, axes, strict=True)
-        ]
-        return [Group([i], *pair) for i, pair in enumerate(zip(axes, shapes, strict=True))]
+        leaves = zip(names, arrays, stacks.axes(self.stacked, flat), strict=True)
+        for i, (name, x, stack) in enumerate(leaves):
+            axes = self._reduced(name, x, stack)
+            shape = tuple(1 if d in (axes or ()) else n for d, n in enumerate(x.shape))
+            result.append(Group([i], axes, () if axes is None else shape))
+        return result
+
+    def _reduced(self, name: str, x: jax.Array, stack: int | None) -> tuple[int, ...] | None:
+        """The axes of a leaf that its norms reduce, which of a stack are axes of a slice."""
+        if self.scope == "leaf" and stack is None:
+            return None
+        own = tuple(a for a in range(x.ndim) if a != stack)
+        if self.scope == "leaf":
+            return own
+        one: Any = x
+        if stack is not None:
+            one = jax.ShapeDtypeStruct([x.shape[a] for a in own], x.dtype)
+        return tuple(own[a] for a in _unit_axes(self.axis, name, one))
 
     def norms(self, flat: Flat) -> list[Norm]:
         """The norm of each group."""
@@ -118,14 +132,18 @@ class Measure(NamedTuple):
             return None
         mesh = []
         for i, x in enumerate(flat.arrays):
-            axes = collectives.sharded_axes(x, self.axis_name, flat.path(i))
-            sliced = self.scope == "unit" and len(groups[i].axes or ()) < x.ndim
-            if axes and self.axis_name is None and sliced:
+            names = self.axis_name
+            if self.stacked is not None and names is not None:
+                names = tuple([n for n in names if collectives.may_vary(x, n)])
+            axes = collectives.sharded_axes(x, names, flat.path(i))
+            reduced = groups[i].axes if self.scope in ("leaf", "unit") else None
+            if axes and names is None and reduced is not None and len(reduced) < x.ndim:
+                part = "slice" if self.scope == "leaf" else "unit"
                 raise ValueError(
                     f"axis_name=None: the leaf {flat.path(i)} is sharded over the mesh axes "
-                    f"{axes}, but whether that divides its units cannot be known. Pass axis_name= "
-                    "with the mesh axes over which one unit is spread, or axis_name=() if every "
-                    "unit is whole"
+                    f"{axes}, but whether that divides its {part}s cannot be known. Pass "
+                    f"axis_name= with the mesh axes over which one {part} is spread, or "
+                    f"axis_name=() if every {part} is whole"
                 )
             mesh.append(() if self.scope == "element" else axes)
         return mesh
@@ -156,14 +174,17 @@ class Measure(NamedTuple):
             # Means cannot be joined without sizes, so the finite rest is measured.
             pairs = zip(flat.arrays, numbers, strict=True)
             rest = [jnp.where(jnp.isfinite(n), x, jnp.zeros_like(x)) for x, n in pairs]
-            whole = self._replace(scope="global", axis=None).norms(flat._replace(arrays=rest))
-            numbers = [whole[0].number]
+            rule = self._replace(scope="global", axis=None, stacked=None)
+            numbers = [rule.norms(flat._replace(arrays=rest))[0].number]
         numbers = [jnp.where(jnp.isfinite(n), n, jnp.zeros_like(n)) for n in numbers]
         return jnp.minimum(together(numbers, self.power), jnp.finfo(numbers[0].dtype).max)
 
     def spread(self, flat: Flat, tree: Any, name: str) -> list[Any]:
-        """The value of a prefix tree for each group."""
-        return [tree] if self.scope == "global" else flat.spread(tree, name)
+        """The value of a prefix tree for each group, as its norms are shaped if one per slice."""
+        if self.scope == "global":
+            return [tree]
+        pairs = zip(flat.spread(tree, name), self.groups(flat), strict=True)
+        return [_per_slice(v, g.shape) if self.scope == "leaf" else v for v, g in pairs]
 
     def per_leaf(self, flat: Flat, values: list[Any]) -> list[Any]:
         """The value of its group for each floating leaf."""
@@ -180,13 +201,19 @@ def measure(
     axis: UnitAxes = None,
     axis_name: AxisName = None,
     mask: Mask = None,
+    stacked: Stacked = None,
 ) -> Measure:
     """Validates the arguments that all rules share."""
     _validate.choice(scope, Scope, "scope")
+    if stacked is not None and scope not in ("leaf", "unit"):
+        raise ValueError(
+            f"stacked is only supported with scope='leaf' or 'unit'; got scope={scope!r}"
+        )
     if axis is not None and scope != "unit":
         raise ValueError(f"axis={axis!r} is only supported with scope='unit'; got scope={scope!r}")
     order, names = _validate.norm_order(ord), _validate.mesh_axes(axis_name)
-    return Measure(scope, order, _validate.axes(axis), names, mask)
+    stack = stacked if callable(stacked) else _validate.stack_axis(stacked)
+    return Measure(scope, order, _validate.axes(axis), names, mask, stack)
 
 
 def _unit_axes(axis: Any, name: str, x: jax.Array) -> tuple[int, ...]:
@@ -202,6 +229,12 @@ def _unit_axes(axis: Any, name: str, x: jax.Array) -> tuple[int, ...]:
     if own == ():
         return ()
     return tuple(sorted({a % x.ndim for a in own if -x.ndim <= a < x.ndim})) or every
+
+
+def _per_slice(value: Any, shape: tuple[int, ...]) -> Any:
+    """A vector of one value for each slice of a stack in the shape of the norms; others as is."""
+    fits = shape != () and getattr(value, "shape", None) == (math.prod(shape),)
+    return jnp.reshape(value, shape) if fits else value
 
 
 def _elements(

@@ -51,6 +51,11 @@ def sharded_axes(x: Any, axis_name: MeshAxes | None, where: str) -> MeshAxes:
     return axis_name
 
 
+def may_vary(x: Any, name: Any) -> bool:
+    """Whether `x` may differ between the devices along a mesh axis."""
+    return name in varying_axes(x) or not _is_tracked(name)
+
+
 def differing_axes(x: Any, axis_name: MeshAxes | None) -> MeshAxes:
     """The mesh axes over which `x`, computed from leaves, may differ between devices.
 

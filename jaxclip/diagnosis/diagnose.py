@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxclip import _validate, norms
-from jaxclip._core import flat_tree
-from jaxclip._types import PyTree
+from jaxclip._core import flat_tree, stacks
+from jaxclip._core.flat_tree import Flat
+from jaxclip._core.measure import measure
+from jaxclip._types import PyTree, Stacked
 from jaxclip.diagnosis import activations, layers, monitor_log, report
 from jaxclip.diagnosis.activations import Activation
 from jaxclip.diagnosis.layers import Table
 from jaxclip.diagnosis.monitor_log import Metrics
 from jaxclip.diagnosis.report import Diagnosis
 
-_measured = jax.jit(norms.leaf_norms)  # one program, and one transfer, for all leaves
+
+@functools.partial(jax.jit, static_argnums=1)
+def _measured(arrays: list[jax.Array], axes: tuple[int | None, ...]) -> list[jax.Array]:
+    """The norms of all leaves and of the slices of stacks: one program, and one transfer."""
+    return norms.leaf_norms(arrays, stacked=lambda name, leaf: axes[int(name)])
 
 
 def diagnose(
@@ -25,6 +32,7 @@ def diagnose(
     params: PyTree = None,
     updates: PyTree = None,
     *,
+    stacked: Stacked = None,
     order: Sequence[str] | None = None,
     preactivations: PyTree = None,
     activation: Activation | None = None,
@@ -62,6 +70,9 @@ def diagnose(
         params: the parameters, with the same floating leaves, for the norms of the weights.
         updates: the updates added to the parameters, with the same floating leaves. With `params`,
             they give the ratio update/weight, about 1e-3 as a rule of thumb.
+        stacked: the axis along which a leaf stacks layers for `jax.lax.scan`, or a function
+            `(name, leaf) -> axis` or `None`, as for `jaxclip.monitor`, which also says how slices
+            are named. Each slice counts as a leaf of a layer: `blocks/3/attn` is one.
         order: names of layers, or the keys they begin with, from input to output. Layers that it
             leaves out follow in the table and do not count for the trend.
         preactivations: the inputs of the activation: arrays of shape (..., units), in a dict by
@@ -74,7 +85,8 @@ def diagnose(
     Raises:
         TypeError: if called under `jit` or another transformation; if `order` is a string.
         ValueError: if there is no floating-point leaf; if `params` or `updates` have other leaves;
-            if `order` names no layer; if one of `preactivations` and `activation` is missing.
+            if `stacked` returns no axis of a leaf; if `order` names no layer; if one of
+            `preactivations` and `activation` is missing.
 
     Example:
         >>> import jax.numpy as jnp, jaxclip
@@ -93,6 +105,12 @@ def diagnose(
         Dense_2     1e+02
         Dense_3     1e+03
 
+        The same layers in one leaf, for `lax.scan`:
+
+        >>> stack = {"layers": {"kernel": 10.0 ** jnp.arange(4.0).reshape(4, 1, 1)}}
+        >>> print(jaxclip.diagnose(stack, stacked=0).finding)
+        vanishing
+
     References:
         Glorot, Bengio. Understanding the difficulty of training deep feedforward neural networks.
         AISTATS 2010.
@@ -103,8 +121,10 @@ def diagnose(
     flat = flat_tree.flatten(grads)
     if not flat.arrays:
         raise ValueError("grads has no floating-point leaf: there is nothing to look at")
-    tables = _tables(_norms, grads=grads, params=params, updates=updates)
-    ranks = {name: x.ndim for name, x in zip(flat.names, flat.arrays, strict=True)}
+    stacked = measure("leaf", stacked=stacked).stacked
+    read = functools.partial(_norms, stacked=stacked)
+    tables = _tables(read, grads=grads, params=params, updates=updates)
+    ranks = _by_name(flat, stacked, list(map(_ranks, flat.arrays, stacks.axes(stacked, flat))))
     units = activations.units(preactivations, activation)
     return report.conclude(layers.from_leaves(tables, ranks, order), units)
 
@@ -177,12 +197,23 @@ def _tables(read: Callable[[PyTree, str], Table], **sources: PyTree) -> dict[str
     return tables
 
 
-def _norms(tree: PyTree, argument: str) -> Table:
-    """The norm of each floating leaf, as an array of one step, by name."""
+def _norms(tree: PyTree, argument: str, stacked: Stacked) -> Table:
+    """The norm of each floating leaf or slice, as an array of one step, by name."""
     flat = flat_tree.flatten(tree)
     monitor_log.check_concrete(flat.leaves, argument)
-    values = map(np.atleast_1d, jax.device_get(_measured(flat.arrays)))
-    return dict(zip(flat.names, values, strict=True))
+    found = jax.device_get(_measured(flat.arrays, tuple(stacks.axes(stacked, flat))))
+    return {k: np.atleast_1d(x) for k, x in _by_name(flat, stacked, found).items()}
+
+
+def _ranks(x: jax.Array, stack: int | None) -> np.ndarray:
+    """The rank of a leaf, or that of each slice."""
+    return np.asarray(x.ndim) if stack is None else np.full(x.shape[stack], x.ndim - 1)
+
+
+def _by_name(flat: Flat, stacked: Stacked, values: list[np.ndarray]) -> dict[str, Any]:
+    """A number for each floating leaf, or one for each slice, by name."""
+    vectors = [x.reshape(-1) if x.ndim else x for x in values]
+    return stacks.by_slice(dict(zip(stacks.names(stacked, flat), vectors, strict=True)))
 
 
 def _check_match(gradients: Table, table: Table, name: str) -> None:

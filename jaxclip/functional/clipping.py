@@ -13,7 +13,7 @@ from jaxclip import _validate
 from jaxclip._core.flat_tree import flatten, is_inexact, is_integer
 from jaxclip._core.measure import measure
 from jaxclip._numerics.scaled_float import Norm, accumulator, apply, clipped
-from jaxclip._types import AxisName, Order, PyTree, UnitAxes
+from jaxclip._types import AxisName, Order, PyTree, Stacked, UnitAxes
 from jaxclip.transforms import clipping as rules
 from jaxclip.transforms import elementwise
 
@@ -90,6 +90,7 @@ def clip_by_norm(
     axis: UnitAxes = None,
     ord: Order = None,
     *,
+    stacked: Stacked = None,
     axis_name: AxisName = None,
 ) -> PyTree:
     r"""`x`, or each slice of it, scaled to a norm of at most `max_norm`, as `tf.clip_by_norm`.
@@ -99,6 +100,7 @@ def clip_by_norm(
         max_norm: a number >= 0, `None`, or an array that broadcasts to the norms.
         axis: the axes that are reduced; `None` for all, `()` for none.
         ord: the norm: p >= 1, inf, `"rms"` or `"average"`; `None` is 2.
+        stacked: the axis along which leaves stack layers, or a function, as for `jaxclip.clip_by`.
         axis_name: mesh axes over which the norm of a leaf, or of each slice, is spread, where they
             cannot be found; `()` where every slice is whole on one device.
 
@@ -116,18 +118,23 @@ def clip_by_norm(
         [1.8569534 4.6423836]
     """
     _validate.without_schedules(max_norm=max_norm)
-    rule = rules.clip_by_norm(max_norm, axis=axis, ord=ord, axis_name=axis_name)
+    rule = rules.clip_by_norm(max_norm, axis=axis, stacked=stacked, ord=ord, axis_name=axis_name)
     return _applied(rule, x)
 
 
 def clip_by_average_norm(
-    x: PyTree, max_norm: ArrayLike | None, *, axis_name: AxisName = None
+    x: PyTree,
+    max_norm: ArrayLike | None,
+    *,
+    stacked: Stacked = None,
+    axis_name: AxisName = None,
 ) -> PyTree:
     r"""`x` scaled so that its 2-norm divided by its number of elements is at most `max_norm`.
 
     Args:
         x: an array, or a tree whose leaves are clipped one by one.
         max_norm: a number >= 0, or `None`.
+        stacked: as for `clip_by_norm`.
         axis_name: mesh axes that shard the leaves, where they cannot be found.
 
     Returns:
@@ -144,7 +151,7 @@ def clip_by_average_norm(
         [1.2 1.6]
     """
     _validate.without_schedules(max_norm=max_norm)
-    return _applied(rules.clip_by_average_norm(max_norm, axis_name=axis_name), x)
+    return _applied(rules.clip_by_average_norm(max_norm, stacked=stacked, axis_name=axis_name), x)
 
 
 def clip_by_block_rms(
@@ -152,6 +159,7 @@ def clip_by_block_rms(
     threshold: ArrayLike | None,
     axis: UnitAxes = None,
     *,
+    stacked: Stacked = None,
     axis_name: AxisName = None,
 ) -> PyTree:
     r"""`x`, or each block of it, scaled to a root mean square of at most `threshold`.
@@ -160,6 +168,7 @@ def clip_by_block_rms(
         x: an array, or a tree whose leaves are clipped one by one.
         threshold: a number >= 0, `None`, or an array that broadcasts to the norms.
         axis: the axes that are reduced; `None` for all.
+        stacked: as for `clip_by_norm`.
         axis_name: mesh axes over which a leaf, or each block, is spread, where they cannot be
             found.
 
@@ -177,7 +186,8 @@ def clip_by_block_rms(
         [ 0.84852815 -1.1313709 ]
     """
     _validate.without_schedules(threshold=threshold)
-    return _applied(rules.clip_by_block_rms(threshold, axis=axis, axis_name=axis_name), x)
+    rule = rules.clip_by_block_rms(threshold, axis=axis, stacked=stacked, axis_name=axis_name)
+    return _applied(rule, x)
 
 
 def adaptive_grad_clip(
@@ -188,6 +198,7 @@ def adaptive_grad_clip(
     axis: UnitAxes = None,
     *,
     ord: Order = None,
+    stacked: Stacked = None,
     axis_name: AxisName = None,
 ) -> PyTree:
     r"""Each unit's gradient scaled to a norm of at most `clipping` times that of its parameters.
@@ -199,6 +210,7 @@ def adaptive_grad_clip(
         eps: lower bound on the parameter norm.
         axis: the axes that are reduced; `None` for all but the last.
         ord: the norm: p >= 1 or inf; `None` is 2.
+        stacked: as for `clip_by_norm`.
         axis_name: mesh axes over which a unit is spread, where they cannot be found.
 
     Returns:
@@ -217,7 +229,9 @@ def adaptive_grad_clip(
          [0.5]]
     """
     _validate.without_schedules(clipping=clipping)
-    rule = rules.adaptive_grad_clip(clipping, eps, axis, ord=ord, axis_name=axis_name)
+    rule = rules.adaptive_grad_clip(
+        clipping, eps, axis, stacked=stacked, ord=ord, axis_name=axis_name
+    )
     return _applied(rule, updates, params)
 
 

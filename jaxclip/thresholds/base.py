@@ -86,3 +86,19 @@ def learned(
         return thresholds, memories
 
     return Threshold(init, update)
+
+
+def over_norm_plus(threshold: Threshold, eps: float) -> Threshold:
+    """The threshold that makes g c/n, where n > c, the paper's g e/(n + eps).
+
+    The engine's `eps` would also scale norms at their threshold, as PyTorch does.
+    """
+
+    def update(memory: Any, measured: Measured) -> tuple[list[jax.Array], Any]:
+        limits, memory = threshold.update(memory, measured)
+        pairs = zip(limits, map(jax.lax.stop_gradient, measured.norms), strict=True)
+        return [
+            jnp.where(n > e, e / (1 + eps / jnp.where(n > e, n, 1)), e) for e, n in pairs
+        ], memory
+
+    return Threshold(threshold.init, update)

@@ -7,16 +7,12 @@ they treat norms that are not finite. For another norm, mask or axis, pass their
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax
-import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
 from jaxclip import _validate
-from jaxclip._types import AxisName, Mode, NonFinite, Scope
-from jaxclip.thresholds.base import Measured, Threshold
+from jaxclip._types import AxisName, Mode, NonFinite, Scope, Stacked
+from jaxclip.thresholds.base import Threshold, over_norm_plus
 from jaxclip.thresholds.moving_average import ema_ratio, zscore
 from jaxclip.thresholds.quantiles import quantile
 from jaxclip.thresholds.window import mean_plus_sigma
@@ -29,6 +25,7 @@ def autoclip(
     window: int = 10_000,
     factor: ArrayLike = 1.0,
     scope: Scope = "global",
+    stacked: Stacked = None,
     nonfinite: NonFinite = "propagate",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -45,6 +42,7 @@ def autoclip(
         factor: lambda. `autoclip(50, window=100, factor=2.0)` clips to twice the median, as
             icefall's ScaledAdam does.
         scope: `"global"`, or a norm and a history for each `"leaf"` or `"unit"`.
+        stacked: the axis along which leaves stack layers, or a function, as for `jaxclip.clip_by`.
         nonfinite: the effect of a NaN or infinite norm, as for `jaxclip.clip_by`.
         axis_name: mesh axes that shard the leaves, where they cannot be found.
 
@@ -72,7 +70,7 @@ def autoclip(
     """
     _validate.between(percentile, 0, 100, "percentile")
     limit = quantile(percentile / 100, window=window, factor=factor)
-    return _rule(limit, scope, nonfinite, axis_name, "autoclip")
+    return _rule(limit, scope, stacked, nonfinite, axis_name, "autoclip")
 
 
 def clip_by_history(
@@ -82,6 +80,7 @@ def clip_by_history(
     min_history: int = 64,
     min_spread: ArrayLike = 1e-3,
     scope: Scope = "global",
+    stacked: Stacked = None,
     nonfinite: NonFinite = "propagate",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -99,6 +98,7 @@ def clip_by_history(
         min_history: the number of earlier norms from which on norms are clipped.
         min_spread: s, the least relative spread, so that equal norms are no spikes; 0 for none.
         scope: `"global"`, or a norm and a history for each `"leaf"` or `"unit"`.
+        stacked: the axis along which leaves stack layers, or a function, as for `jaxclip.clip_by`.
         nonfinite: the effect of a NaN or infinite norm, as for `jaxclip.clip_by`.
         axis_name: mesh axes that shard the leaves, where they cannot be found.
 
@@ -124,7 +124,7 @@ def clip_by_history(
         The update-norm clipping of Levanter, `clip_update_by_historical_norm`.
     """
     limit = mean_plus_sigma(sigma, window=window, min_history=min_history, min_spread=min_spread)
-    return _rule(limit, scope, nonfinite, axis_name, "clip_by_history")
+    return _rule(limit, scope, stacked, nonfinite, axis_name, "clip_by_history")
 
 
 def zclip(
@@ -140,6 +140,7 @@ def zclip(
     restart_after: int | None = 200,
     min_spread: ArrayLike = 1e-3,
     scope: Scope = "global",
+    stacked: Stacked = None,
     nonfinite: NonFinite = "propagate",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -166,6 +167,7 @@ def zclip(
             published rule.
         min_spread: the least relative spread, so that equal norms are no spikes; 0 for none.
         scope: `"global"`, or a norm and averages for each `"leaf"` or `"unit"`.
+        stacked: the axis along which leaves stack layers, or a function, as for `jaxclip.clip_by`.
         nonfinite: the effect of a NaN or infinite norm, as for `jaxclip.clip_by`. The published
             code adds it to the averages and never clips again.
         axis_name: mesh axes that shard the leaves, where they cannot be found.
@@ -205,23 +207,7 @@ def zclip(
         restart_after=restart_after,
         min_spread=min_spread,
     )
-    return _rule(_over_norm_plus(limit, 1e-6), scope, nonfinite, axis_name, "zclip")
-
-
-def _over_norm_plus(threshold: Threshold, eps: float) -> Threshold:
-    """The threshold that makes g c/n, where n > c, the paper's g e/(n + eps).
-
-    The engine's `eps` would also scale norms at their threshold, as PyTorch does.
-    """
-
-    def update(memory: Any, measured: Measured) -> tuple[list[jax.Array], Any]:
-        limits, memory = threshold.update(memory, measured)
-        pairs = zip(limits, map(jax.lax.stop_gradient, measured.norms), strict=True)
-        return [
-            jnp.where(n > e, e / (1 + eps / jnp.where(n > e, n, 1)), e) for e, n in pairs
-        ], memory
-
-    return Threshold(threshold.init, update)
+    return _rule(over_norm_plus(limit, 1e-6), scope, stacked, nonfinite, axis_name, "zclip")
 
 
 def adagc(
@@ -232,6 +218,7 @@ def adagc(
     warmup_norm: ArrayLike = 1.0,
     floor: ArrayLike = 1e-8,
     scope: Scope = "leaf",
+    stacked: Stacked = None,
     nonfinite: NonFinite = "propagate",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -254,6 +241,7 @@ def adagc(
             has one, and so is not frozen.
         scope: a norm and an average for each `"leaf"`, as in the paper, or each `"unit"`, or
             `"global"`.
+        stacked: the axis along which leaves stack layers, or a function, as for `jaxclip.clip_by`.
         nonfinite: the effect of a NaN or infinite norm, as for `jaxclip.clip_by`.
         axis_name: mesh axes that shard the leaves, where they cannot be found.
 
@@ -286,10 +274,17 @@ def adagc(
         warmup_norm=warmup_norm,
         floor=floor,
     )
-    return _rule(limit, scope, nonfinite, axis_name, "adagc")
+    return _rule(limit, scope, stacked, nonfinite, axis_name, "adagc")
 
 
 def _rule(
-    limit: Threshold, scope: Scope, nonfinite: NonFinite, axis_name: AxisName, name: str
+    limit: Threshold,
+    scope: Scope,
+    stacked: Stacked,
+    nonfinite: NonFinite,
+    axis_name: AxisName,
+    name: str,
 ) -> optax.GradientTransformationExtraArgs:
-    return clip_by(limit, scope=scope, nonfinite=nonfinite, axis_name=axis_name, name=name)
+    return clip_by(
+        limit, scope=scope, stacked=stacked, nonfinite=nonfinite, axis_name=axis_name, name=name
+    )

@@ -30,6 +30,7 @@ from jaxclip._types import (
     Order,
     PyTree,
     Scope,
+    Stacked,
     UnitAxes,
 )
 from jaxclip.thresholds.base import Measured, Threshold
@@ -42,6 +43,7 @@ def clip_by(
     scope: Scope,
     ord: Order = None,
     axis: UnitAxes = None,
+    stacked: Stacked = None,
     bound: Bound = "hard",
     eps: ArrayLike = 0.0,
     floor: ArrayLike = 0.0,
@@ -80,6 +82,10 @@ def clip_by(
         axis: the axes of a leaf that a unit reduces, at scope `"unit"`; negative ones count from
             the end. Axes that a leaf does not have are left out, and a leaf that has none of them
             is one unit. `None`: all but the last. `()`: none, so that each element is a unit.
+        stacked: the axis along which a leaf stacks layers for `jax.lax.scan`; each slice then
+            counts as a leaf, and `axis` means axes of a slice. An int is for all leaves that have
+            this axis. Where some are not stacked, as an embedding, pass a function
+            `(name, leaf) -> axis` or `None`. Only at the scopes `"leaf"` and `"unit"`.
         bound: the norm that a norm n becomes. `"hard"`: min(n, c). `"tanh"`: c tanh(n/c).
             `"rational"`: n c/(n + c). The smooth ones also shrink norms below c, smaller ones less;
             `fraction` and `clipped_count` count norms above c. `"set"`: c, up or down, for n > 0;
@@ -128,8 +134,10 @@ def clip_by(
     _validate.choice(bound, Bound, "bound")
     _validate.choice(nonfinite, NonFinite, "nonfinite")
     rule = _Rule(
-        measure=measure(scope, ord, axis, axis_name, norm_mask),
-        limit=threshold if isinstance(threshold, Threshold) else given(threshold, scope=scope),
+        measure=measure(scope, ord, axis, axis_name, norm_mask, stacked),
+        limit=threshold
+        if isinstance(threshold, Threshold)
+        else given(threshold, scope=scope if stacked is None else None),
         bound=bound,
         eps=_unless_zero(eps, "eps"),
         floor=_unless_zero(floor, "floor"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import optax
 from jax.typing import ArrayLike
 
-from jaxclip._types import AxisName, Limit, LimitTree, Mask, NonFinite, Order, UnitAxes
+from jaxclip._types import AxisName, Limit, LimitTree, Mask, NonFinite, Order, Stacked, UnitAxes
 from jaxclip.thresholds.fixed import given, relative
 from jaxclip.transforms.clip_by import clip_by
 
@@ -77,6 +77,7 @@ def clip_by_norm(
     *,
     axis: UnitAxes = None,
     ord: Order = None,
+    stacked: Stacked = None,
     eps: ArrayLike = 0.0,
     nonfinite: NonFinite = "propagate",
     axis_name: AxisName = None,
@@ -93,6 +94,7 @@ def clip_by_norm(
         axis: the axes of a leaf that are reduced; `None` for the whole leaf, `()` for none. Axes
             that a leaf does not have are left out; a leaf that has none of them is one slice.
         ord: the norm: p >= 1 or inf; `None` is 2.
+        stacked: the axis along which leaves stack layers, or a function, as for `jaxclip.clip_by`.
         eps: added to the norm in the quotient.
         nonfinite: the effect of a NaN or infinite norm, as for `jaxclip.clip_by`.
         axis_name: mesh axes that shard the leaves, where they cannot be found.
@@ -115,12 +117,12 @@ def clip_by_norm(
         `tf.clip_by_norm`; `keras.optimizers`, argument `clipnorm`.
     """
     scope = "leaf" if axis is None else "unit"
-    limit = given(max_norm, "max_norm", scope)
     return clip_by(
-        limit,
+        given(max_norm, "max_norm", scope if stacked is None else None),
         scope=scope,
         ord=ord,
         axis=axis,
+        stacked=stacked,
         eps=eps,
         nonfinite=nonfinite,
         axis_name=axis_name,
@@ -131,6 +133,7 @@ def clip_by_norm(
 def clip_by_average_norm(
     max_norm: LimitTree,
     *,
+    stacked: Stacked = None,
     eps: ArrayLike = 0.0,
     nonfinite: NonFinite = "propagate",
     axis_name: AxisName = None,
@@ -143,6 +146,7 @@ def clip_by_average_norm(
 
     Args:
         max_norm: c: a number >= 0, a scalar array, a schedule, `None`, or a prefix tree of those.
+        stacked: the axis along which leaves stack layers, or a function, as for `jaxclip.clip_by`.
         eps: added to the norm in the quotient.
         nonfinite: the effect of a NaN or infinite norm, as for `jaxclip.clip_by`.
         axis_name: mesh axes that shard the leaves, where they cannot be found.
@@ -165,8 +169,9 @@ def clip_by_average_norm(
         `tf.compat.v1.clip_by_average_norm`.
     """
     return clip_by(
-        given(max_norm, "max_norm", "leaf"),
+        given(max_norm, "max_norm", "leaf" if stacked is None else None),
         scope="leaf",
+        stacked=stacked,
         ord="average",
         eps=eps,
         nonfinite=nonfinite,
@@ -179,6 +184,7 @@ def clip_by_block_rms(
     threshold: LimitTree,
     *,
     axis: UnitAxes = None,
+    stacked: Stacked = None,
     eps: ArrayLike = 0.0,
     nonfinite: NonFinite = "propagate",
     axis_name: AxisName = None,
@@ -187,12 +193,12 @@ def clip_by_block_rms(
 
     $$g_k \leftarrow g_k \Big/ \max\Big(1, \frac{\mathrm{rms}(g_k)}{c}\Big)$$
 
-    as `optax.clip_by_block_rms`. Where layers are stacked in one leaf for `jax.lax.scan`, `axis`
-    makes each layer a block: `axis=(1, 2)` for kernels of shape (layers, in, out).
+    as `optax.clip_by_block_rms`.
 
     Args:
         threshold: c: a number >= 0, a scalar array, a schedule, `None`, or a prefix tree of those.
         axis: the axes of a leaf that are reduced; `None` for the whole leaf.
+        stacked: the axis along which leaves stack layers, or a function, as for `jaxclip.clip_by`.
         eps: added to the root mean square in the quotient.
         nonfinite: the effect of a NaN or infinite norm, as for `jaxclip.clip_by`.
         axis_name: mesh axes that shard the leaves, where they cannot be found.
@@ -206,7 +212,7 @@ def clip_by_block_rms(
 
     Example:
         >>> import jax.numpy as jnp, jaxclip
-        >>> rule = jaxclip.clip_by_block_rms(1.0, axis=1)
+        >>> rule = jaxclip.clip_by_block_rms(1.0, stacked=0)
         >>> layers = jnp.array([[100.0, -100.0], [0.5, 0.5]])
         >>> print(rule.update(layers, rule.init(layers))[0])
         [[ 1. -1. ]
@@ -216,12 +222,12 @@ def clip_by_block_rms(
         Shazeer, Stern, Adafactor, 2018, arXiv:1804.04235, section 6.
     """
     scope = "leaf" if axis is None else "unit"
-    limit = given(threshold, "threshold", scope)
     return clip_by(
-        limit,
+        given(threshold, "threshold", scope if stacked is None else None),
         scope=scope,
         ord="rms",
         axis=axis,
+        stacked=stacked,
         eps=eps,
         nonfinite=nonfinite,
         axis_name=axis_name,
@@ -235,6 +241,7 @@ def adaptive_grad_clip(
     axis: UnitAxes = None,
     *,
     ord: Order = None,
+    stacked: Stacked = None,
     nonfinite: NonFinite = "propagate",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -253,6 +260,7 @@ def adaptive_grad_clip(
         axis: the axes of a leaf that are reduced. Axes that a leaf does not have are left out; a
             leaf that has none of them is one unit.
         ord: the norm: p >= 1 or inf; `None` is 2.
+        stacked: the axis along which leaves stack layers, or a function, as for `jaxclip.clip_by`.
         nonfinite: the effect of a NaN or infinite norm, as for `jaxclip.clip_by`.
         axis_name: mesh axes that shard the leaves, where they cannot be found.
 
@@ -280,6 +288,7 @@ def adaptive_grad_clip(
         scope="unit",
         ord=ord,
         axis=axis,
+        stacked=stacked,
         floor=1e-6,
         nonfinite=nonfinite,
         axis_name=axis_name,

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from jaxclip import _validate
+from jaxclip._core import stacks
 from jaxclip._core import state as states
 from jaxclip._core.flat_tree import flatten
 from jaxclip._core.measure import measure, together
-from jaxclip._types import AxisName, PyTree
+from jaxclip._types import AxisName, PyTree, Stacked
 
 _Of = Literal["updates", "params"]
 
@@ -20,7 +21,8 @@ class MonitorState(NamedTuple):
 
     Attributes:
         norm: the norm of all leaves together; float32 scalar.
-        norms: the norm of each leaf, by name; float32 scalars.
+        norms: the norm of each leaf, by name; float32 scalars. Those of the slices of a stack are
+            one vector, with `*` for their index in the name: `blocks/*/attn/kernel`.
         update_count: updates so far; int32 scalar.
         nonfinite_count: updates in which a norm was NaN or inf; int32 scalar.
     """
@@ -32,7 +34,8 @@ class MonitorState(NamedTuple):
 
     def scalars(self) -> dict[str, jax.Array]:
         """The recorded scalars by name."""
-        leaves = {f"norm/{name}": value for name, value in _by_name(self.norms).items()}
+        norms = stacks.by_slice(_by_name(self.norms))
+        leaves = {f"norm/{name}": value for name, value in norms.items()}
         return {
             "norm": self.norm,
             "count": self.update_count,
@@ -45,6 +48,7 @@ def monitor(
     *,
     of: Literal["updates", "params"] = "updates",
     ord: float | None = None,
+    stacked: Stacked = None,
     axis_name: AxisName = None,
     name: str = "monitor",
 ) -> optax.GradientTransformationExtraArgs:
@@ -58,6 +62,10 @@ def monitor(
     Args:
         of: `"updates"`, or `"params"` for the parameters given to `update`, before the update.
         ord: the norm: p >= 1 or inf; `None` is 2.
+        stacked: the axis along which a leaf stacks layers for `jax.lax.scan`, or a function, as for
+            `jaxclip.clip_by`; each slice then has a norm. The index of a slice follows the first
+            keys that no unstacked leaf shares, but not the last key: `blocks/3/attn/kernel`
+            beside an unstacked `embed/embedding`.
         axis_name: mesh axes that shard the leaves, where they cannot be found.
         name: the name in `jaxclip.metrics`. A leaf is named by its keys, joined by `/`.
 
@@ -78,13 +86,14 @@ def monitor(
         5.0
     """
     _validate.choice(of, _Of, "of")
-    rule = measure("leaf", ord, axis_name=axis_name)
+    rule = measure("leaf", ord, axis_name=axis_name, stacked=stacked)
     if isinstance(rule.order, str):
         raise TypeError(f"ord={ord!r} must be a number: norms of leaves are joined to one")
     kind = states.named(MonitorState, name)
 
     def first(params: PyTree) -> MonitorState:
-        norms = {leaf: jnp.zeros((), jnp.float32) for leaf in flatten(params).names}
+        flat = flatten(params)
+        norms = _named(stacks.names(rule.stacked, flat), rule.zeros(flat))
         count, nonfinite_count = (jnp.zeros((), jnp.int32) for _ in range(2))
         return kind(
             jnp.zeros((), jnp.float32), states.without_leaves(norms), count, nonfinite_count
@@ -99,18 +108,18 @@ def monitor(
         if of == "params" and params is None:
             raise ValueError(f"params=None: {name} needs update(..., params)")
         flat = flatten(params if of == "params" else updates)
+        names = stacks.names(rule.stacked, flat)
         known = _by_name(state.norms) if isinstance(state, kind) else {}
-        if known and set(known) != set(flat.names):
-            raise ValueError(f"{of} has the leaves {flat.names}, but init saw {list(known)}")
+        if known and set(known) != set(names):
+            raise ValueError(f"{of} has the leaves {names}, but init saw {list(known)}")
         state = check(state, flat.tree)
         found = [n.number for n in rule.norms(flat)]
-        by_name = {k: n.astype(jnp.float32) for k, n in zip(flat.names, found, strict=True)}
         if of == "params":
             updates = _after(found, updates)
         whole = together(found, rule.power) if found else jnp.zeros((), jnp.float32)
         return updates, state._replace(
             norm=whole.astype(jnp.float32),
-            norms=states.without_leaves(by_name),
+            norms=states.without_leaves(_named(names, found)),
             update_count=states.increased(state.update_count),
             nonfinite_count=states.increased(state.nonfinite_count, ~jnp.isfinite(whole)),
         )
@@ -129,6 +138,12 @@ def _after(norms: list[jax.Array], updates: PyTree) -> PyTree:
         return updates
     pairs = zip(norms, flat.arrays, strict=True)
     return flat.rebuild([jnp.where(norm < 0, jnp.zeros_like(x), x) for norm, x in pairs])
+
+
+def _named(names: list[str], norms: list[jax.Array]) -> dict[str, jax.Array]:
+    """The norms by name, those of the slices of a stack as one vector."""
+    pairs = zip(names, norms, strict=True)
+    return {k: (n.reshape(-1) if n.ndim else n).astype(jnp.float32) for k, n in pairs}
 
 
 def _by_name(norms: Any) -> dict[str, jax.Array]:

@@ -248,7 +248,7 @@ LEARNED = {
 @pytest.mark.parametrize("name", LEARNED)
 def test_learned_rules_take_the_arguments_of_their_paper(name):
     found = set(inspect.signature(getattr(jaxclip, name)).parameters)
-    assert found == LEARNED[name] | {"scope", "axis_name", "nonfinite"}
+    assert found == LEARNED[name] | {"scope", "stacked", "axis_name", "nonfinite"}
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -14,7 +14,7 @@ CHANGES = {
         ],
         "Measure.groups": [
             ("the memory of units has the shape of the reduced axes",
-             "tuple(1 if d in own else n", "tuple(n if d in own else 1",
+             "tuple(1 if d in (axes or ()) else n", "tuple(n if d in (axes or ()) else 1",
              "tests/interop/test_learned.py::test_types_never_change[clip_by]"),
             ("norm_mask is ignored",
              "if self.mask is not None:", "if False:",
@@ -32,12 +32,10 @@ CHANGES = {
         ],
         "Measure._mesh": [
             ("units that may be sharded are measured as local",
-             "if axes and self.axis_name is None and sliced:",
-             "if axes and self.axis_name == () and sliced:",
+             "if axes and names is None and reduced", "if axes and names == () and reduced",
              "tests/projections/test_contexts.py::test_shard_map_errors"),
             ("a leaf that is one unit needs axis_name",
-             'sliced = self.scope == "unit" and len(groups[i].axes or ()) < x.ndim',
-             'sliced = self.scope == "unit"',
+             "reduced is not None and len(reduced) < x.ndim:", "reduced is not None:",
              "tests/sharding/test_entries.py::test_unit_scope_with_sharded_vector"),
             ("elements are compared across devices",
              'mesh.append(() if self.scope == "element" else axes)', "mesh.append(axes)",

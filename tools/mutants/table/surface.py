@@ -175,7 +175,7 @@ CHANGES = {
         ],
         "clip_by_norm": [
             ("slices are not clipped apart",
-             "axis=axis, ord=ord", "ord=ord",
+             "axis=axis, stacked=stacked, ord=ord", "stacked=stacked, ord=ord",
              "tests/contract/test_functional.py::test_clip_by_norm[0-1]"),
         ],
         "clip_by_average_norm": [
