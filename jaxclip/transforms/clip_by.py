@@ -73,8 +73,9 @@ def clip_by(
 
     Args:
         threshold: c: a number >= 0, a scalar array, a schedule `count -> value` counted from 0, or
-            `None` for no limit; where each leaf has a norm also a prefix tree of those; or an
-            object of `jaxclip.thresholds`. A traced negative value counts as 0.
+            `None` for no limit; where each leaf has a norm also a prefix tree of those, in which a
+            stack of L layers may have an array of shape (L,); or an object of
+            `jaxclip.thresholds`. A traced negative value counts as 0.
         scope: `"global"` for one norm of the whole tree, `"leaf"` for a norm of each leaf,
             `"unit"` for each unit of a leaf, `"element"` for each element.
         ord: the norm: p >= 1 or inf; `None` is 2; `"rms"` is the root mean square; `"average"` is
