@@ -14,7 +14,15 @@ import jax.numpy as jnp
 from jaxclip._core.state import Record
 from jaxclip._numerics import collectives, power_sums, total_order
 from jaxclip._numerics.collectives import MeshAxes
-from jaxclip._numerics.scaled_float import Norm, Scale, accumulator, times, widened
+from jaxclip._numerics.scaled_float import (
+    Norm,
+    Scale,
+    accumulator,
+    narrowed,
+    times,
+    unlimited,
+    widened,
+)
 
 
 def of_norms(
@@ -37,7 +45,7 @@ def of_norms(
         (n.number, -jnp.asarray(c), -s.factor, ~s.finite)
         for n, c, s in zip(norms, limits, scales, strict=True)
     ]
-    norm, limit, scale, broken = largest(rows, (0.0, -jnp.inf, -1.0, 0.0), axis_name)
+    norm, limit, scale, broken = largest(rows, (0.0, -unlimited(jnp.float32), -1.0, 0.0), axis_name)
     number, fraction = _clipped(clipped, axis_name)
     return Record(norm, -limit, jnp.abs(scale), fraction, number > 0, broken > 0)
 
@@ -58,7 +66,7 @@ def of_elements(
     """
     halves = [_half_of_largest(x) for x in arrays]
     half, broken = largest([(h, ~jnp.isfinite(h)) for h in halves], (0.0, 0.0), axis_name)
-    limit = -largest([(-jnp.asarray(c),) for c in limits], (-jnp.inf,), axis_name)[0]
+    limit = -largest([(-jnp.asarray(c),) for c in limits], (-unlimited(jnp.float32),), axis_name)[0]
     scale = jnp.where(2 * half > limit, limit / 2 / half, jnp.ones_like(half))
     number, fraction = _clipped(clipped, axis_name)
     return Record(2 * half, limit, scale, fraction, number > 0, broken > 0)
@@ -91,7 +99,7 @@ def largest(
 
 def _largest_of_each(row: tuple[jax.Array, ...]) -> jax.Array:
     like = jnp.zeros_like(row[0], jnp.float32)  # sharded as a mesh of Explicit axes requires
-    table = jnp.stack([like + x.astype(jnp.float32) for x in row])
+    table = jnp.stack([like + narrowed(x, jnp.float32) for x in row])
     return total_order.largest(table, tuple(range(1, table.ndim)))
 
 

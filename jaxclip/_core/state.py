@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxclip import _validate
 from jaxclip._core.flat_tree import Flat, flatten
+from jaxclip._numerics.scaled_float import narrowed, unlimited
 from jaxclip._types import PyTree
 
 _KEYS = {"smallest_scale": "scale", "update_count": "count"}  # of metrics, where not the field
@@ -103,7 +103,7 @@ def first(rule: str, memory: Any = (), *, record: bool = True) -> ClipState:
     kind = named(ClipState, rule)
     if not record:
         return kind(*[None] * 4, jnp.zeros((), jnp.int32), None, None, memory)
-    values = (0.0, np.inf, 1.0, 0.0)
+    values = (0.0, unlimited(jnp.float32), 1.0, 0.0)
     scalars = [jnp.full((), value, jnp.float32) for value in values]
     counts = [jnp.zeros((), jnp.int32) for _ in range(3)]
     return kind(*scalars, *counts, memory)
@@ -220,9 +220,9 @@ def following(state: ClipState, seen: Record | None, memory: Any = ()) -> ClipSt
     if seen is None:
         return state._replace(update_count=count, memory=memory)
     return state._replace(
-        norm=seen.norm.astype(jnp.float32),
-        threshold=seen.threshold.astype(jnp.float32),
-        smallest_scale=seen.scale.astype(jnp.float32),
+        norm=narrowed(seen.norm, jnp.float32),
+        threshold=narrowed(seen.threshold, jnp.float32),
+        smallest_scale=narrowed(seen.scale, jnp.float32),
         fraction=seen.fraction.astype(jnp.float32),
         update_count=count,
         clipped_count=increased(state.clipped_count, seen.clipped),

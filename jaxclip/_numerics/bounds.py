@@ -22,9 +22,9 @@ from jaxclip._numerics.scaled_float import (
 def exactly(
     norm: Norm, number: jax.Array, threshold: Any, eps: Any = None, floor: Any = None
 ) -> Scale:
-    """The scale c / max(n + eps, floor), up or down; 1 where n is 0 or c infinite."""
+    """The scale c / max(n + eps, floor), up or down; 1 where n is 0 or c the largest float."""
     c = broadcast(threshold, number)
-    changes = (number > 0) & (c < jnp.inf) & (number != c)
+    changes = (number > 0) & (c < float(jnp.finfo(c.dtype).max)) & (number != c)
     return quotient(norm, number, c, changes, eps, floor)
 
 
@@ -57,7 +57,8 @@ BOUNDS = {"hard": clipped, "tanh": tanh, "rational": rational, "set": exactly}
 
 def _ratio(norm: Norm, c: jax.Array) -> tuple[jax.Array, jax.Array]:
     """N / c, and where c is a normal number; 0 elsewhere."""
-    normal = (c >= float(jnp.finfo(c.dtype).tiny)) & (c < jnp.inf)
+    info = jnp.finfo(c.dtype)
+    normal = (c >= float(info.tiny)) & (c < float(info.max))
     divisor = jnp.where(normal, c, jnp.ones_like(c))
     # By a power of two, since the reciprocal of c, which XLA may take, can underflow. The barrier
     # keeps XLA from joining the two.

@@ -171,7 +171,7 @@ def _stacked(arrays: Arrays, kind: Kind) -> tuple[Arrays, Kind]:
 def _relative_to_peak(arrays: Arrays, kind: Kind, every: MeshAxes) -> tuple[jax.Array, jax.Array]:
     """The norm and its unit, by powers of elements divided by the largest magnitude."""
     peak = _peak(arrays, kind)
-    unit = power_of_two_near(peak.number)
+    unit = power_of_two_near(peak.value * peak.unit)
     largest = peak.value * (peak.unit / unit)
     divisor = jnp.where((largest > 0) & jnp.isfinite(largest), largest, jnp.ones_like(largest))
     arrays = tuple([jnp.abs(in_unit(x, unit)) / divisor for x in arrays])

@@ -7,6 +7,7 @@ factor $c/n$ is one float, or two where one would underflow. Sums of powers are 
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -26,14 +27,20 @@ class Norm(NamedTuple):
 
     @property
     def number(self) -> jax.Array:
-        """The norm as one float; inf beyond the dtype's range."""
-        return self.value * self.unit
+        """The norm as one float; `unlimited` beyond the dtype's range."""
+        value, most = self.value, unlimited(self.value.dtype)
+        if most < math.inf:
+            within = jnp.minimum(value, most * jnp.minimum(1 / self.unit, 1))
+            value = jnp.where(jnp.isfinite(value), within, value)
+        return value * self.unit
 
     def times(self, factor: jax.Array) -> jax.Array:
-        """A multiple of the norm as one float: inf of inf and 0 of 0, whatever the norm."""
+        """A multiple of the norm as one float; `unlimited` of itself, and 0 of 0."""
         value, unit = self.value.astype(factor.dtype), self.unit.astype(factor.dtype)
-        product = jnp.where(factor > 0, factor * value * unit, jnp.zeros_like(factor * value))
-        return jnp.where(factor < jnp.inf, product, jnp.full_like(product, jnp.inf))
+        most = unlimited(factor.dtype)
+        known = (factor > 0) & (factor < most)
+        product = jnp.where(known, factor, 1) * value * unit
+        return jnp.where(known, product, jnp.where(factor <= 0, 0, most))
 
 
 class Scale(NamedTuple):
@@ -115,6 +122,22 @@ def apply(x: jax.Array, scale: Scale) -> jax.Array:
     value = widened(x, wide)
     scaled = times(times(value, scale.first.astype(wide)), scale.second.astype(wide))
     return _select(scale.over, scaled, value).astype(x.dtype)
+
+
+def unlimited(dtype: Any) -> float:
+    """The limit that no norm exceeds: inf, or under `jax.debug_infs` the largest float.
+
+    JAX keeps a compiled program when the flag changes, so no jitted function here depends on it.
+    """
+    return float(jnp.finfo(dtype).max) if jax.config.jax_debug_infs else math.inf
+
+
+def narrowed(x: jax.Array, dtype: Any) -> jax.Array:
+    """`x` in another dtype; a finite number beyond its range becomes `unlimited`."""
+    most = unlimited(dtype)
+    if jnp.issubdtype(x.dtype, jnp.floating) and most < float(jnp.finfo(x.dtype).max):
+        x = jnp.where(jnp.isfinite(x), jnp.clip(x, -most, most), x)
+    return x.astype(dtype)
 
 
 def accumulator(*arrays: jax.Array) -> Any:

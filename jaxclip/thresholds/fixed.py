@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxclip import _validate
 from jaxclip._core.flat_tree import at_step
-from jaxclip._numerics.scaled_float import Norm
+from jaxclip._numerics.scaled_float import Norm, narrowed, unlimited
 from jaxclip._types import LimitTree, Scope
 from jaxclip.thresholds.base import Measured, Threshold
 
@@ -50,19 +51,21 @@ def given(value: LimitTree, name: str = "threshold", scope: Scope | None = None)
         )
     _validate.limits(value, name, scalar=scope in ("global", "leaf"))
 
-    number = jnp.inf if value is None else None
+    number = math.inf if value is None else None
     if isinstance(value, (int, float)):
         number = float(value)
 
     def update(memory: Any, measured: Measured) -> tuple[list[jax.Array], Any]:
         if number is not None:
-            return [jnp.asarray(number, n.dtype) for n in measured.norms], memory
+            return [
+                jnp.asarray(min(number, unlimited(n.dtype)), n.dtype) for n in measured.norms
+            ], memory
         values = measured.spread(at_step(value, measured.count), name)
         limits = []
         for i, (v, n) in enumerate(zip(values, measured.norms, strict=True)):
             v = jnp.inf if v is None else v
             c = _validate.fitted(v, n.shape, name, f"the norms of {measured.path(i)}")
-            limits.append(jnp.maximum(c.astype(n.dtype), jnp.zeros_like(c, n.dtype)))
+            limits.append(jnp.maximum(narrowed(c, n.dtype), jnp.zeros_like(c, n.dtype)))
         return limits, memory
 
     return Threshold(lambda norms: (), update)
@@ -101,7 +104,7 @@ def relative(factor: LimitTree, eps: ArrayLike, name: str) -> Threshold:
         factors, memory = multiple.update(memory, measured)
         limits = []
         for c, f in zip(measured.of_params(factors), factors, strict=True):
-            least = _validate.number(eps).astype(f.dtype)
+            least = narrowed(_validate.number(eps), f.dtype)
             limits.append(jnp.maximum(c, Norm(least, jnp.ones_like(least)).times(f)))
         return limits, memory
 

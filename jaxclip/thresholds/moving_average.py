@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxclip import _validate
-from jaxclip._numerics.scaled_float import power_of_two_near
+from jaxclip._numerics.scaled_float import narrowed, power_of_two_near, unlimited
 from jaxclip._types import Mode
 from jaxclip.thresholds.base import Measured, Threshold, learned
 
@@ -178,8 +178,8 @@ class _ZScore(NamedTuple):
         self, memory: Moments, n: jax.Array, seen: jax.Array
     ) -> tuple[jax.Array, Moments]:
         """The threshold and the next memory of one group."""
-        bound, add, factor, alpha, spread, most = (
-            _validate.number(x).astype(n.dtype)
+        bound, add, factor, alpha, least, max_norm = (
+            narrowed(_validate.number(x), n.dtype)
             for x in (
                 self.z_threshold,
                 self.eps,
@@ -190,22 +190,25 @@ class _ZScore(NamedTuple):
             )
         )
         warm = memory.observed_count >= jnp.maximum(self.warmup_steps, 1)  # an average needs a norm
-        z = (n - memory.mean) / (memory.std + add)
-        usual = memory.mean * (1 + spread)
+        off, spread = n - memory.mean, memory.std + add
+        most = float(jnp.finfo(n.dtype).max)
+        z = jnp.where(spread > 0, off / jnp.where(spread > 0, spread, 1), jnp.sign(off) * most)
+        usual = memory.mean * (1 + least)
         spike = seen & warm & (z > bound) & (n > usual)
+        is_known = bound < most  # else nothing is a spike
+        bound = jnp.where(is_known, bound, 1)
         reach = bound * memory.std
         if self.mode == "reciprocal":
             reach = reach * (bound / jnp.where(spike, z, jnp.ones_like(z)))
         c = memory.mean if self.mode == "mean" else factor * (memory.mean + reach)
         # Without a spike the threshold recorded is the largest norm that would not be one.
-        largest = memory.mean + bound * (memory.std + add)
-        largest = jnp.maximum(usual, jnp.where(bound < jnp.inf, largest, bound))
-        limit = jnp.where(warm, jnp.maximum(n, largest), jnp.full_like(n, jnp.inf))
+        largest = jnp.maximum(usual, memory.mean + bound * spread)
+        limit = jnp.where(warm & is_known, jnp.maximum(n, largest), unlimited(n.dtype))
         limit = jnp.where(spike, c, limit)
         learn = seen & ~spike if self.skip_update_on_spike else seen
         averages = memory.observed(jnp.where(spike, c, n), learn, warm, alpha)
         counts = memory.counted(seen, spike, self.restart_after)
-        return jnp.minimum(limit, most), Moments(*averages, *counts)
+        return jnp.minimum(limit, max_norm), Moments(*averages, *counts)
 
 
 class Average(NamedTuple):
@@ -276,7 +279,7 @@ def ema_ratio(
         memory: Average, n: jax.Array, seen: jax.Array, whole: jax.Array, count: jax.Array
     ) -> tuple[jax.Array, Average]:
         ratio, weight, most, least = (
-            _validate.number(x).astype(n.dtype) for x in (max_ratio, beta, warmup_norm, floor)
+            narrowed(_validate.number(x), n.dtype) for x in (max_ratio, beta, warmup_norm, floor)
         )
         known = memory.mean > 0
         early = (count < warmup) | ~known
@@ -285,7 +288,8 @@ def ema_ratio(
         over = whole > most
         whole = jnp.where(over, whole, jnp.ones_like(whole))
         down = 1 / power_of_two_near(whole)
-        clipped = jnp.where(over, most * ((n * down) / (whole * down)), n)
+        clipped = jnp.where(over, most, 1) * ((n * down) / (whole * down))
+        clipped = jnp.where(over, clipped, n)
         c = jnp.where(early, clipped, ratio * memory.mean)
         left = jnp.minimum(n, c)
         smallest = jnp.where(known, jnp.minimum(memory.mean, left), left)

@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxclip import _validate
+from jaxclip._numerics.scaled_float import narrowed, unlimited
 from jaxclip.thresholds.base import Threshold, learned
 from jaxclip.thresholds.window import Ring, empty
 
@@ -18,7 +19,8 @@ class Window(NamedTuple):
     """The last norms in two orders, so that no step sorts them.
 
     Attributes:
-        ordered: the values of the ring, the smallest first, then inf for each empty place.
+        ordered: the values of the ring, the smallest first, then the largest float for each
+            empty place.
         ring: the values in the order of their updates.
     """
 
@@ -68,24 +70,27 @@ def quantile(q: ArrayLike, *, window: int = 10_000, factor: ArrayLike = 1.0) -> 
 
     def first(zeros: jax.Array) -> Window:
         ring = empty(size, zeros)
-        return Window(jnp.full_like(ring.observations, jnp.inf), ring)
+        return Window(jnp.full_like(ring.observations, _largest(zeros)), ring)
 
     def following(memory: Window, n: jax.Array, seen: jax.Array) -> tuple[jax.Array, Window]:
         old = jnp.sum(jnp.where(memory.ring.next_place, memory.ring.observations, 0), 0)
-        old = jnp.where(memory.ring.filled < memory.ring.window, jnp.inf, old).astype(n.dtype)
+        old = jnp.where(memory.ring.filled < memory.ring.window, _largest(n), old)
         ordered = _replaced(memory.ordered, old, jnp.where(seen, n, old), memory.ring.places)
         ring = memory.ring.pushed(n, seen)
-        c = _interpolated(ordered, ring, q) * _validate.number(factor).astype(n.dtype)
-        c = jnp.where(ring.filled > 0, c, jnp.full_like(c, jnp.inf))
-        return c, Window(ordered, ring)
+        c = _interpolated(ordered, ring, q) * narrowed(_validate.number(factor), n.dtype)
+        return jnp.where(ring.filled > 0, c, unlimited(c.dtype)), Window(ordered, ring)
 
     return learned(first, following)
+
+
+def _largest(x: jax.Array) -> float:
+    return float(jnp.finfo(x.dtype).max)
 
 
 def _replaced(ordered: jax.Array, old: jax.Array, new: jax.Array, place: jax.Array) -> jax.Array:
     """Ordered numbers with `new` instead of one `old`: those in between move by one place."""
     gap = jnp.sum(ordered < old[None], 0, dtype=jnp.int32)[None]
-    after = jnp.concatenate([ordered[1:], jnp.full_like(ordered[:1], jnp.inf)])
+    after = jnp.concatenate([ordered[1:], jnp.full_like(ordered[:1], _largest(ordered))])
     rest = jnp.where(place < gap, ordered, after)
     target = jnp.sum(rest < new[None], 0, dtype=jnp.int32)[None]
     before = jnp.concatenate([rest[:1], rest[:-1]])
@@ -175,15 +180,15 @@ def tracked_quantile(
 
     def first(zeros: jax.Array) -> Tracked:
         start = 0 if initial is None else initial
-        return Tracked(zeros + _validate.number(start).astype(zeros.dtype))
+        return Tracked(zeros + narrowed(_validate.number(start), zeros.dtype))
 
     def following(memory: Tracked, n: jax.Array, seen: jax.Array) -> tuple[jax.Array, Tracked]:
         c = jnp.where(memory.threshold > 0, memory.threshold, n)
         below = (n <= c).astype(c.dtype)
-        rate, share = _validate.number(eta).astype(c.dtype), _validate.number(q).astype(c.dtype)
+        rate, share = narrowed(_validate.number(eta), c.dtype), _validate.number(q).astype(c.dtype)
         info = jnp.finfo(c.dtype)
         moved = jnp.clip(c * jnp.exp(rate * (share - below)), float(info.tiny), float(info.max))
-        known = jnp.where(c > 0, c, jnp.full_like(c, jnp.inf))
+        known = jnp.where(c > 0, c, unlimited(c.dtype))
         return known, Tracked(jnp.where(seen, moved, memory.threshold))
 
     return learned(first, following)

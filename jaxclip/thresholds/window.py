@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxclip import _validate
-from jaxclip._numerics.scaled_float import power_of_two_near
+from jaxclip._numerics.scaled_float import narrowed, power_of_two_near, unlimited
 from jaxclip.thresholds.base import Threshold, learned
 
 
@@ -88,10 +88,11 @@ class Spread(NamedTuple):
     def limit(self, ring: Ring, correction: int) -> jax.Array:
         """The limit; inf until the ring holds `min_history` observations."""
         mean, std = ring.mean_and_std(correction)
-        k, least = (_validate.number(x).astype(std.dtype) for x in (self.sigma, self.min_spread))
-        known = (ring.filled >= self.min_history) & (k < jnp.inf)
-        reach = jnp.maximum(k * std, least * jnp.abs(mean))
-        return jnp.where(known, mean + reach, jnp.full_like(mean, jnp.inf))
+        k, least = (narrowed(_validate.number(x), std.dtype) for x in (self.sigma, self.min_spread))
+        most = unlimited(std.dtype)
+        known = (ring.filled >= self.min_history) & (k < most)
+        reach = jnp.maximum(jnp.where(known, k, 0) * std, least * jnp.abs(mean))
+        return jnp.where(known, mean + reach, most)
 
 
 def empty(window: Any, like: jax.Array) -> Ring:

@@ -19,7 +19,7 @@ from jaxclip._core import state as states
 from jaxclip._core.flat_tree import Flat, at_step
 from jaxclip._core.state import ClipState
 from jaxclip._numerics import collectives
-from jaxclip._numerics.scaled_float import apply, clipped, magnitude
+from jaxclip._numerics.scaled_float import apply, clipped, magnitude, narrowed
 from jaxclip._types import AxisName, LimitTree, PyTree
 
 NAMES = ("min_value", "max_value")
@@ -138,9 +138,11 @@ def bounded(x: jax.Array, low: Any, high: Any, *, symmetric: bool, path: str) ->
         return apply(x, clipped(size, size.number, jnp.maximum(high, 0)))
     # Selected by comparison: elements that are kept have the derivative 1, at the bounds too.
     if low is not None:
-        x = jnp.where(x < low.astype(x.dtype), low.astype(x.dtype), x)
+        low = narrowed(low, x.dtype)
+        x = jnp.where(x < low, low, x)
     if high is not None:
-        x = jnp.where(x > high.astype(x.dtype), high.astype(x.dtype), x)
+        high = narrowed(high, x.dtype)
+        x = jnp.where(x > high, high, x)
     return x
 
 

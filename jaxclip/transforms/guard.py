@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxclip import _validate
@@ -17,7 +16,7 @@ from jaxclip._core import measure as measures
 from jaxclip._core import state as states
 from jaxclip._core.flat_tree import flatten
 from jaxclip._numerics import collectives
-from jaxclip._numerics.scaled_float import Norm, accumulator
+from jaxclip._numerics.scaled_float import Norm, accumulator, narrowed, unlimited
 from jaxclip._types import AxisName, PyTree
 
 
@@ -84,7 +83,9 @@ def guard(
 
     def first(params: PyTree) -> GuardState:
         memory = judge.first(accumulator(*flatten(params).arrays))
-        limits = [None if c is None else _number(np.inf) for c in judge.limits(memory)]
+        limits = [
+            None if c is None else _number(unlimited(jnp.float32)) for c in judge.limits(memory)
+        ]
         counts = [jnp.zeros((), jnp.int32) for _ in range(4)]
         return kind((), _number(0.0), *limits, jnp.zeros((), bool), *counts, memory)
 
@@ -124,7 +125,7 @@ def _judged(
     run = jnp.where(bad, states.increased(state.consecutive_count), 0)
     skip = bad if patience is None else bad & (run <= patience)
     return skip, state._replace(
-        norm=norm.number.astype(jnp.float32),
+        norm=narrowed(norm.number, jnp.float32),
         norm_threshold=_recorded(limits[0]),
         value_threshold=_recorded(limits[1]),
         skipped=skip,
@@ -170,7 +171,7 @@ def _exceeds(x: Any, limit: Any) -> jax.Array:
 
 
 def _recorded(limit: Any) -> Any:
-    return None if limit is None else limit.astype(jnp.float32)
+    return None if limit is None else narrowed(limit, jnp.float32)
 
 
 def _zeros(u: Any) -> Any:
