@@ -1,6 +1,7 @@
 """`scale_by_stable_adam` against float64 NumPy, and beside Optax's Adam."""
 
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,6 @@ import jaxclip
 from tests.support import modes, registry
 from tests.support import oracles_learned as ol
 from tests.support.contexts import once
-
-pytestmark = pytest.mark.relaxed  # Adam of Optax promotes
 
 SHAPES = {"w": (4, 3), "b": (3,), "s": ()}
 CASES = {
@@ -85,7 +84,8 @@ def test_against_the_reference_in_float64():
 
 
 @pytest.mark.slow
-def test_unclipped_steps_equal_adam_bit_for_bit():
+@pytest.mark.relaxed  # Adam of Optax promotes
+def test_unclipped_steps_equal_those_of_adam():
     grads = {k: x * np.linspace(1, 0.02, 50, dtype="f4").reshape(-1, *[1] * (x.ndim - 1))
              for k, x in _gradients(steps=50).items()}  # fmt: skip
     like = {k: jnp.zeros(x.shape[1:]) for k, x in grads.items()}
@@ -97,10 +97,13 @@ def test_unclipped_steps_equal_adam_bit_for_bit():
         g = {k: x[t] for k, x in grads.items()}
         out, state = run(g, state)
         want, adam = reference(g, adam)
-        registry.assert_same_bits(state.memory, adam)
-        assert isinstance(state.memory, optax.ScaleByAdamState)
+        for k in out:
+            np.testing.assert_allclose(state.memory.first_moment[k], adam.mu[k], atol=1e-5)
+            root = state.memory.root_second_moment[k]
+            np.testing.assert_allclose(root, jnp.sqrt(adam.nu[k]), rtol=1e-5)
         if float(state.norm) <= 1.2:
-            registry.assert_same_bits(out, want)
+            for k in out:
+                np.testing.assert_allclose(out[k], want[k], atol=2e-5)  # Optax's 1 - b2^t
             same += 1
         else:
             assert any((abs(out[k]) < abs(want[k])).all() for k in out)
@@ -109,6 +112,7 @@ def test_unclipped_steps_equal_adam_bit_for_bit():
 
 
 @pytest.mark.slow
+@pytest.mark.relaxed  # Adam of Optax promotes
 def test_gradient_that_grows_a_hundredfold():
     """The second moment has not seen it yet: rms = 100 / sqrt(vhat), and the step is smaller."""
     tx = jaxclip.scale_by_stable_adam()
@@ -142,28 +146,36 @@ def test_signature_is_that_of_optax_and_more():
     assert more == {"threshold": (keyword, 1.0), "axis_name": (keyword, None)}
 
 
-def test_types_and_odd_leaves():
-    u = {"w": jnp.ones((2, 3), jnp.bfloat16), "none": None, "empty": jnp.zeros((0, 2))}
-    tx = jaxclip.scale_by_stable_adam(mu_dtype=jnp.float32)
-    state = tx.init(u)
-    assert state.memory.mu["w"].dtype == jnp.float32
-    out, after = jax.eval_shape(tx.update, u, state)
-    adam = optax.scale_by_adam(mu_dtype=jnp.float32)
-    want, _ = jax.eval_shape(adam.update, u, state.memory)
-    assert jax.tree.map(lambda x: x.dtype, out) == jax.tree.map(lambda x: x.dtype, want)
-    kept = [(x.shape, x.dtype) for x in jax.tree.leaves(state)]
-    assert [(x.shape, x.dtype) for x in jax.tree.leaves(after)] == kept
-    assert jax.tree.structure(after) == jax.tree.structure(state)
+def test_odd_leaves():
+    u = {"none": None, "empty": jnp.zeros((0, 2)), "number": 2.0, "i": jnp.arange(2)}
+    tx = jaxclip.scale_by_stable_adam()
+    before = tx.init(u)
+    out, state = once(tx, u)
+    np.testing.assert_allclose(out["number"], 1.0, rtol=1e-6)
+    registry.assert_same_bits(out["i"], u["i"])  # Optax's Adam makes floats of them
+    assert out["empty"].shape == (0, 2)
+    for like in (state, jax.eval_shape(tx.init, u)):
+        types = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (like, before)]
+        assert types[0] == types[1]
+
+
+BAD = {
+    "b1": [(1, ValueError), (-0.1, ValueError), ("0.9", TypeError)],
+    "b2": [(1.0, ValueError), (np.float32(1), ValueError), (None, TypeError)],
+    "eps": [(-1e-8, ValueError), (float("inf"), ValueError), (True, TypeError)],
+    "eps_root": [(float("nan"), ValueError), (1j, TypeError)],
+    "nesterov": [(1, TypeError)],
+    "mu_dtype": [(jnp.int32, TypeError), (jnp.complex64, TypeError)],
+    "threshold": [(-1.0, ValueError), (float("nan"), ValueError), (True, TypeError)],
+}
 
 
 @pytest.mark.parametrize(
-    ("bad", "error"),
-    [(-1.0, ValueError), (float("nan"), ValueError), (True, TypeError), ("1", TypeError)],
-    ids=repr,
+    ("name", "bad", "error"), [(name, *case) for name, cases in BAD.items() for case in cases]
 )
-def test_bad_threshold(bad, error):
-    with pytest.raises(error, match=f"threshold={bad!r}"):
-        jaxclip.scale_by_stable_adam(threshold=bad)
+def test_bad_values(name, bad, error):
+    with pytest.raises(error, match=rf"{name}={re.escape(repr(bad))}"):
+        jaxclip.scale_by_stable_adam(**{name: bad})
 
 
 @pytest.mark.slow
@@ -192,7 +204,6 @@ def test_sharded_and_replicated_leaves():
 
 
 @pytest.mark.slow
-@pytest.mark.relaxed
 def test_derivative_at_zero():
     u = {"a": jnp.zeros(2), "b": jnp.array([0.0, 3.0])}
 
@@ -203,20 +214,6 @@ def test_derivative_at_zero():
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.grad(step)(u)))
 
 
-@pytest.mark.relaxed
-def test_integer_leaves():
-    """Optax's Adam makes floats of them, and of their moments in the state."""
-    u = {"a": jnp.array([3.0, 4.0]), "i": jnp.arange(2), "none": None}
-    tx = jaxclip.scale_by_stable_adam()
-    state = tx.init(u)
-    out, after = tx.update(u, state, u)
-    registry.assert_same_bits(out["i"], u["i"])
-    assert jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, state)
-    alone, _ = once(jaxclip.scale_by_stable_adam(), {"a": u["a"]})
-    np.testing.assert_allclose(out["a"], alone["a"], rtol=1e-6)  # one is compiled, one is not
-
-
-@pytest.mark.relaxed  # Adam of Optax promotes
 def test_first_step_with_b2_near_one():
     """In the first step the root mean square is 1, however close to 1 the smoothing is."""
     for b2 in (0.9999, 0.999999):

@@ -184,15 +184,16 @@ class StableAdam:
         self.t, self.mu, self.nu = 0, 0.0, 0.0
 
     def __call__(self, g):
-        g = np.asarray(g, np.float64)
+        g = np.asarray(g, np.complex128 if np.iscomplexobj(g) else np.float64)
+        square = g.real**2 + g.imag**2
         self.t += 1
         self.mu = self.b1 * self.mu + (1 - self.b1) * g
-        self.nu = self.b2 * self.nu + (1 - self.b2) * g**2
+        self.nu = self.b2 * self.nu + (1 - self.b2) * square
         m = self.mu / (1 - self.b1**self.t)
         v = self.nu / (1 - self.b2**self.t)
         if self.nesterov:  # Dozat's, as in optax
             m = self.b1 * self.mu / (1 - self.b1 ** (self.t + 1))
             m = m + (1 - self.b1) * g / (1 - self.b1**self.t)
-        rms = np.sqrt(np.mean(g**2 / np.maximum(v, self.eps**2)))
+        rms = np.sqrt(np.mean(square / np.maximum(v, self.eps**2)))
         adam = m / (np.sqrt(v + self.eps_root) + self.eps)
         return adam / max(1.0, rms / self.threshold), rms
