@@ -59,7 +59,7 @@ def test_clip_by_value_of_integers():
     )
 
 
-@pytest.mark.parametrize("axes", [None, 0, 1, -1, (0, 1)], ids=str)
+@pytest.mark.parametrize("axes", [None, 0, 1, -1, (0, 1), ()], ids=str)
 @data.by_dtype
 @data.by_seed
 def test_clip_by_norm(dtype, seed, axes):
@@ -71,6 +71,15 @@ def test_clip_by_norm(dtype, seed, axes):
         leaves = data.ours(values, dtype)
         data.assert_near(_run(jaxclip.clip_by_norm(1.5, axis=axes), leaves), want, dtype)
         data.assert_near([functional.clip_by_norm(x, 1.5, axes) for x in leaves], want, dtype)
+
+
+def test_clip_by_norm_without_axes():
+    """No axis is reduced: each element is clipped by itself."""
+    x = np.array([[3, 4], [0.1, 0.2]], np.float32)
+    want = tf.clip_by_norm(x, 1.0, axes=[]).numpy()
+    np.testing.assert_allclose(want, [[1, 1], [0.1, 0.2]], rtol=1e-6)
+    np.testing.assert_allclose(functional.clip_by_norm(x, 1.0, axis=()), want, rtol=1e-6)
+    np.testing.assert_allclose(_run(jaxclip.clip_by_norm(1.0, axis=()), x), want, rtol=1e-6)
 
 
 @data.by_dtype
