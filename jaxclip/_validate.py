@@ -167,10 +167,17 @@ def is_known_number(x: Any) -> bool:
 
 
 def number(value: Any) -> jax.Array:
-    """A real number or array as an array; integers, which may exceed int32, as floats."""
+    """A real number or array as an array; integers, which may exceed int32, as floats.
+
+    Under `jax.debug_infs` inf becomes the largest float.
+    """
     whole = isinstance(value, (int, np.integer))
     if whole or (isinstance(value, np.ndarray) and value.dtype.kind in "iu"):
         value = np.asarray(value, np.float64)
+    if jax.config.jax_debug_infs and jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        most = float(jnp.finfo(jnp.result_type(value)).max)
+        xp = jnp if isinstance(value, jax.Array) else np
+        value = xp.clip(value, -most, most)
     return jnp.asarray(value)
 
 

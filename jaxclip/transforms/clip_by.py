@@ -172,7 +172,7 @@ class _Rule(NamedTuple):
             finite = record.all_finite(norms, self.measure.differing)
         if self.nonfinite == "drop":
             flat, norms = self._dropped(flat, norms, finite)
-        numbers = [n.value * n.unit for n in norms]
+        numbers = [n.number for n in norms]
         seen = measured(self.measure, flat, numbers, state.update_count, params)
         limits, memory = self.limit.update(state.memory, seen) if norms else ([], state.memory)
         trios = list(zip(norms, numbers, limits, strict=True))
@@ -244,7 +244,7 @@ def _disposed(
     value = jnp.nan if nonfinite == "nan" else 0.0
 
     def unless(x: jax.Array) -> jax.Array:
-        return jnp.where(finite, x, jnp.full_like(x, value))
+        return jnp.where(finite, x, value)
 
     scales = [scale._replace(factor=unless(scale.factor)) for scale in scales]
     return [unless(x) for x in arrays], scales, [o & finite for o in over]
