@@ -1,5 +1,7 @@
 """Errors that a user can correct, printed in one line. A bug keeps its traceback."""
 
+from pathlib import Path
+
 
 class UserError(Exception):
     """An invalid request; the message names the argument and its value."""
@@ -21,3 +23,18 @@ def first_line(error: BaseException) -> str:
     """Returns the first line of an exception's message, or its type if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def user_path(path: str | Path, flag: str) -> Path:
+    """Returns a path that the user gave to `flag`, with `~` replaced by the home folder.
+
+    Raises:
+      UserError: if there is no such home folder, or the path holds a null character.
+    """
+    try:
+        result = Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{flag}={path}: no such home folder") from None
+    if "\0" in str(result):
+        raise UserError(f"{flag}={path!r}: a path has no null character")
+    return result

@@ -3,8 +3,9 @@
 import json
 
 import numpy as np
+import pytest
 
-from jaxclip.train.recording import history, strict_json
+from jaxclip.train.recording import history, metrics_file, strict_json
 
 
 def write(folder, *objects):
@@ -17,19 +18,18 @@ def run(preset):
 
 
 def step(number, loss, **more):
-    return {"kind": "step", "epoch": number // 2, "step": number, "loss": loss, **more}
+    numbers = {"epoch": number // 2, "step": number, "loss": loss, "grads/norm": 1.0}
+    return {"kind": "step"} | numbers | more
 
 
 def epoch(number, accuracy, steps):
-    return {"kind": "epoch", "epoch": number, "steps": steps, "test_accuracy": accuracy}
+    scores = dict.fromkeys(metrics_file.SCORES, 0.5) | {"test_accuracy": accuracy}
+    return {"kind": "epoch", "epoch": number, "steps": steps} | scores
 
 
 def test_steps_and_epochs_of_one_run(tmp_path):
-    write(tmp_path, run("forward"), step(0, 0.5, **{"grads/norm": 1.0}), step(1, 0.25))
+    write(tmp_path, run("forward"), step(0, 0.5), step(1, 0.25, **{"grads/norm": 2}))
     write(tmp_path, epoch(0, 0.1, 2))
-    (tmp_path / "metrics.jsonl").write_text(
-        (tmp_path / "metrics.jsonl").read_text().replace("0.25}", '0.25, "grads/norm": 2}')
-    )
     past = history.read(tmp_path)
     assert past.name == "forward"
     np.testing.assert_array_equal(past.steps, [0, 1])
@@ -98,3 +98,38 @@ def test_first_nonfinite_of_every_tenth_step(tmp_path):
     """The result is the number of the step, not its row."""
     write(tmp_path, run("explode"), *(step(10 * i, v) for i, v in enumerate([1.0, "NaN", "NaN"])))
     assert history.read(tmp_path).first_nonfinite() == 10
+
+
+DAMAGED = [
+    b'{"kind": "step", "epoch": 0, "st',
+    b"\xff\xfe\x00",
+    b"[1, 2]",
+    b"7",
+    b"[" * 100_000,
+    b'{"kind": "stop", "epoch": 0, "step": 1, "loss": 1.0}',
+    b'{"kind": "step", "epoch": 0, "step": "1", "loss": 1.0, "grads/norm": 1.0}',
+    b'{"kind": "step", "epoch": 0, "step": 1, "lo{s": 1.0, "grads/norm": 1.0}',
+    b'{"kind": "step", "epoch": 0, "step": 1, "loss": "x", "grads/norm": 1.0}',
+    b'{"kind": "step", "epoch": 0, "step": 1, "loss": null, "grads/norm": 1.0}',
+    b'{"kind": "step", "epoch": 0, "step": 1, "loss": true, "grads/norm": 1.0}',
+    b'{"kind": "step", "epoch": 0, "step": 1, "loss": 1.0, "grads/norm": [1.0]}',
+    b'{"kind": "step", "epoch": 0, "step": 1, "loss": 1.0, "grads/norm": 1.0, "x": 0}',
+    b'{"kind": "epoch", "epoch": 0, "steps": 4}',
+]
+
+
+@pytest.mark.parametrize("line", DAMAGED)
+def test_a_damaged_line_is_left_out_and_counted(line, tmp_path):
+    write(tmp_path, run("explode"), step(0, 1.0), step(2, 2.0), epoch(0, 0.1, 2))
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    write(tmp_path, step(3, 3.0), epoch(1, 0.2, 4))
+    past = history.read(tmp_path)
+    assert past.damaged == 1
+    np.testing.assert_array_equal(past.loss, [1, 2, 3])
+    np.testing.assert_array_equal(past.test_accuracy, [0.1, 0.2])
+
+
+def test_a_folder_without_the_file(tmp_path):
+    past = history.read(tmp_path)
+    assert (past.name, past.epochs, past.steps.size, past.damaged) == ("", [], 0, 0)

@@ -39,7 +39,8 @@ def _run(argv: list[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:  # the disk is full, or a folder was removed
-        return _error(str(error), 1)
+        where = f"{error.filename}: " if error.filename else ""
+        return _error(f"{where}{error.strerror or error}", 1)
 
 
 def _error(message: str, code: int) -> int:

@@ -8,7 +8,6 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +18,10 @@ from jaxclip.train.commands.train import set_earlier_run_aside
 from jaxclip.train.config.presets import Config
 from jaxclip.train.data import Data
 from jaxclip.train.errors import UserError
-from jaxclip.train.recording import run_folder, strict_json
+from jaxclip.train.recording import strict_json
 from jaxclip.train.recording.history import History
 from jaxclip.train.recording.metrics_file import MetricsFile
+from jaxclip.train.recording.run_folder import RunFolder
 from jaxclip.train.reporting import comparison, terminal
 from jaxclip.train.training import batched_runs, loop
 
@@ -103,9 +103,20 @@ def run(
     """
     start = time.perf_counter()
     _check(variants, data, at_once)
-    folder = run_folder.create(out)
-    terminal.say(console, data.describe())
-    set_earlier_run_aside(folder, console)
+    with RunFolder(out) as folder:
+        terminal.say(console, data.describe())
+        set_earlier_run_aside(folder, console)
+        return _run(variants, data, folder, console, at_once, start)
+
+
+def _run(
+    variants: Sequence[Variant],
+    data: Data,
+    folder: RunFolder,
+    console: Console,
+    at_once: bool | None,
+    start: float,
+) -> dict[str, Any]:
     runs = [_Run(v, config, History(v.rule)) for v in variants for config in v.configs]
     _train(runs, data, folder, console, at_once)
     preset = runs[0].config.preset
@@ -118,10 +129,10 @@ def run(
         "rows": rows,
         "seconds": time.perf_counter() - start,
     }
-    strict_json.write(folder / "compare.json", content)
-    comparison.draw(rows, histories, folder / "compare.png")
+    strict_json.write(folder.path / "compare.json", content)
+    comparison.draw(rows, histories, folder.path / "compare.png")
     console.print(comparison.table(f"{preset} on {data.name}", rows))
-    terminal.say(console, f"written to {folder} ({content['seconds']:.0f} s)")
+    terminal.say(console, f"written to {folder.path} ({content['seconds']:.0f} s)")
     return content
 
 
@@ -135,14 +146,14 @@ def _check(variants: Sequence[Variant], data: Data, at_once: bool | None) -> Non
 
 
 def _train(
-    runs: Sequence[_Run], data: Data, folder: Path, console: Console, at_once: bool | None
+    runs: Sequence[_Run], data: Data, folder: RunFolder, console: Console, at_once: bool | None
 ) -> None:
     """Trains the runs program by program, and records their epochs."""
     configs = [run.config for run in runs]
     groups = batched_runs.groups(configs)
     count = len({id(run.variant) for run in runs})
     terminal.say(console, f"{len(runs)} runs of {count} variants, {len(groups)} programs")
-    with MetricsFile(folder) as metrics, terminal.progress(console) as bar:
+    with MetricsFile(folder.path) as metrics, terminal.progress(console) as bar:
         first = {"kind": "run", "preset": configs[0].preset}
         metrics.write(first | {"data": data.name, "source": data.source})
         task = bar.add_task("compare", total=sum(config.epochs for config in configs))
@@ -151,6 +162,7 @@ def _train(
             together = is_faster_at_once(members, data) if at_once is None else at_once
             for i, epoch in batched_runs.train(members, data, at_once=together):
                 run = runs[group[i]]
+                folder.check()
                 run.history.add(epoch)
                 metrics.write_epoch(epoch, run.config.log_every, **_labels(run))
                 bar.advance(task)

@@ -6,7 +6,6 @@ defines them.
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich import box
@@ -15,10 +14,12 @@ from rich.table import Table
 
 from jaxclip.train.commands import demo_stories
 from jaxclip.train.commands.demo_stories import Story, Variant
+from jaxclip.train.commands.train import set_earlier_run_aside
 from jaxclip.train.data import Data
-from jaxclip.train.recording import run_folder, strict_json
+from jaxclip.train.recording import strict_json
 from jaxclip.train.recording.history import History
 from jaxclip.train.recording.metrics_file import MetricsFile
+from jaxclip.train.recording.run_folder import RunFolder
 from jaxclip.train.reporting import terminal
 from jaxclip.train.training import loop
 
@@ -38,13 +39,20 @@ SMOKE = Size(256, 0.01, (16, 16))
 def run(data: Data, out: str, console: Console, size: Size = FULL) -> dict[str, Any]:
     """Runs the three stories into the folder `out`; returns the content of `summary.json`."""
     start = time.perf_counter()
-    folder = run_folder.create(out)
-    terminal.say(console, data.describe())
+    with RunFolder(out) as folder:
+        terminal.say(console, data.describe())
+        set_earlier_run_aside(folder, console)
+        return _run(data, folder, console, size, start)
+
+
+def _run(
+    data: Data, folder: RunFolder, console: Console, size: Size, start: float
+) -> dict[str, Any]:
     data = first_images(data, size.images)
     count = len(data.train_labels)
     terminal.say(console, f"each run trains on the first {count:,} of them")
     results = {}
-    with MetricsFile(folder) as metrics:
+    with MetricsFile(folder.path) as metrics:
         first = {"kind": "run", "preset": "demo"}
         metrics.write(first | {"data": data.name, "source": data.source})
         for story in demo_stories.STORIES:
@@ -52,11 +60,11 @@ def run(data: Data, out: str, console: Console, size: Size = FULL) -> dict[str, 
     seconds = time.perf_counter() - start
     summary = {"status": "finished", "data": data.name, "source": data.source}
     summary |= {"stories": results, "seconds": seconds}
-    strict_json.write(folder / "summary.json", summary)
+    strict_json.write(folder.path / "summary.json", summary)
     console.print(_table(results))
     for result in results.values():
         terminal.say(console, f"- {result['finding']}")
-    terminal.say(console, f"figures and metrics are in {folder} ({seconds:.0f} s)")
+    terminal.say(console, f"figures and metrics are in {folder.path} ({seconds:.0f} s)")
     return summary
 
 
@@ -68,7 +76,12 @@ def first_images(data: Data, count: int) -> Data:
 
 
 def _run_story(
-    story: Story, data: Data, folder: Path, metrics: MetricsFile, console: Console, size: Size
+    story: Story,
+    data: Data,
+    folder: RunFolder,
+    metrics: MetricsFile,
+    console: Console,
+    size: Size,
 ) -> dict[str, Any]:
     """Trains a story's variants and draws its figure; returns its part of the summary."""
     histories = []
@@ -76,9 +89,10 @@ def _run_story(
         task = bar.add_task(story.name, total=len(story.variants))
         for variant in story.variants:
             histories.append(_run_variant(story, variant, data, metrics, size))
+            folder.check()
             bar.advance(task)
     file = f"{story.name}.png"
-    story.draw(histories, folder / file)
+    story.draw(histories, folder.path / file)
     runs = {history.name: history.summary() for history in histories}
     return {"finding": story.finding(histories), "figure": file, "runs": runs}
 

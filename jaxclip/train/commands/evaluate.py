@@ -1,12 +1,12 @@
 """`jaxclip evaluate`: computes a run's test scores from its last checkpoint."""
 
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from jaxclip.train.config.presets import Config
 from jaxclip.train.data import Data
+from jaxclip.train.errors import user_path
 from jaxclip.train.recording import checkpoints
 from jaxclip.train.reporting import terminal
 from jaxclip.train.training import loop
@@ -24,7 +24,7 @@ def config(folder: str) -> Config:
 def run(config: Config, data: Data, folder: str, console: Console) -> dict[str, Any]:
     """Restores the last checkpoint; prints and returns its test scores."""
     prepared = loop.prepare(config, data)
-    with checkpoints.Checkpoints(Path(folder).expanduser()) as saved:
+    with checkpoints.Checkpoints(user_path(folder, "FOLDER")) as saved:
         state, position = saved.latest(prepared.state)
     terminal.say(console, data.describe())
     test = data.test_images, data.test_labels

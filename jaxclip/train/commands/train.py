@@ -3,6 +3,7 @@
 Figures and summary are made from the files written, so a resumed run shows all of its epochs.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
@@ -16,11 +17,12 @@ from jaxclip import diagnosis
 from jaxclip.train.config import config_file
 from jaxclip.train.config.presets import Config
 from jaxclip.train.data import Data
-from jaxclip.train.errors import UserError
-from jaxclip.train.recording import history, metrics_file, run_folder, strict_json
+from jaxclip.train.errors import RunError, UserError
+from jaxclip.train.recording import history, metrics_file, strict_json
 from jaxclip.train.recording.checkpoints import Checkpoints, Position
 from jaxclip.train.recording.history import History
 from jaxclip.train.recording.metrics_file import MetricsFile
+from jaxclip.train.recording.run_folder import RunFolder
 from jaxclip.train.recording.tensorboard_events import TensorBoardEvents
 from jaxclip.train.reporting import figures, layer_figure, terminal
 from jaxclip.train.training import kernel_norms, loop, nonfinite, processes, tensor_norms
@@ -34,7 +36,7 @@ class _Job(NamedTuple):
     run: Run
     data: Data
     position: Position
-    folder: Path
+    folder: RunFolder
     checkpoints: Checkpoints
     kernels: tuple[Kernel, ...]
 
@@ -64,12 +66,13 @@ def run(
     """
     start = time.perf_counter()
     prepared = loop.prepare(config.override({"dataset": data.key}), data)
-    folder = run_folder.create(out)
-    terminal.say(console, data.describe())
-    if processes.is_leader() and not resume:
-        set_earlier_run_aside(folder, console)
-    processes.wait_for_all()  # until the folder is ready
-    with Checkpoints(folder) as checkpoints:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(RunFolder(out, lock=processes.is_leader()))
+        terminal.say(console, data.describe())
+        if processes.is_leader() and not resume:
+            set_earlier_run_aside(folder, console)
+        processes.wait_for_all()  # until the folder is ready
+        checkpoints = stack.enter_context(Checkpoints(folder.path))
         job = _job(prepared, data, folder, checkpoints, resume)
         if processes.is_leader():
             return _train_and_summarize(job, console, tensorboard, start)
@@ -78,17 +81,17 @@ def run(
         return {}
 
 
-def set_earlier_run_aside(folder: Path, console: Console) -> None:
+def set_earlier_run_aside(folder: RunFolder, console: Console) -> None:
     """Moves the files of an earlier run into a folder below, and prints its name."""
-    if earlier := run_folder.set_aside(folder):
-        terminal.say(console, f"note: {folder} held another run, which is now in {earlier}")
+    if earlier := folder.set_aside():
+        terminal.say(console, f"note: {folder.path} held another run, which is now in {earlier}")
 
 
-def _job(run: Run, data: Data, folder: Path, checkpoints: Checkpoints, resume: bool) -> _Job:
+def _job(run: Run, data: Data, folder: RunFolder, checkpoints: Checkpoints, resume: bool) -> _Job:
     kernels = kernel_norms.kernels(run.config, run.state.params)
     state, position = checkpoints.latest(run.state) if resume else (run.state, Position(0, 0))
     if position.epochs > run.config.epochs:
-        problem = f"the run in {folder} has already trained {position.epochs}"
+        problem = f"the run in {folder.path} has already trained {position.epochs}"
         raise UserError(f"--epochs={run.config.epochs}: {problem}")
     return _Job(run._replace(state=state), data, position, folder, checkpoints, kernels)
 
@@ -97,6 +100,7 @@ def _epochs(job: _Job) -> Iterator[tuple[Epoch, dict[str, float]]]:
     """Yields each epoch and its kernels' norms; then saves a checkpoint where one is due."""
     config, watch = job.run.config, kernel_norms.watch(job.kernels, job.run.strategy.jit)
     for epoch in loop.train(job.run, job.data, job.position.epochs):
+        job.folder.check()
         yield epoch, kernel_norms.record(job.kernels, watch(epoch.state))
         done = epoch.number + 1
         if epoch.failure is None and _is_checkpoint_due(config, done):
@@ -112,29 +116,45 @@ def _train_and_summarize(
     job: _Job, console: Console, tensorboard: bool, start: float
 ) -> dict[str, Any]:
     config, status = job.run.config, "stopped"
-    strict_json.write(job.folder / config_file.NAME, dataclasses.asdict(config), exact=True)
+    path = job.folder.path / config_file.NAME
+    strict_json.write(path, dataclasses.asdict(config), exact=True)
     try:
         _train(job, console, tensorboard)
-        status = "finished"
-    except nonfinite.NonFiniteLossError:
-        status = "non-finite loss"
+    except BaseException as error:
+        status = "non-finite loss" if isinstance(error, nonfinite.NonFiniteLossError) else status
+        with contextlib.suppress(RunError, OSError):  # the first error is the one to report
+            _summarize(job, status, start, console)
         raise
-    finally:
-        past = history.read(job.folder)
-        summary = {"status": status, "preset": config.preset, "data": job.data.name}
-        summary |= _outcome(past) | {"seconds": time.perf_counter() - start}
-        strict_json.write(job.folder / "summary.json", summary)
-        if past.epochs:
-            _draw(job, past)
-    _print_summary(summary, past, job.folder, console)
+    summary, past = _summarize(job, "finished", start, console)
+    if past.epochs:
+        _print_summary(summary, past, job.folder.path, console)
     return summary
+
+
+def _summarize(
+    job: _Job, status: str, start: float, console: Console
+) -> tuple[dict[str, Any], History]:
+    """Writes `summary.json` and the figures from the records of the run."""
+    job.folder.check()
+    past = history.read(job.folder.path)
+    if past.damaged:
+        lines = f"{past.damaged} damaged line" + "s" * (past.damaged > 1)
+        terminal.say(console, f"note: {lines} of {metrics_file.NAME} left out")
+    past.name = job.run.config.preset
+    summary = {"status": status, "preset": past.name, "data": job.data.name}
+    summary |= _outcome(past) | {"damaged_lines": past.damaged}
+    summary |= {"seconds": time.perf_counter() - start}
+    strict_json.write(job.folder.path / "summary.json", summary)
+    if past.epochs:
+        _draw(job, past)
+    return summary, past
 
 
 def _train(job: _Job, console: Console, tensorboard: bool) -> None:
     """Trains all epochs that are left, and records and prints each."""
     config, position = job.run.config, job.position
-    events = TensorBoardEvents(job.folder, position.steps) if tensorboard else None
-    with MetricsFile(job.folder, events) as metrics, terminal.progress(console) as bar:
+    events = TensorBoardEvents(job.folder.path, position.steps) if tensorboard else None
+    with MetricsFile(job.folder.path, events) as metrics, terminal.progress(console) as bar:
         metrics.write(_first_record(job))
         if position.epochs:
             done = f"{position.epochs} of {config.epochs} epochs"
@@ -189,9 +209,10 @@ def diagnose(past: History) -> diagnosis.Diagnosis:
 
 
 def _draw(job: _Job, past: History) -> None:
-    figures.run(past, clips=bool(job.run.config.clip), path=job.folder / "run.png")
-    figures.weights(past, job.kernels, path=job.folder / "weights.png")
-    layer_figure.draw(past, diagnose(past), job.folder / "layers.png")
+    folder = job.folder.path
+    figures.run(past, clips=bool(job.run.config.clip), path=folder / "run.png")
+    figures.weights(past, job.kernels, path=folder / "weights.png")
+    layer_figure.draw(past, diagnose(past), folder / "layers.png")
 
 
 def _print_summary(summary: dict[str, Any], past: History, folder: Path, console: Console) -> None:

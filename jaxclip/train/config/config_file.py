@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxclip.train.config import presets
 from jaxclip.train.config.presets import Config
-from jaxclip.train.errors import UserError
+from jaxclip.train.errors import UserError, user_path
 
 NAME = "config.json"
 
@@ -31,7 +31,7 @@ def read(file: str | Path, flag: str = "--config") -> dict[str, Any]:
       UserError: if the file cannot be read, or holds an unknown field or a wrong type.
     """
     try:
-        content = json.loads(Path(file).expanduser().read_text())
+        content = json.loads(user_path(file, flag).read_text())
     except OSError as error:
         raise UserError(f"{flag}={file}: {error.strerror}") from None
     except ValueError as error:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxclip.train.data import tfds_mnist
-from jaxclip.train.errors import UserError, first_line
+from jaxclip.train.errors import UserError, first_line, user_path
 
 DATASETS = (*tfds_mnist.BUILDERS, "digits")
 CONNECTION_TEST_SECONDS = 2.5
@@ -65,7 +65,7 @@ def load(dataset: str | None = None, data_dir: str | None = None) -> Data:
         return digits("scikit-learn")
     name = dataset or "mnist"
     if data_dir is not None:
-        return _from_folder(name, Path(data_dir).expanduser())
+        return _from_folder(name, user_path(data_dir, "--data-dir"))
     return _from_shared_folder(name) or _from_network(name, fall_back=dataset is None)
 
 
@@ -110,7 +110,8 @@ def _from_originals(name: str, folder: Path) -> Data:
 def _from_shared_folder(name: str) -> Data | None:
     """Reads from TFDS_DATA_DIR if it is set and holds the data set."""
     shared = os.environ.get("TFDS_DATA_DIR")
-    prepared = tfds_mnist.find_prepared(Path(shared).expanduser(), name) if shared else None
+    folder = user_path(shared, "TFDS_DATA_DIR") if shared else None
+    prepared = folder and tfds_mnist.find_prepared(folder, name)
     return prepared and _read(name, prepared, f"TFDS_DATA_DIR, {prepared}")
 
 
@@ -162,12 +163,12 @@ def cache_folder() -> Path:
     for name in (os.environ.get("JAXCLIP_CACHE"), "~/.cache/jaxclip"):
         if not name:
             continue
-        folder = Path(name).expanduser()
         try:
+            folder = user_path(name, "JAXCLIP_CACHE")
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 return folder
-        except OSError:
+        except (OSError, UserError):
             continue
     return Path(tempfile.mkdtemp(prefix="jaxclip-"))
 

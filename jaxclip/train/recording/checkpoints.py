@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 
 from jaxclip.train.config import config_file, presets
 from jaxclip.train.config.presets import Config
-from jaxclip.train.errors import UserError
+from jaxclip.train.errors import UserError, user_path
 from jaxclip.train.training.loop import State
 
 KEPT = 2
@@ -107,7 +107,7 @@ def saved_config(folder: str, flag: str) -> Config:
     Raises:
       UserError: if there is no checkpoint.
     """
-    path = Path(folder).expanduser()
+    path = user_path(folder, flag)
     if not any(entry.name.isdigit() for entry in _entries(path / FOLDER)):
         raise UserError(f"{flag}: no checkpoint in {folder}")
     return config_file.config(path / config_file.NAME, flag)

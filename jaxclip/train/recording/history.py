@@ -1,9 +1,11 @@
 """The history of a run, from its epochs or from its `metrics.jsonl`: data of figures and summaries.
 
 A run that was killed and resumed has written some steps twice; the later record counts. So the
-history of a resumed run equals that of a run that was never interrupted.
+history of a resumed run equals that of a run that was never interrupted. Lines that are damaged are
+left out and counted.
 """
 
+import collections
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,12 @@ from jaxclip.train.training.loop import Epoch, State
 from jaxclip.train.training.tensor_norms import Telemetry
 
 Watch = Callable[[State], np.ndarray]
+Record = dict[str, Any]
 _LABELS = ("kind", "epoch", "step")
+# The kinds of records, the whole numbers that each must hold, and other keys that it must have.
+_NUMBERED = {"run": (), "resume": (), "step": ("epoch", "step"), "epoch": ("epoch", "steps")}
+_NEEDED = {"step": ("loss", "grads/norm"), "epoch": metrics_file.SCORES}
+_TEXTS = ("kind", "story", "run", "rule")
 
 
 class History:
@@ -29,6 +36,7 @@ class History:
       steps: the numbers of those steps.
       epochs: the record of each epoch.
       watched: the result of `watch` after each epoch.
+      damaged: the number of lines of the file that were left out.
     """
 
     def __init__(self, name: str):
@@ -38,6 +46,7 @@ class History:
         self.steps = np.zeros(0, int)
         self.epochs: list[dict[str, Any]] = []
         self.watched: list[np.ndarray] = []
+        self.damaged = 0
 
     def add(self, epoch: Epoch, watch: Watch | None = None) -> None:
         """Appends an epoch, and the result of `watch` on the state at its end."""
@@ -93,26 +102,57 @@ class History:
 
 
 def read(folder: Path) -> History:
-    """Reads the last run in a folder."""
-    run: dict[str, Any] = {}
-    steps: dict[int, dict[str, Any]] = {}
-    epochs: dict[int, dict[str, Any]] = {}
-    with (folder / metrics_file.NAME).open() as file:
-        for line in file:
-            record = json.loads(line)
-            if record["kind"] == "run":
-                run, steps, epochs = record, {}, {}
-            elif record["kind"] == "step":
-                steps[record["step"]] = record
-            elif record["kind"] == "epoch":
-                epochs[record["epoch"]] = {k: strict_json.number(v) for k, v in record.items()}
-    history = History(run.get("preset", ""))
-    history.steps = np.array(sorted(steps), int)
-    history.telemetry = _columns([steps[number] for number in sorted(steps)])
-    history.epochs = [epochs[number] for number in sorted(epochs)]
+    """Reads the last run in a folder; an absent file is one without lines."""
+    path = folder / metrics_file.NAME
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    run: Record = {}
+    steps: dict[int, Record] = {}
+    epochs: dict[int, Record] = {}
+    records = [record for line in lines if (record := _record(line)) is not None]
+    for record in records:
+        if record["kind"] == "run":
+            run, steps, epochs = record, {}, {}
+        elif record["kind"] == "step":
+            steps[record["step"]] = record
+        elif record["kind"] == "epoch":
+            epochs[record["epoch"]] = record
+    history = History(str(run.get("preset", "")))
+    rows, odd_steps = _alike(steps)
+    history.epochs, odd_epochs = _alike(epochs)
+    history.damaged = len(lines) - len(records) + odd_steps + odd_epochs
+    history.steps = np.array([row["step"] for row in rows], int)
+    keys = [key for key in (rows[0] if rows else {}) if key not in _LABELS]
+    history.telemetry = {key: np.array([row[key] for row in rows]) for key in keys}
     return history
 
 
-def _columns(records: list[dict[str, Any]]) -> Telemetry:
-    keys = [key for key in (records[0] if records else {}) if key not in _LABELS]
-    return {key: np.array([strict_json.number(r[key]) for r in records]) for key in keys}
+def _record(line: bytes) -> Record | None:
+    """Returns a line's record, its numbers as numbers; None if the line is damaged."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or record.get("kind") not in _NUMBERED:
+        return None
+    record = {key: strict_json.number(value) for key, value in record.items()}
+    numbered, needed = (names.get(record["kind"], ()) for names in (_NUMBERED, _NEEDED))
+    if any(type(record.get(name)) is not int for name in numbered) or not record.keys() >= {
+        *needed
+    }:
+        return None
+    values = (value for key, value in record.items() if key not in _TEXTS)
+    is_sound = not numbered or all(v is None or isinstance(v, int | float) for v in values)
+    return record if is_sound else None
+
+
+def _alike(records: dict[int, Record]) -> tuple[list[Record], int]:
+    """Returns records in order, and how many were left out: those of another form than most."""
+    forms = {i: frozenset(map(_form, record.items())) for i, record in records.items()}
+    usual = collections.Counter(forms.values()).most_common(1)
+    kept = [records[i] for i in sorted(records) if forms[i] == usual[0][0]]
+    return kept, len(records) - len(kept)
+
+
+def _form(item: tuple[str, Any]) -> tuple[str, bool, bool]:
+    key, value = item
+    return key, value is None, isinstance(value, bool)

@@ -1,20 +1,28 @@
 """Writes `metrics.jsonl`: one JSON object a line, of kind `run`, `resume`, `step` or `epoch`.
 
-Lines are appended and flushed, so a run that dies keeps them. A later run into the same folder
-appends a line of kind `run`, a resumed run one of kind `resume`. `history` reads the file.
+Lines are appended as they come, so a run that dies keeps them; a resumed run appends a line of kind
+`resume` first. `history` reads the file.
 """
 
 import contextlib
+import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from jaxclip.train.recording import strict_json
+from jaxclip.train.recording import files, strict_json
 from jaxclip.train.recording.tensorboard_events import TensorBoardEvents
 from jaxclip.train.training import nonfinite
 from jaxclip.train.training.loop import Epoch
 
 NAME = "metrics.jsonl"
+# The scores of an epoch beside those of `Epoch.test`.
+SCORES = (
+    *("train_loss", "train_accuracy", "test_loss", "test_accuracy", "grad_norm_mean"),
+    *("grad_norm_max", "clipped_fraction", "learning_rate", "seconds"),
+)
+_SYNC_SECONDS = 1.0
 
 
 class MetricsFile(contextlib.AbstractContextManager):
@@ -22,14 +30,18 @@ class MetricsFile(contextlib.AbstractContextManager):
 
     def __init__(self, folder: Path, events: TensorBoardEvents | None = None):
         """Opens the file in an existing folder; removes a line that a killed run did not finish."""
-        path = folder / NAME
-        _drop_unfinished_line(path)
-        self._file: TextIO = path.open("a")
+        self._path = folder / NAME
+        with files.explained(self._path):
+            self._file = files.open_for(self._path, os.O_RDWR | os.O_APPEND)
+            _drop_unfinished_line(self._file)
         self._events = events
+        self._synced = time.monotonic()
 
     def __exit__(self, *raised: object) -> None:
         """Closes the files."""
-        self._file.close()
+        with contextlib.suppress(OSError):
+            os.fsync(self._file)
+        os.close(self._file)
         if self._events is not None:
             self._events.close()
 
@@ -48,20 +60,32 @@ class MetricsFile(contextlib.AbstractContextManager):
         self.write(*step_records(epoch, every, **labels), record)
 
     def write(self, *records: Mapping[str, Any]) -> None:
-        """Appends records, one a line, and flushes."""
-        self._file.writelines(map(strict_json.line, records))
-        self._file.flush()
+        """Appends records, one a line; flushes them to the disk once a second.
+
+        Raises:
+          RunError: if they cannot be written; the file ends with a whole line.
+        """
+        with files.explained(self._path):
+            whole = os.fstat(self._file).st_size
+            try:
+                files.write_all(self._file, "".join(map(strict_json.line, records)).encode())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._file, whole)
+                raise
+            if time.monotonic() - self._synced >= _SYNC_SECONDS:
+                os.fsync(self._file)
+                self._synced = time.monotonic()
         if self._events is not None:
             self._events.write(records)
 
 
-def _drop_unfinished_line(path: Path) -> None:
-    with path.open("ab+") as file:
-        size = file.tell()
-        file.seek(0)
-        complete = file.read().rfind(b"\n") + 1
-        if complete < size:
-            file.truncate(complete)
+def _drop_unfinished_line(descriptor: int) -> None:
+    with open(descriptor, "rb", closefd=False) as file:
+        content = file.read()
+    complete = content.rfind(b"\n") + 1
+    if complete < len(content):
+        os.ftruncate(descriptor, complete)
 
 
 def step_records(epoch: Epoch, every: int, **labels: Any) -> list[dict[str, Any]]:

@@ -5,12 +5,13 @@ Numbers that are not finite are written as the strings "NaN", "Infinity" and "-I
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from jaxclip.train.recording import files
 
 _NOT_FINITE = {"NaN": np.nan, "Infinity": np.inf, "-Infinity": -np.inf}
 
@@ -46,7 +47,5 @@ def write(path: Path, content: Any, *, exact: bool = False) -> None:
       content: the value to write.
       exact: keep every digit; `content` must be strict JSON already.
     """
-    part = path.with_name(path.name + ".part")
     content = content if exact else plain(content)
-    part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    os.replace(part, path)
+    files.replace(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

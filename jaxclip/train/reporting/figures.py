@@ -3,6 +3,7 @@
 Colours are Okabe and Ito's, which differ with any colour vision; lines differ in dashes too.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from jaxclip.train.recording import files
 from jaxclip.train.recording.history import History
 from jaxclip.train.training.kernel_norms import Kernel
 
@@ -63,7 +65,9 @@ def legend_below(figure: Figure, ax: Axes, columns: int) -> None:
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a PNG."""
-    figure.savefig(path, dpi=110)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=110, format="png")
+    files.replace(path, content.getvalue())
 
 
 def run(history: History, *, clips: bool, path: Path) -> None:

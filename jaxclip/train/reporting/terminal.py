@@ -13,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 
 def console(quiet: bool = False) -> Console:
@@ -108,9 +109,9 @@ def test_rows(scores: Mapping[str, Any]) -> dict[str, str]:
 
 def summary_table(title: str, rows: dict[str, str]) -> Table:
     """Returns a table of names and values."""
-    table = Table(title=title, title_justify="left", show_header=False, box=box.SIMPLE)
+    table = Table(title=Text(title), title_justify="left", show_header=False, box=box.SIMPLE)
     table.add_column("name", overflow="fold")
     table.add_column("value", overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(Text(name), Text(value))  # a path may hold brackets
     return table
