@@ -38,6 +38,7 @@ from jaxclip.transforms.adaptive import adagc as adagc
 from jaxclip.transforms.adaptive import autoclip as autoclip
 from jaxclip.transforms.adaptive import clip_by_history as clip_by_history
 from jaxclip.transforms.adaptive import zclip as zclip
+from jaxclip.transforms.adoption import adopt as adopt
 from jaxclip.transforms.clip_by import clip_by as clip_by
 from jaxclip.transforms.clipping import adaptive_grad_clip as adaptive_grad_clip
 from jaxclip.transforms.clipping import clip_by_average_norm as clip_by_average_norm
@@ -67,6 +68,7 @@ __all__ = [
     "MonitorState",
     "adagc",
     "adaptive_grad_clip",
+    "adopt",
     "autoclip",
     "clip",
     "clip_by",

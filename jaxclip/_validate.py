@@ -23,6 +23,17 @@ def is_traced(x: Any) -> bool:
     return isinstance(x, jax.core.Tracer)
 
 
+def short(value: Any) -> str:
+    """A value for an error, which may be a whole tree: one line of at most 200 characters."""
+    return cut(repr(value))
+
+
+def cut(text: Any) -> str:
+    """A text on one line of at most 200 characters."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= 200 else f"{line[:197]}..."
+
+
 def choice(value: Any, options: Any, name: str) -> None:
     """Checks that `value` is one of the strings of a `Literal`."""
     if not isinstance(value, str) or value not in get_args(options):

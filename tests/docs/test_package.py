@@ -121,7 +121,7 @@ def test_all_lists_the_public_names(module):
 def test_every_rule_is_in_a_registry():
     """And so in every context, dtype and edge; the functions left out have separate test files."""
     functions = {n for n in jaxclip.__all__ if inspect.isfunction(getattr(jaxclip, n))}
-    functions -= {"metrics", "diagnose", "monitor", "scale_by_stable_adam"}
+    functions -= {"metrics", "diagnose", "monitor", "scale_by_stable_adam", "adopt"}
     given = {rule.name for rule in registry.RULES} | set(learned.RULES) | set(guards.GUARDS)
     assert functions <= given | {p.function for p in weights.PROJECTIONS}
 
@@ -132,7 +132,7 @@ def test_surface():
         "clip_by_global_norm", "adaptive_grad_clip", "clip_by", "metrics", "monitor", "functional",
         "norms", "thresholds", "guards", "telemetry", "autoclip", "zclip", "adagc",
         "clip_by_history",
-        "skip_nonfinite", "skip_spikes", "scale_by_stable_adam",
+        "skip_nonfinite", "skip_spikes", "scale_by_stable_adam", "adopt",
         "projections", "project_max_norm", "project_unit_norm", "project_min_max_norm",
         "project_non_negative", "project_box", "project_spectral_norm",
     }  # fmt: skip

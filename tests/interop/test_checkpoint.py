@@ -78,12 +78,17 @@ def test_resume_in_a_new_process_is_bit_exact(tmp_path):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_state_of_an_older_version(version):
     """It can be read, and the run goes on to the same result as then."""
-    like = disk.params(), disk.transformation().init(disk.params())
-    cut, want = (
-        flax.serialization.from_bytes(like, (OLDER / f"{version}-{part}.msgpack").read_bytes())
-        for part in ("cut", "end")
-    )
-    end = disk.run(*jax.tree.map(jnp.asarray, cut), range(disk.CUT, disk.STEPS))
+    tx, like = disk.transformation(), disk.params()
+
+    def read(part):
+        stored = flax.serialization.msgpack_restore(
+            (OLDER / f"{version}-{part}.msgpack").read_bytes()
+        )
+        weights = flax.serialization.from_state_dict(like, stored["0"])
+        return weights, jaxclip.adopt(tx, like, stored["1"])
+
+    (weights, cut), want = read("cut"), read("end")
+    end = disk.run(jax.tree.map(jnp.asarray, weights), cut, range(disk.CUT, disk.STEPS))
     ends = zip(jax.tree_util.tree_leaves_with_path(end), jax.tree.leaves(want), strict=True)
     for (path, leaf), then in ends:
         key = jax.tree_util.keystr(path)
