@@ -1,0 +1,74 @@
+"""Trees with layers stacked along an axis, the same trees unrolled by NumPy, and runs of both."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+LAYERS = 3
+_LAYER = {"attn": {"kernel": (4, 2, 6), "bias": (6,)}, "gain": ()}
+_AROUND = {"embed": (5, 4), "head": {"bias": (5,), "kernel": (4, 5)}}
+
+
+def _leaf(rng, shape, dtype):
+    return np.asarray(rng.normal(size=shape) * np.exp(rng.normal()), dtype)
+
+
+def unrolled(seed=0, layers=LAYERS, dtype=np.float32):
+    """Random leaves of many sizes: a list of layers between an embedding and a head."""
+    rng = np.random.default_rng(seed)
+
+    def tree(shapes):
+        return jax.tree.map(
+            lambda s: _leaf(rng, s, dtype), shapes, is_leaf=lambda s: isinstance(s, tuple)
+        )
+
+    return {**tree(_AROUND), "blocks": [tree(_LAYER) for _ in range(layers)]}
+
+
+def _axis(axis, ndim):
+    """The axis of the stack in a leaf of that rank: a vector of scalars has only the first."""
+    return min(axis, ndim - 1)
+
+
+def stack(tree, axis=0):
+    """The tree with its `blocks` stacked."""
+    blocks = jax.tree.map(lambda *x: np.stack(x, _axis(axis, x[0].ndim + 1)), *tree["blocks"])
+    return {**tree, "blocks": blocks}
+
+
+def unstack(tree, axis=0, layers=LAYERS):
+    """The inverse of `stack`, for a result; leaves may have axes in front, as `scan` adds them."""
+
+    def layer(i):
+        def one(x, like):
+            front = x.ndim - like.ndim
+            return np.take(x, i, front + _axis(axis, like.ndim))
+
+        return jax.tree.map(one, tree["blocks"], stack(unrolled(layers=layers), axis)["blocks"])
+
+    return {**tree, "blocks": [layer(i) for i in range(layers)]}
+
+
+def stacked(axis=0):
+    """The argument `stacked=` for these trees."""
+
+    def choose(name, leaf):
+        return _axis(axis, leaf.ndim) if name.startswith("blocks") else None
+
+    return choose
+
+
+FACTORS = np.float32([1.0, 0.6, 1.5, 40.0, 0.0, 1.1])
+
+
+def run(tx, tree, params, factors=FACTORS):
+    """The outputs and the records of some updates, in one program."""
+
+    def body(state, factor):
+        out, state = tx.update(
+            jax.tree.map(lambda x: x * factor.astype(x.dtype), tree), state, params
+        )
+        return state, (out, state.scalars())
+
+    scan = jax.jit(lambda f: jax.lax.scan(body, tx.init(params), f))
+    return jax.device_get(scan(jnp.asarray(factors)))
