@@ -263,11 +263,12 @@ def stack_axis(stacked: Any, name: str = "stacked") -> int | None:
         )
     if stacked is None:
         return None
-    if is_bool(stacked) or not hasattr(stacked, "__index__"):
-        raise TypeError(
-            f"{name}={stacked!r} must be an int, None, or a function (name, leaf) -> axis or None"
-        )
-    return operator.index(stacked)
+    if not is_bool(stacked):
+        with contextlib.suppress(TypeError):
+            return operator.index(stacked)
+    raise TypeError(
+        f"{name}={short(stacked)} must be an int, None, or a function (name, leaf) -> axis or None"
+    )
 
 
 def mesh_axes(axis_name: Any) -> tuple[Any, ...] | None:
