@@ -38,7 +38,7 @@ def choice(value: Any, options: Any, name: str) -> None:
     """Checks that `value` is one of the strings of a `Literal`."""
     if not isinstance(value, str) or value not in get_args(options):
         known = ", ".join(map(repr, get_args(options)))
-        raise ValueError(f"{name}={value!r} is not known; choose one of {known}")
+        raise ValueError(f"{name}={short(value)} is not known; choose one of {known}")
 
 
 def real_number(
@@ -50,27 +50,27 @@ def real_number(
         with contextlib.suppress(TypeError, ValueError):
             dtype, shape = jnp.result_type(value), jnp.shape(value)
     if dtype is None:
-        raise TypeError(f"{name}={value!r} must be a real number, not {type(value).__name__}")
+        raise TypeError(f"{name}={short(value)} must be a real number, not {type(value).__name__}")
     if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
-        raise TypeError(f"{name}={value!r} must be real, not of dtype {dtype}")
+        raise TypeError(f"{name}={short(value)} must be real, not of dtype {dtype}")
     if scalar and shape != ():
-        raise ValueError(f"{name}={value!r} must be a scalar, not an array of shape {shape}")
+        raise ValueError(f"{name}={short(value)} must be a scalar, not an array of shape {shape}")
     if is_traced(value):
         return
     array = np.asarray(value).astype(np.float64)
     if np.isnan(array).any():
-        raise ValueError(f"{name}={value!r} must not be NaN")
+        raise ValueError(f"{name}={short(value)} must not be NaN")
     if not signed and (array < 0).any():
-        raise ValueError(f"{name}={value!r} must not be negative")
+        raise ValueError(f"{name}={short(value)} must not be negative")
     if finite and np.isinf(array).any():
-        raise ValueError(f"{name}={value!r} must be finite")
+        raise ValueError(f"{name}={short(value)} must be finite")
 
 
 def between(value: Any, low: float, high: float, name: str) -> None:
     """Checks a real number in a closed interval."""
     real_number(value, name, signed=True)
     if not is_traced(value) and not low <= float(value) <= high:
-        raise ValueError(f"{name}={value!r} must be between {low} and {high}")
+        raise ValueError(f"{name}={short(value)} must be between {low} and {high}")
 
 
 def whole_number(value: Any, name: str, least: int = 1) -> Any:
@@ -78,10 +78,10 @@ def whole_number(value: Any, name: str, least: int = 1) -> Any:
     if is_traced(value):
         return value
     if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}={value!r} must be a whole number, not {type(value).__name__}")
+        raise TypeError(f"{name}={short(value)} must be a whole number, not {type(value).__name__}")
     whole = operator.index(value)
     if whole < least:
-        raise ValueError(f"{name}={value!r} must be at least {least}")
+        raise ValueError(f"{name}={short(value)} must be at least {least}")
     return min(whole, np.iinfo(np.int32).max)  # counts saturate there
 
 
@@ -109,7 +109,7 @@ def is_bool(x: Any) -> bool:
 def flag(value: Any, name: str) -> None:
     """Checks True or False."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}={value!r} must be True or False")
+        raise TypeError(f"{name}={short(value)} must be True or False")
 
 
 def limits(
@@ -127,7 +127,7 @@ def without_schedules(**arguments: Any) -> None:
     for name, value in arguments.items():
         if value is not None and (callable(value) or is_tree(value)):
             raise TypeError(
-                f"{name}={value!r} must be a number or an array: schedules and trees are only "
+                f"{name}={short(value)} must be a number or an array: schedules and trees are only "
                 "supported by the transformations"
             )
 
@@ -139,7 +139,7 @@ def bounds(low: Any, high: Any, names: tuple[str, str]) -> None:
     for path, least, most in _pairs(low, high):
         if is_known_number(least) and is_known_number(most) and _exceeds(least, most):
             label, other = (name + jax.tree_util.keystr(path) for name in names)
-            raise ValueError(f"{label}={least!r} exceeds {other}={most!r}")
+            raise ValueError(f"{label}={short(least)} exceeds {other}={short(most)}")
 
 
 def _pairs(low: Any, high: Any) -> list[tuple[Any, Any, Any]]:
@@ -224,9 +224,9 @@ def norm_order(ord: Any) -> float | str:
         real_number(ord, "ord", signed=True)
     except TypeError as error:
         kind = ValueError if isinstance(ord, str) else TypeError
-        raise kind(f"ord={ord!r} {wanted}") from error
+        raise kind(f"ord={short(ord)} {wanted}") from error
     if not float(ord) >= 1:
-        raise ValueError(f"ord={ord!r} {wanted}")
+        raise ValueError(f"ord={short(ord)} {wanted}")
     return float(ord)
 
 
@@ -245,12 +245,12 @@ def axes(axis: Any, name: str = "axis") -> Any:
     for entry in entries:
         if isinstance(entry, bool) or not hasattr(entry, "__index__"):
             raise TypeError(
-                f"{name}={axis!r} must be an int, a tuple of ints, None, or a function "
+                f"{name}={short(axis)} must be an int, a tuple of ints, None, or a function "
                 "(name, leaf) -> axes"
             )
     result = tuple(int(entry) for entry in entries)
     if len(set(result)) != len(result):
-        raise ValueError(f"{name}={axis!r} names an axis twice")
+        raise ValueError(f"{name}={short(axis)} names an axis twice")
     return result
 
 
@@ -278,5 +278,7 @@ def mesh_axes(axis_name: Any) -> tuple[Any, ...] | None:
     names = axis_name if isinstance(axis_name, (tuple, list)) else (axis_name,)
     for name in names:
         if isinstance(name, (bool, set, dict)) or name is None or callable(name):
-            raise TypeError(f"axis_name={axis_name!r} must be the name of a mesh axis, or several")
+            raise TypeError(
+                f"axis_name={short(axis_name)} must be the name of a mesh axis, or several"
+            )
     return tuple(names)

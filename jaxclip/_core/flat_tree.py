@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxclip import _validate
+from jaxclip._validate import cut, short
 
 
 class Flat(NamedTuple):
@@ -79,7 +80,7 @@ class Flat(NamedTuple):
         except ValueError as error:
             raise ValueError(
                 f"{name} is not a prefix of the updates' tree, container for container of the same "
-                f"type (a dict, an nnx.State, a module): {error}"
+                f"type (a dict, an nnx.State, a module): {cut(error)}"
             ) from error
         return [full[i].value for i in self.places]
 
@@ -90,7 +91,9 @@ class Flat(NamedTuple):
         values = self.spread(mask(self.tree) if asks else mask, name)
         for value in values:
             if not _validate.is_bool(value):
-                raise TypeError(f"{name} has the leaf {value!r}; it must hold True and False only")
+                raise TypeError(
+                    f"{name} has the leaf {short(value)}; it must hold True and False only"
+                )
         return [bool(value) for value in values]
 
 
@@ -146,14 +149,8 @@ def alike(tree: Any, like: Flat, names: tuple[str, str] = ("params", "updates"))
     """
     own = flatten(tree)
     if own.treedef != like.treedef:
-        mine, theirs = ({jax.tree_util.keystr(p) for p in flat.paths} for flat in (own, like))
-        only = [
-            f"only {name} has {min(rest)}"
-            for name, rest in zip(names, (mine - theirs, theirs - mine), strict=True)
-            if rest
-        ]
-        difference = " and ".join(only) or f"{own.treedef} against {like.treedef}"
-        raise ValueError(f"params and updates differ in structure: {difference}")
+        found = difference(own.tree, like.tree, names)
+        raise ValueError(f"params and updates differ in structure: {found}")
     arrays = [jnp.asarray(own.leaves[i]) for i in like.places]
     own = own._replace(arrays=arrays, places=like.places)
     for i, (x, y) in enumerate(zip(own.arrays, like.arrays, strict=True)):
@@ -161,6 +158,29 @@ def alike(tree: Any, like: Flat, names: tuple[str, str] = ("params", "updates"))
             shapes = f"{x.shape} of {names[0]} and {y.shape} of {names[1]} at {own.path(i)}"
             raise ValueError(f"params and updates differ in shape: {shapes}")
     return own
+
+
+def difference(one: Any, other: Any, names: tuple[str, str], path: Any = ()) -> str:
+    """The first place where two trees differ in structure, for errors; `""` if there is none."""
+    (mine, form), (theirs, other_form) = map(_children, (one, other))
+    if form == other_form:
+        pairs = zip(mine.items(), theirs.values(), strict=True)
+        found = (difference(x, y, names, path + key) for (key, x), y in pairs if key)
+        return next(filter(None, found), "")
+    at = [[cut(jax.tree_util.keystr(path + key)) for key in xs] for xs in (mine, theirs)]
+    rest = [[key for key in at[i] if key not in at[1 - i]] for i in (0, 1)]
+    only = [f"only {name} has {keys[0]}" for name, keys in zip(names, rest, strict=True) if keys]
+    kinds = " and ".join(
+        f"{name} has a {type(x).__name__}" for name, x in zip(names, (one, other), strict=True)
+    )
+    where = jax.tree_util.keystr(path) or "the root"
+    return " and ".join(only) or f"{kinds} at {cut(where)}"
+
+
+def _children(node: Any) -> tuple[dict[Any, Any], Any]:
+    """The children of a node by their key paths, and its structure; a leaf is its own child."""
+    pairs, form = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
+    return dict(pairs), form
 
 
 def at_step(tree: Any, count: jax.Array) -> Any:

@@ -22,6 +22,7 @@ from jaxclip._numerics.collectives import MeshAxes
 from jaxclip._numerics.power_sums import Kind
 from jaxclip._numerics.scaled_float import Norm, accumulator
 from jaxclip._types import AxisName, Mask, Order, Scope, Stacked, UnitAxes
+from jaxclip._validate import short
 
 _Known = tuple[tuple[jax.Array, ...], Kind, Norm]
 _KNOWN: contextvars.ContextVar[tuple[_Known, ...]] = contextvars.ContextVar("_KNOWN", default=())
@@ -207,10 +208,12 @@ def measure(
     _validate.choice(scope, Scope, "scope")
     if stacked is not None and scope not in ("leaf", "unit"):
         raise ValueError(
-            f"stacked is only supported with scope='leaf' or 'unit'; got scope={scope!r}"
+            f"stacked is only supported with scope='leaf' or 'unit'; got scope={short(scope)}"
         )
     if axis is not None and scope != "unit":
-        raise ValueError(f"axis={axis!r} is only supported with scope='unit'; got scope={scope!r}")
+        raise ValueError(
+            f"axis={short(axis)} is only supported with scope='unit'; got scope={short(scope)}"
+        )
     order, names = _validate.norm_order(ord), _validate.mesh_axes(axis_name)
     stack = stacked if callable(stacked) else _validate.stack_axis(stacked)
     return Measure(scope, order, _validate.axes(axis), names, mask, stack)

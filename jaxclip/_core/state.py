@@ -16,6 +16,7 @@ from jaxclip import _validate
 from jaxclip._core.flat_tree import Flat, flatten
 from jaxclip._numerics.scaled_float import narrowed, unlimited
 from jaxclip._types import PyTree
+from jaxclip._validate import short
 
 _KEYS = {"smallest_scale": "scale", "update_count": "count"}  # of metrics, where not the field
 
@@ -72,7 +73,7 @@ def recorded(state: Any, *unseen: str) -> dict[str, jax.Array]:
 def named(base: type[Any], rule: Any) -> type[Any]:
     """The subclass of a state for the rule of this name, with the attribute `rule`."""
     if not isinstance(rule, str) or not rule or "/" in rule:
-        raise ValueError(f"name={rule!r} must be a string without '/', to be a key of metrics")
+        raise ValueError(f"name={short(rule)} must be a string without '/', to be a key of metrics")
     return _named(base, rule)
 
 
@@ -187,7 +188,7 @@ def other_type(state: Any, kind: type[Any]) -> TypeError:
     """The error for a state of another transformation."""
     return TypeError(
         f"state is a {type(state).__name__}, but {kind.rule} needs its own {kind.__name__}; "
-        "make one with init(params)"
+        "make one with init(params), or move the old one with jaxclip.adopt(tx, params, old_state)"
     )
 
 

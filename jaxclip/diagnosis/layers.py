@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxclip._validate import short
+
 Table = Mapping[str, np.ndarray]  # norms of shape (steps,), by the name of their leaf
 
 _NORMALIZATION = ("scale", "gamma", "beta", "mean", "var", "offset")
@@ -100,11 +102,13 @@ def _ordered(names: list[str], order: Sequence[str] | None) -> list[str]:
     if order is None:
         return names
     if isinstance(order, str) or not all(isinstance(entry, str) for entry in order):
-        raise TypeError(f"order={order!r} must be a sequence of names of layers")
+        raise TypeError(f"order={short(order)} must be a sequence of names of layers")
     ordered: list[str] = []
     for entry in order:
         matches = [name for name in names if name == entry or name.startswith(f"{entry}/")]
         if not matches:
-            raise ValueError(f"order={order!r}: there is no layer {entry!r} among {names}")
+            raise ValueError(
+                f"order={short(order)}: there is no layer {short(entry)} among {short(names)}"
+            )
         ordered += matches
     return list(dict.fromkeys(ordered))

@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxclip import _validate
+from jaxclip._validate import short
 
 Metrics: TypeAlias = Mapping[str, ArrayLike]
 
@@ -24,9 +25,9 @@ def entries(metrics: Metrics | Sequence[Metrics]) -> Sequence[Metrics]:
     """The log as a sequence of mappings, of which each holds one step or many."""
     log = [metrics] if isinstance(metrics, Mapping) else metrics
     if not isinstance(log, Sequence) or not all(isinstance(entry, Mapping) for entry in log):
-        raise TypeError(f"metrics={metrics!r} must be a dict of metrics or a sequence of them")
+        raise TypeError(f"metrics={short(metrics)} must be a dict of metrics or a sequence of them")
     if not log:
-        raise ValueError(f"metrics={metrics!r} has no step")
+        raise ValueError(f"metrics={short(metrics)} has no step")
     return log
 
 
@@ -36,11 +37,15 @@ def recorded(log: Sequence[Metrics], monitor: str, argument: str) -> dict[str, n
     keys = [key for key in log[0] if key.startswith(prefix)]
     if not keys:
         there = sorted({key.partition("/norm/")[0] for key in log[0] if "/norm/" in key})
-        raise ValueError(f"{argument}={monitor!r} recorded nothing; monitors found: {there}")
+        raise ValueError(
+            f"{argument}={short(monitor)} recorded nothing; monitors found: {short(there)}"
+        )
     table = {key.removeprefix(prefix): _values(log, key) for key in keys}
     sizes = {leaf: len(values) for leaf, values in table.items()}
     if len(set(sizes.values())) > 1:
-        raise ValueError(f"{argument}={monitor!r} recorded not all in the same steps: {sizes}")
+        raise ValueError(
+            f"{argument}={short(monitor)} recorded not all in the same steps: {short(sizes)}"
+        )
     return table
 
 

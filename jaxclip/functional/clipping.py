@@ -14,6 +14,7 @@ from jaxclip._core.flat_tree import flatten, is_inexact, is_integer
 from jaxclip._core.measure import measure
 from jaxclip._numerics.scaled_float import Norm, accumulator, apply, clipped
 from jaxclip._types import AxisName, Order, PyTree, Stacked, UnitAxes
+from jaxclip._validate import short
 from jaxclip.transforms import clipping as rules
 from jaxclip.transforms import elementwise
 
@@ -276,7 +277,7 @@ def clip_by_global_norm(
     if norm is None:
         (found,) = measure("global", ord, axis_name=axis_name).norms(flat)
     elif jnp.shape(norm) != () or isinstance(norm, (bool, str)):
-        raise ValueError(f"norm={norm!r} must be a scalar")
+        raise ValueError(f"norm={short(norm)} must be a scalar")
     else:
         number = _validate.number(norm).astype(accumulator(*flat.arrays))
         found = Norm(number, jnp.ones_like(number))

@@ -13,6 +13,7 @@ from jaxclip import _validate
 from jaxclip._core.flat_tree import at_step
 from jaxclip._numerics.scaled_float import Norm, narrowed, unlimited
 from jaxclip._types import LimitTree, Scope
+from jaxclip._validate import short
 from jaxclip.thresholds.base import Measured, Threshold
 
 
@@ -46,8 +47,8 @@ def given(value: LimitTree, name: str = "threshold", scope: Scope | None = None)
     """A given threshold with the name of a rule's argument, refused here if the scope is known."""
     if scope == "global" and _validate.is_tree(value):
         raise ValueError(
-            f"{name}={value!r} must be one value, since all leaves have one norm together. Use "
-            "norm_mask and scale_mask to clip some leaves, or clip_by_norm for a norm per leaf"
+            f"{name}={short(value)} must be one value, since all leaves have one norm. "
+            "Use norm_mask and scale_mask to clip some leaves, or clip_by_norm for a norm per leaf"
         )
     _validate.limits(value, name, scalar=scope in ("global", "leaf"))
 

@@ -33,6 +33,7 @@ from jaxclip._types import (
     Stacked,
     UnitAxes,
 )
+from jaxclip._validate import short
 from jaxclip.thresholds.base import Measured, Threshold
 from jaxclip.thresholds.fixed import given
 
@@ -129,7 +130,7 @@ def clip_by(
     for key, mask in (("norm_mask", norm_mask), ("scale_mask", scale_mask)):
         if mask is not None and scope != "global":
             raise ValueError(
-                f"{key} is only supported with scope='global'; got scope={scope!r}. "
+                f"{key} is only supported with scope='global'; got scope={short(scope)}. "
                 "Use optax.masked"
             )
     _validate.choice(bound, Bound, "bound")

@@ -14,10 +14,11 @@ import optax
 from jaxclip import _validate
 from jaxclip._core import measure as measures
 from jaxclip._core import state as states
-from jaxclip._core.flat_tree import flatten
+from jaxclip._core.flat_tree import difference, flatten
 from jaxclip._numerics import collectives
 from jaxclip._numerics.scaled_float import Norm, accumulator, narrowed, unlimited
 from jaxclip._types import AxisName, PyTree
+from jaxclip._validate import short
 
 
 class GuardState(NamedTuple):
@@ -106,12 +107,22 @@ def guard(
             extra_args["value"] = value
         with measures.shared(flatten(updates), rule) as norm:
             step, after = guarded.update(updates, inner_state, params, **extra_args)
+        if jax.tree.structure(after) != jax.tree.structure(inner_state):
+            raise _other_structure(inner_state, after)
         skip, own = _judged(judge, own, norm, loss, patience)
         step = jax.tree.map(lambda u: _selected(skip, _zeros(u), u), step)
         after = jax.tree.map(lambda x, y: _selected(skip, x, y), inner_state, after)
         return step, own._replace(guarded_state=after)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _other_structure(state: PyTree, after: PyTree) -> ValueError:
+    found = difference(state, after, ("the state", "the next state"))
+    return ValueError(
+        f"the guarded state is not that of the guarded transformation: {found}. Make one with "
+        "init(params), or move the old one with jaxclip.adopt(tx, params, old_state)"
+    )
 
 
 def _judged(
@@ -141,7 +152,9 @@ def _transformation(inner: Any) -> optax.GradientTransformationExtraArgs:
     if isinstance(inner, optax.MultiSteps):
         inner = inner.gradient_transformation()
     if not isinstance(inner, optax.GradientTransformation):
-        raise TypeError(f"inner={inner!r} must be an optax transformation or an optax.MultiSteps")
+        raise TypeError(
+            f"inner={short(inner)} must be an optax transformation or an optax.MultiSteps"
+        )
     return optax.with_extra_args_support(inner)
 
 
@@ -150,9 +163,9 @@ def _loss(value: Any, axis_name: Any) -> jax.Array | None:
     if value is None:
         return None
     if isinstance(value, (bool, str)) or _validate.is_tree(value):
-        raise TypeError(f"value={value!r} must be a number or an array")
+        raise TypeError(f"value={short(value)} must be a number or an array")
     if jnp.shape(value) != ():
-        raise ValueError(f"value={value!r} must be a scalar, the loss")
+        raise ValueError(f"value={short(value)} must be a scalar, the loss")
     loss = jnp.asarray(value)
     if not jnp.issubdtype(loss.dtype, jnp.floating):
         loss = loss.astype(jnp.float32)

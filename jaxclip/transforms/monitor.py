@@ -12,6 +12,7 @@ from jaxclip._core import state as states
 from jaxclip._core.flat_tree import flatten
 from jaxclip._core.measure import measure, together
 from jaxclip._types import AxisName, PyTree, Stacked
+from jaxclip._validate import short
 
 _Of = Literal["updates", "params"]
 
@@ -63,9 +64,9 @@ def monitor(
         of: `"updates"`, or `"params"` for the parameters given to `update`, before the update.
         ord: the norm: p >= 1 or inf; `None` is 2.
         stacked: the axis along which a leaf stacks layers for `jax.lax.scan`, or a function, as for
-            `jaxclip.clip_by`; each slice then has a norm. The index of a slice follows the first
-            keys that no unstacked leaf shares, but not the last key: `blocks/3/attn/kernel`
-            beside an unstacked `embed/embedding`.
+            `jaxclip.clip_by`; each slice then has a norm. In its name, the index follows the first
+            keys that no unstacked leaf shares: `blocks/3/attn/kernel` beside `embed/embedding`. If
+            all leaves are stacked, it follows the key that all begin with, or comes first.
         axis_name: mesh axes that shard the leaves, where they cannot be found.
         name: the name in `jaxclip.metrics`. A leaf is named by its keys, joined by `/`.
 
@@ -88,7 +89,7 @@ def monitor(
     _validate.choice(of, _Of, "of")
     rule = measure("leaf", ord, axis_name=axis_name, stacked=stacked)
     if isinstance(rule.order, str):
-        raise TypeError(f"ord={ord!r} must be a number: norms of leaves are joined to one")
+        raise TypeError(f"ord={short(ord)} must be a number: norms of leaves are joined to one")
     kind = states.named(MonitorState, name)
 
     def first(params: PyTree) -> MonitorState:
@@ -111,7 +112,12 @@ def monitor(
         names = stacks.names(rule.stacked, flat)
         known = _by_name(state.norms) if isinstance(state, kind) else {}
         if known and set(known) != set(names):
-            raise ValueError(f"{of} has the leaves {names}, but init saw {list(known)}")
+            added, gone = (
+                [x for x in a if x not in b] for a, b in ((names, known), (known, names))
+            )
+            raise ValueError(
+                f"{of} has other leaves than init saw: new {short(added)}, missing {short(gone)}"
+            )
         state = check(state, flat.tree)
         found = [n.number for n in rule.norms(flat)]
         if of == "params":

@@ -30,6 +30,7 @@ from jaxclip._numerics.scaled_float import (
     widened,
 )
 from jaxclip._types import AxisName, LimitTree, PyTree
+from jaxclip._validate import short
 from jaxclip.thresholds.fixed import given
 from jaxclip.transforms.clip_by import measured
 
@@ -164,7 +165,7 @@ def _moment_dtype(mu_dtype: DTypeLike | None) -> Any:
     """The dtype of the first moment, if it is given."""
     dtype = None if mu_dtype is None else jax.dtypes.canonicalize_dtype(mu_dtype)
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"mu_dtype={mu_dtype!r} must be a real floating-point dtype")
+        raise TypeError(f"mu_dtype={short(mu_dtype)} must be a real floating-point dtype")
     return dtype
 
 
