@@ -67,9 +67,11 @@ def of_elements(
     halves = [_half_of_largest(x) for x in arrays]
     half, broken = largest([(h, ~jnp.isfinite(h)) for h in halves], (0.0, 0.0), axis_name)
     limit = -largest([(-jnp.asarray(c),) for c in limits], (-unlimited(jnp.float32),), axis_name)[0]
-    scale = jnp.where(2 * half > limit, limit / 2 / half, jnp.ones_like(half))
+    size = Norm(half, jnp.full_like(half, 2)).number
+    over = size > limit
+    scale = jnp.where(over, limit / 2 / jnp.where(over, half, 1), 1)
     number, fraction = _clipped(clipped, axis_name)
-    return Record(2 * half, limit, scale, fraction, number > 0, broken > 0)
+    return Record(size, limit, scale, fraction, number > 0, broken > 0)
 
 
 def all_finite(norms: list[Norm], axis_name: MeshAxes | None = None) -> jax.Array:

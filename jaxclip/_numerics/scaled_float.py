@@ -134,10 +134,15 @@ def unlimited(dtype: Any) -> float:
 
 def narrowed(x: jax.Array, dtype: Any) -> jax.Array:
     """`x` in another dtype; a finite number beyond its range becomes `unlimited`."""
+    return within(x, dtype).astype(dtype)
+
+
+def within(x: jax.Array, dtype: Any) -> jax.Array:
+    """`x`; under `jax.debug_infs` its finite numbers are brought into the range of a dtype."""
     most = unlimited(dtype)
     if jnp.issubdtype(x.dtype, jnp.floating) and most < float(jnp.finfo(x.dtype).max):
         x = jnp.where(jnp.isfinite(x), jnp.clip(x, -most, most), x)
-    return x.astype(dtype)
+    return x
 
 
 def accumulator(*arrays: jax.Array) -> Any:

@@ -191,11 +191,11 @@ class _ZScore(NamedTuple):
         )
         warm = memory.observed_count >= jnp.maximum(self.warmup_steps, 1)  # an average needs a norm
         off, spread = n - memory.mean, memory.std + add
-        most = float(jnp.finfo(n.dtype).max)
-        z = jnp.where(spread > 0, off / jnp.where(spread > 0, spread, 1), jnp.sign(off) * most)
+        info = jnp.finfo(n.dtype)
+        z = off / jnp.maximum(spread, float(info.tiny) * jnp.maximum(jnp.abs(off), 1))  # finite
         usual = memory.mean * (1 + least)
         spike = seen & warm & (z > bound) & (n > usual)
-        is_known = bound < most  # else nothing is a spike
+        is_known = bound < float(info.max)  # else nothing is a spike
         bound = jnp.where(is_known, bound, 1)
         reach = bound * memory.std
         if self.mode == "reciprocal":
