@@ -169,3 +169,24 @@ def test_optimizer_of_nnx():
     registry.assert_same_bits(got, want)
     new.update(model, grads)
     assert int(jaxclip.metrics(new)["clip_by_global_norm/count"]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_target", [True, False])
+@pytest.mark.parametrize("name", ["from Optax's rule", "a guard", "around MultiSteps"])
+@pytest.mark.filterwarnings("ignore")  # Orbax's own
+def test_orbax_checkpoint(tmp_path, name, with_target):
+    """It does not restore into the new chain; it does into the old one, or into dicts."""
+    checkpoint = pytest.importorskip("orbax.checkpoint")
+    old, new = MOVES[name]
+    state = run(old)
+    with checkpoint.StandardCheckpointer() as store:
+        store.save(tmp_path / "state", state)
+        store.wait_until_finished()
+        with pytest.raises(ValueError, match="mismatch"):
+            store.restore(tmp_path / "state", jax.eval_shape(new.init, PARAMS))
+        target = jax.eval_shape(old.init, PARAMS) if with_target else None
+        restored = store.restore(tmp_path / "state", target)
+    moved = jaxclip.adopt(new, PARAMS, restored)
+    registry.assert_same_bits(moved, jaxclip.adopt(new, PARAMS, state))
+    registry.assert_same_bits(run(new, 1, moved), run(new, 1, jaxclip.adopt(new, PARAMS, state)))
