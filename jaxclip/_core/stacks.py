@@ -39,15 +39,18 @@ def _axis(axis: int | None, rank: int) -> int | None:
 def names(stacked: Stacked, flat: Flat) -> list[str]:
     """The names of the floating leaves, with `*` for the index of a slice where one is stacked.
 
-    It follows the first keys of the name that no unstacked leaf shares, but not the last key:
-    `blocks/*/attn/kernel` beside `embed/embedding`, and `*/kernel` for `kernel`.
+    It follows the first keys that no unstacked leaf shares, as in `blocks/*/attn/kernel` beside
+    `embed/embedding`, but never the last key. If all leaves are stacked, it follows the key that
+    all begin with, or comes first.
     """
     leaves = [tuple(name.split("/")) if name else () for name in flat.names]
     pairs = list(zip(leaves, axes(stacked, flat), strict=True))
-    shared = {keys[:k] for keys, axis in pairs if axis is None for k in range(1, len(keys) + 1)}
+    shared = {keys[:k] for keys, axis in pairs if axis is None for k in range(len(keys) + 1)}
+    if len({keys[:1] for keys in leaves}) == 1:
+        shared.add(())
     result: list[str] = []
     for keys, axis in pairs:
-        own = [k for k in range(1, len(keys)) if keys[:k] not in shared]
+        own = [k for k in range(len(keys)) if keys[:k] not in shared]
         place = own[0] if own else max(len(keys) - 1, 0)
         index = () if axis is None else (_INDEX,)
         result.append("/".join((*keys[:place], *index, *keys[place:])))
