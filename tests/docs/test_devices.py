@@ -34,6 +34,7 @@ HOLDS = {
     "`shard_map`, FSDP by hand, unchecked, some leaves replicated": ROW,
     "A guarded step": WHOLE,
     "Columns in pieces, and whole": ROW,
+    "Gathered gradients": ROW,
 }
 
 
