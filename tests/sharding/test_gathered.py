@@ -1,4 +1,4 @@
-"""Leaves from `all_gather` in checked `shard_map`: the wrong norm, and the cures of docs/devices.md.
+"""Leaves from `all_gather` in checked `shard_map`: the wrong norm, and the cures of the docs.
 
 Such a leaf is whole on every device, but its type says that it varies over them.
 """
