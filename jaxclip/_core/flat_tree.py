@@ -12,7 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxclip import _validate
+from jaxclip._numerics.scaled_float import accumulator
 from jaxclip._validate import cut, short
+
+_WRAPPED = ("value", "raw_value", "array")
 
 
 class Flat(NamedTuple):
@@ -42,20 +45,42 @@ class Flat(NamedTuple):
     def names(self) -> list[str]:
         """A distinct name for every floating leaf: its keys joined by `/`.
 
-        Flax NNX wraps a parameter in an object whose array is called `value`. That last key is left
-        out, so a name is the same with and without the wrapper.
+        A wrapper of an array, such as `nnx.Param`, does not change the name: if its array is its
+        only leaf, the key of the array is left out.
         """
-        paths = [_without_value(self.paths[i]) for i in self.places]
+        paths = list(map(self._unwrapped, self.places))
         names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
         if len(set(names)) < len(names):
             names = [jax.tree_util.keystr(path) for path in paths]
         return names
 
     @property
-    def last_keys(self) -> list[str]:
-        """The last key of every floating leaf, such as `kernel`; `""` for a bare array."""
-        paths = [_without_value(self.paths[i])[-1:] for i in self.places]
-        return [jax.tree_util.keystr(path, simple=True) for path in paths]
+    def biases(self) -> list[bool]:
+        """Which floating leaves are biases: called `bias`, or the only leaf of a node so called.
+
+        Such a node is a wrapper, whatever it calls its array; a dict, list or tuple is none.
+        """
+        return list(map(self._is_bias, self.places))
+
+    def _unwrapped(self, place: int) -> Any:
+        """The key path of a leaf, or of the wrapper that it is the array of."""
+        path = self.paths[place]
+        while path and _is_wrapped(path[-1]) and self._is_alone(place, path[:-1]):
+            path = path[:-1]
+        return path
+
+    def _is_bias(self, place: int) -> bool:
+        path = self.paths[place]
+        while path and _name(path[-1]) != "bias":
+            if not (_is_of_class(path[-1]) and self._is_alone(place, path[:-1])):
+                return False
+            path = path[:-1]
+        return bool(path)
+
+    def _is_alone(self, place: int, node: Any) -> bool:
+        """Whether a leaf is the only one of the node at a key path: its neighbors are not."""
+        neighbors = self.paths[max(place - 1, 0) : place] + self.paths[place + 1 : place + 2]
+        return all(path[: len(node)] != node for path in neighbors)
 
     def only(self, chosen: Sequence[bool]) -> Flat:
         """The same tree with some of its floating leaves."""
@@ -151,7 +176,7 @@ def alike(tree: Any, like: Flat, names: tuple[str, str] = ("params", "updates"))
     if own.treedef != like.treedef:
         found = difference(own.tree, like.tree, names)
         raise ValueError(f"params and updates differ in structure: {found}")
-    arrays = [jnp.asarray(own.leaves[i]) for i in like.places]
+    arrays = [_measurable(own, i, x, names) for i, x in zip(like.places, like.arrays, strict=True)]
     own = own._replace(arrays=arrays, places=like.places)
     for i, (x, y) in enumerate(zip(own.arrays, like.arrays, strict=True)):
         if x.shape != y.shape:
@@ -183,11 +208,38 @@ def _children(node: Any) -> tuple[dict[Any, Any], Any]:
     return dict(pairs), form
 
 
+def _measurable(own: Flat, place: int, like: jax.Array, names: tuple[str, str]) -> jax.Array:
+    """The leaf beside a floating one, integers as floats: quantized weights have norms as well."""
+    leaf = own.leaves[place]
+    if is_inexact(leaf):
+        return jnp.asarray(leaf)
+    if is_integer(leaf):
+        return jnp.asarray(leaf).astype(accumulator(like))
+    dtype = getattr(leaf, "dtype", type(leaf).__name__)
+    raise ValueError(
+        f"params and updates differ in dtype: {names[0]} has {dtype} and {names[1]} {like.dtype} "
+        f"at {cut(jax.tree_util.keystr(own.paths[place])) or 'the root'}"
+    )
+
+
 def at_step(tree: Any, count: jax.Array) -> Any:
     """A tree of numbers and schedules, with the schedules' values at `count`."""
     limits = _validate.is_one_limit
     return jax.tree.map(lambda x: x(count) if callable(x) else x, tree, is_leaf=limits)
 
 
-def _without_value(path: Any) -> Any:
-    return path[:-1] if path and path[-1] == jax.tree_util.GetAttrKey("value") else path
+def _name(key: Any) -> str:
+    return jax.tree_util.keystr((key,), simple=True)
+
+
+def _is_of_class(key: Any) -> bool:
+    """Whether a key is an attribute, or a number in a class that has no keys for JAX."""
+    return isinstance(key, (jax.tree_util.GetAttrKey, jax.tree_util.FlattenedIndexKey))
+
+
+def _is_wrapped(key: Any) -> bool:
+    """Whether a key is that of the array in a wrapper.
+
+    `nnx.Param` and `nn.Partitioned` call it `value`, and Haliax's `NamedArray` calls it `array`.
+    """
+    return _is_of_class(key) and (_name(key).isdigit() or _name(key) in _WRAPPED)

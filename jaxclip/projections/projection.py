@@ -58,8 +58,8 @@ def projection(
 def _chosen(weights: Flat, mask: Mask) -> list[bool]:
     """The leaves to project, by default kernels: a bias of attention has rank 2 as well."""
     if mask is None:
-        leaves = zip(weights.arrays, weights.last_keys, strict=True)
-        return [w.ndim >= 2 and key != "bias" for w, key in leaves]
+        leaves = zip(weights.arrays, weights.biases, strict=True)
+        return [w.ndim >= 2 and not is_bias for w, is_bias in leaves]
     return weights.chosen(mask, "mask")
 
 

@@ -40,7 +40,8 @@ def project_max_norm(
         axis: the axes of a leaf that are reduced; `None` for all but the last; or a function
             `(name, leaf) -> axes`, such as `jaxclip.projections.flax_units`.
         mask: the leaves to project: a prefix tree of bools, or a function from the parameters
-            to one. `None`: leaves of rank >= 2 that are not called `bias`, that is kernels.
+            to one. `None`: leaves of rank >= 2 that are not called `bias`, that is kernels. The
+            only array of a wrapper, as of `nnx.Param`, has the name of its wrapper.
         axis_name: mesh axes over which a unit is spread, where they cannot be found.
 
     Returns:

@@ -80,7 +80,8 @@ def relative_to_params(factor: LimitTree, *, eps: ArrayLike = 1e-3) -> Threshold
         eps: lower bound on the parameter norm, so that zero-initialized parameters can train.
 
     Returns:
-        A threshold without memory. `update` of the rule needs `params`.
+        A threshold without memory. `update` of the rule needs `params`; integers, as of quantized
+        weights, are measured as floats.
 
     Raises:
         TypeError: if an argument is a bool, a string or not a number.

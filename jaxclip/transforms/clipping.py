@@ -265,7 +265,7 @@ def adaptive_grad_clip(
         axis_name: mesh axes that shard the leaves, where they cannot be found.
 
     Returns:
-        A transformation whose `update` needs `params`.
+        A transformation whose `update` needs `params`; integers among them are measured as floats.
 
     Raises:
         TypeError: if an argument has a wrong type.

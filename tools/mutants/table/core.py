@@ -241,12 +241,34 @@ CHANGES = {
              ", is_leaf=limits)", ")",
              "tests/contract/test_arguments.py::test_schedule_that_is_a_pytree"),
         ],
-        "_without_value": [
-            ("the wrapper of an NNX parameter is part of its name",
-             'return path[:-1] if path and path[-1] == jax.tree_util.GetAttrKey("value") else '
-             "path",
-             "return path",
-             "tests/diagnosis/test_layers.py::test_nnx"),
+        "_measurable": [
+            ("integer weights have no norm",
+             "if is_integer(leaf):", "if False:",
+             "tests/contract/test_integer_weights.py::test_functional_adaptive_grad_clip"),
+        ],
+        "Flat._unwrapped": [
+            ("the wrapper of a parameter is part of its name",
+             "while path and _is_wrapped(path[-1]) and", "while False and",
+             "tests/contract/test_wrappers.py::test_names_are_those_without_a_wrapper"),
+        ],
+        "Flat._is_alone": [
+            ("a node with other leaves is a wrapper",
+             "all(path[: len(node)] != node for path in neighbors)", "True",
+             "tests/contract/test_wrappers.py::test_names_of_modules_stay"),
+            ("only the leaf before is a neighbor",
+             " + self.paths[place + 1 : place + 2]", "",
+             "tests/contract/test_wrappers.py::test_kernel_below_bias"),
+        ],
+        "Flat._is_bias": [
+            ("a bias in a wrapper is a kernel",
+             "path = path[:-1]", "path = ()",
+             "tests/contract/test_wrappers.py::test_projections_leave_out_biases"),
+        ],
+        "_is_of_class": [
+            ("a layer in a dict is a wrapper",
+             "isinstance(key, (jax.tree_util.GetAttrKey, jax.tree_util.FlattenedIndexKey))",
+             "True",
+             "tests/contract/test_wrappers.py::test_kernel_below_bias"),
         ],
     },
 }  # fmt: skip

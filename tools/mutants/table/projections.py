@@ -20,7 +20,7 @@ CHANGES = {
         ],
         "_chosen": [
             ("a bias of rank 2 is projected by default",
-             'return [w.ndim >= 2 and key != "bias" for w', "return [w.ndim >= 2 for w",
+             "w.ndim >= 2 and not is_bias", "w.ndim >= 2",
              "tests/projections/test_landing.py::test_masks"),
         ],
         "_moved": [
