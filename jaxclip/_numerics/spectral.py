@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxclip._numerics.rounding import is_narrow, rounded
 from jaxclip._numerics.scaled_float import power_of_two_near
 
 # A step of Newton and Schulz multiplies a small singular value by 15/8 and squares the distance of
@@ -21,6 +22,9 @@ _SQUARINGS = 20
 # The largest singular value lands at most this many roundings above c: measured 16 by eigh and 5 by
 # products, for up to 512 columns and values up to a thousand times c.
 _ROUNDINGS = 32
+
+# 16-bit matrices land this many epsilons below c, since rounding adds a matrix of that norm.
+_MARGIN = 1.0
 
 
 def bounded(
@@ -46,10 +50,9 @@ def bounded(
     unit = power_of_two_near(jnp.where(good, size, jnp.ones_like(size)))
     work = jnp.where(good, tall * (1 / unit), jnp.zeros_like(tall))  # squares stay in range
 
-    limit = c / unit
-    # As for norms: half an epsilon for storing, so that the stored matrix stays within one.
-    stored, measured = float(jnp.finfo(dtype).eps), float(jnp.finfo(x.dtype).eps)
-    slack = _ROUNDINGS * measured + (stored / 2 if stored > measured else 0.0)
+    margin = _MARGIN * float(jnp.finfo(dtype).eps) if is_narrow(dtype) else 0.0
+    limit = c / unit * (1 - margin)
+    slack = (1 + _ROUNDINGS * float(jnp.finfo(x.dtype).eps)) / (1 - margin) - 1
 
     def by(name: str) -> Any:
         return lambda a, limit: _bounded(a, limit, slack, how, name)
@@ -61,6 +64,7 @@ def bounded(
     keep, value, largest = found
     value = jnp.where(limit > 0, value, jnp.zeros_like(value))  # rounding may leave a rest
     value = (value.T if wide else value).reshape(x.shape) * unit
+    value = rounded(value, dtype) if is_narrow(dtype) else value
     return keep | ~good, value, jnp.where(good, largest * unit, size)
 
 

@@ -22,7 +22,8 @@ def project_max_norm(
 ) -> PyTree:
     r"""Weights whose units are scaled to a norm of at most `max_norm`: $w \min(1, c/\|w\|_2)$.
 
-    A unit inside, up to a rounding of its dtype, is returned bit for bit.
+    A unit inside is returned bit for bit. In bfloat16 and float16 the others are rounded towards
+    zero, so that their norm is at most `max_norm` to 1e-5.
 
     Args:
         w: an array, or a tree of them.

@@ -17,7 +17,16 @@ from jaxclip import _validate
 from jaxclip._core.flat_tree import Flat, at_step
 from jaxclip._core.measure import Measure
 from jaxclip._numerics import collectives, spectral
-from jaxclip._numerics.scaled_float import Norm, Scale, apply, broadcast, quotient
+from jaxclip._numerics.rounding import is_narrow, rounded
+from jaxclip._numerics.scaled_float import (
+    Norm,
+    Scale,
+    apply,
+    broadcast,
+    narrowed,
+    quotient,
+    within,
+)
 from jaxclip._types import How, LimitTree, Method
 
 
@@ -26,10 +35,12 @@ class Landing(NamedTuple):
 
     Attributes:
         keep: the weights inside the set, broadcastable to the leaf.
-        value: the projected leaf, in at least float32; only used where not `keep`.
+        value: the projected leaf, in at least float32, but a number of the dtype that stores it;
+            only used where not `keep`.
         limit: the largest norm, or the largest magnitude of an element, allowed.
         norm: the norms of the units; `None` for a set of single elements.
         scale: the scale of the units.
+        towards: the direction in which 16-bit weights are rounded, as for `rounded`.
     """
 
     keep: jax.Array
@@ -37,6 +48,7 @@ class Landing(NamedTuple):
     limit: Any
     norm: Any = None
     scale: Any = None
+    towards: Any = 0
 
 
 Set = Callable[[Flat, list[Any], jax.Array, Measure], list[Landing]]
@@ -67,33 +79,45 @@ def norms_between(
         leaves = zip(weights.arrays, units.norms(weights), dtypes, arguments, strict=True)
         for x, norm, dtype, (a, b, r) in leaves:
             least, most, share = (
-                broadcast(_validate.number(value), norm.value)
+                broadcast(narrowed(_validate.number(value), norm.value.dtype), norm.value)
                 for value in (0.0 if a is None else a, jnp.inf if b is None else b, r)
             )
-            scale = _between(norm, least, most, share, dtype)
-            landed.append(Landing(~scale.over, apply(x, scale), most, norm, scale))
+            scale, outwards = _between(norm, least, most, share, dtype)
+            value, towards = apply(x, scale), 0
+            if is_narrow(dtype):
+                towards = outwards * jnp.sign(value)
+                value = rounded(value, dtype, towards)
+            landed.append(Landing(~scale.over, value, most, norm, scale, towards))
         return landed
 
     return land
 
 
-def _between(norm: Norm, low: jax.Array, high: jax.Array, rate: jax.Array, dtype: Any) -> Scale:
+def _between(
+    norm: Norm, low: jax.Array, high: jax.Array, rate: jax.Array, dtype: Any
+) -> tuple[Scale, Any]:
     """The scale that brings norms of weights between `low` and `high`.
 
-    Weights that were projected and stored in `dtype` may be outside by a rounding. They count as
-    inside, or they would be scaled again and again. A norm of 0 has no direction and stays 0.
+    And the sign of the change of magnitude by which 16-bit weights are rounded: -1 from above and 1
+    from below, so that they are inside. Where the set is thinner than that, they are rounded to the
+    nearest number, and a norm that is outside by half an epsilon counts as inside. In all dtypes
+    so does one that is outside by the rounding of the norm itself, or weights would be scaled again
+    and again. A norm of 0 has no direction and stays 0.
     """
     n, zero = norm.number, jnp.zeros_like(high)
     high = jnp.maximum(high, zero)  # a traced negative limit counts as 0
-    # Storing takes half an epsilon; the rest is for the norm and for the arithmetic of landing.
-    stored, measured = float(jnp.finfo(dtype).eps), float(jnp.finfo(n.dtype).eps)
-    rounding = 4 * measured + (stored / 2 if stored > measured else 0.0)
-    inside = (n <= high * (1 + rounding)) & (n >= low * (1 - rounding))
+    rounding, outwards = 4 * float(jnp.finfo(n.dtype).eps), zero
+    if is_narrow(dtype):
+        stored = float(jnp.finfo(dtype).eps)
+        thin = low > high * (1 - stored)
+        rounding = jnp.where(thin, zero + (rounding + stored / 2), zero + rounding)
+        outwards = jnp.where(thin, zero, jnp.where(n > high, zero - 1, zero + 1))
+    inside = (n * (1 - rounding) <= high) & (n >= low * (1 - rounding))
     target = jnp.clip(n, low, high)
-    keep = inside | (norm.value == 0) | jnp.isinf(target) | (rate <= 0)
+    keep = inside | (norm.value == 0) | ~jnp.isfinite(target) | (rate <= 0)
     partly = (rate < 1) & jnp.isfinite(n)
     target = jnp.where(partly, target + (1 - rate) * (n - target), target)
-    return quotient(norm, n, target, ~keep)
+    return quotient(norm, n, target, ~keep), outwards
 
 
 def elements_between(low: LimitTree, high: LimitTree, names: tuple[str, str]) -> Set:
@@ -111,23 +135,37 @@ def elements_between(low: LimitTree, high: LimitTree, names: tuple[str, str]) ->
                     "complex numbers have no order; exclude it, in a transformation by mask="
                 )
             least, most = (
-                # As a number of the leaf's dtype, which the leaf can reach.
-                _validate.fitted(c, x.shape, name, f"the leaf {weights.path(i)}")
-                .astype(dtype)
-                .astype(x.dtype)
+                within(
+                    _validate.fitted(c, x.shape, name, f"the leaf {weights.path(i)}"), dtype
+                ).astype(x.dtype)
                 for c, name in (
                     (-jnp.inf if lows[i] is None else lows[i], names[0]),
                     (jnp.inf if highs[i] is None else highs[i], names[1]),
                 )
             )
+            if is_narrow(dtype):
+                least, most = _representable(least, most, dtype)
             value = jnp.where(x < least, least, jnp.where(x > most, most, x))
             limit = [jnp.max(jnp.abs(c), initial=0) for c in (least, most)]
-            landed.append(
-                Landing((x >= least) & (x <= most) | jnp.isnan(x), value, jnp.maximum(*limit))
-            )
+            keep = (x >= least) & (x <= most) | jnp.isnan(x)
+            towards = jnp.where(x > value, -jnp.ones_like(x), jnp.ones_like(x))
+            landed.append(Landing(keep, value, jnp.maximum(*limit), towards=towards))
         return landed
 
     return land
+
+
+def _representable(low: jax.Array, high: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """The least and the largest number of a narrow dtype between two bounds.
+
+    The numbers nearest to the bounds where there is none between them.
+    """
+    least, most = rounded(low, dtype, 1), rounded(high, dtype, -1)
+    none = least > most
+    return (
+        jnp.where(none, rounded(low, dtype), least),
+        jnp.where(none, rounded(high, dtype), most),
+    )
 
 
 def singular_values(max_norm: LimitTree, how: How, method: Method | None) -> Set:
@@ -147,7 +185,7 @@ def singular_values(max_norm: LimitTree, how: How, method: Method | None) -> Set
                     "a real matrix that is whole on every device; exclude it, in a transformation "
                     "by mask="
                 )
-            c = _validate.number(jnp.inf if c is None else c).astype(x.dtype)
+            c = narrowed(_validate.number(jnp.inf if c is None else c), x.dtype)
             c, whole = jnp.maximum(c, jnp.zeros_like(c)), collectives.gathered(x)
             keep, value, largest = spectral.bounded(whole, c, dtype, how, method)
             one = jnp.ones_like(largest)

@@ -18,9 +18,12 @@ from jaxclip._core.flat_tree import Flat, alike, flatten
 from jaxclip._core.measure import measure
 from jaxclip._core.state import ClipState, Record
 from jaxclip._numerics import collectives
+from jaxclip._numerics.rounding import is_narrow, rounded
 from jaxclip._numerics.scaled_float import accumulator, widened
 from jaxclip._types import AxisName, Mask, PyTree, UnitAxes
 from jaxclip.projections.constraints import Landing, Set
+
+_FAR = 8  # times the limit: a 16-bit weight that is larger takes two steps
 
 
 def projection(
@@ -43,11 +46,12 @@ def projection(
         steps = alike(flat.tree, weights, ("updates", "params"))
         chosen = _chosen(weights, mask)
         weights, steps = weights.only(chosen), steps.only(chosen)
+        steps = steps._replace(arrays=list(map(_given, weights.arrays, steps.arrays)))
         moved = weights._replace(arrays=list(map(_moved, weights.arrays, steps.arrays)))
         for i, x in enumerate(moved.arrays):
             collectives.sharded_axes(x, units.axis_name, moved.path(i))  # raises if replicated
         landed = inside(moved, [w.dtype for w in weights.arrays], state.update_count, units)
-        arrays = list(map(_step, weights.arrays, steps.arrays, moved.arrays, landed))
+        arrays = list(map(_step, weights.arrays, steps.arrays, landed))
         seen = _seen(moved, landed, units.axis_name) if record else None
         return steps.rebuild(arrays), states.following(state, seen)
 
@@ -63,32 +67,58 @@ def _chosen(weights: Flat, mask: Mask) -> list[bool]:
     return weights.chosen(mask, "mask")
 
 
+def _given(w: jax.Array, u: jax.Array) -> jax.Array:
+    """The update in the dtype of computations, rounded to the dtype of narrow weights.
+
+    A wider update becomes the one that leads to the weights nearest to w + u.
+    """
+    wide = widened(u, accumulator(w))
+    if not is_narrow(w.dtype):
+        return wide
+    if u.dtype != w.dtype:
+        moved = _moved(w, wide)
+        wide = jnp.where(jnp.isfinite(moved), moved - widened(w, wide.dtype), wide)
+    return rounded(wide, w.dtype)
+
+
 def _moved(w: jax.Array, u: jax.Array) -> jax.Array:
-    """W + u in at least float32."""
-    wide = accumulator(w)
-    return widened(w, wide) + widened(u, wide)
+    """W + u in at least float32, rounded as the weights are stored."""
+    moved = widened(w, accumulator(w)) + u
+    return rounded(moved, w.dtype) if is_narrow(w.dtype) else moved
 
 
-def _step(w: jax.Array, u: jax.Array, moved: jax.Array, landing: Landing) -> jax.Array:
+def _step(w: jax.Array, u: jax.Array, landing: Landing) -> jax.Array:
     """The update that takes w where w + u lands; u itself where that is inside the set."""
-    wide = accumulator(w)
-    to_target = landing.value - widened(w, wide)
-    if landing.norm is None:
-        to_target = _not_beyond(widened(w, wide), to_target, moved, landing.value)
+    wide = widened(w, accumulator(w))
+    to_target = landing.value - wide
+    if is_narrow(w.dtype):
+        to_target = rounded(to_target, w.dtype, _side(wide, landing))
+    elif landing.norm is None:
+        to_target = _not_beyond(wide, to_target, landing)
     keep = landing.keep | ~jnp.isfinite(w)  # no difference leads away from an infinite weight
-    return jnp.where(keep, widened(u, wide), to_target)
+    return jnp.where(keep, u, to_target).astype(w.dtype)
 
 
-def _not_beyond(w: jax.Array, step: jax.Array, moved: jax.Array, bound: jax.Array) -> jax.Array:
+def _side(w: jax.Array, landing: Landing) -> Any:
+    """The direction in which a step is rounded where it is no number of the weights' dtype.
+
+    A weight far above the limit of its norm keeps its sign: rounded to 0, a unit has no direction.
+    """
+    if landing.norm is None:
+        return landing.towards
+    return jnp.where(jnp.abs(w) > _FAR * landing.limit, jnp.sign(w), landing.towards)
+
+
+def _not_beyond(w: jax.Array, step: jax.Array, landing: Landing) -> jax.Array:
     """The step from w to a bound of its element, shorter by one float if it would lead beyond.
 
     Some floats cannot be reached from others by adding a float.
     """
-    above = moved > bound
+    above, bound = landing.towards < 0, landing.value
     beyond = jnp.where(above, w + step > bound, w + step < bound)
-    infinite = jnp.full_like(step, jnp.inf)
+    most = float(jnp.finfo(step.dtype).max)
     here = jax.lax.stop_gradient(step)  # `nextafter` has no derivative
-    shorter = jnp.nextafter(here, jnp.where(above, -infinite, infinite))
+    shorter = jnp.nextafter(here, jnp.where(above, -most, most).astype(here.dtype))
     return jnp.where(beyond, step + (shorter - here), step)
 
 

@@ -30,10 +30,16 @@ def project_max_norm(
     a column, as in Keras with `axis=0`. `axis=1` bounds the rows instead, the outgoing weights of
     one input, as `tf.clip_by_norm(weights, c, axes=1)`.
 
-    The projection is idempotent: a unit inside the set, up to a rounding of its dtype, is unchanged
-    bit for bit, so weights are never eroded. `update` returns a difference, which lands to a
-    rounding of the weights before the step: weights that start far outside the set, say at a
-    thousand times the limit, need a second step.
+    The projection is idempotent: a unit inside the set is unchanged bit for bit, so weights are
+    never eroded. `update` returns a difference in the weights' dtype, which lands to a rounding of
+    the weights before the step: weights that start far outside the set, say at a thousand times the
+    limit, need a second step.
+
+    In bfloat16 and float16 the weights after the step, w + u in their dtype, have a norm of at most
+    c to 1e-5, and of at least c minus a rounding: P(w + u) is rounded towards zero. Where it is
+    within a factor of two of w, the difference is exact; elsewhere it is rounded to the same side.
+    An update of another dtype inside the set becomes the one that leads to the number nearest to
+    w + u.
 
     Args:
         max_norm: c: a number >= 0, a scalar array, a schedule, or a prefix tree of those.
@@ -45,8 +51,8 @@ def project_max_norm(
         axis_name: mesh axes over which a unit is spread, where they cannot be found.
 
     Returns:
-        A transformation, last in a chain, whose `update` needs `params`. For parameters narrower
-        than float32 the update is float32, so that rounding happens once, in `apply_updates`.
+        A transformation, last in a chain, whose `update` needs `params` and returns updates in the
+        weights' dtype.
 
     Raises:
         TypeError: if an argument has a wrong type.
@@ -77,7 +83,8 @@ def project_unit_norm(
 
     $$u \leftarrow P(w + u) - w, \qquad P(w) = \frac{w}{\|w\|_2}$$
 
-    for every unit. A unit of zeros has no direction and stays as it is.
+    for every unit. A unit of zeros has no direction and stays as it is. In bfloat16 and float16 the
+    result is rounded to the nearest number, so a norm is 1 to half an epsilon of the dtype.
 
     Args:
         axis: the axes of a leaf that are reduced, as for `project_max_norm`.
@@ -121,7 +128,8 @@ def project_min_max_norm(
     $$u \leftarrow P(w + u) - w, \qquad
       P(w) = w \, \frac{r \min(\max(n, a), b) + (1 - r) n}{n}, \qquad n = \|w\|_2$$
 
-    for every unit. A unit of zeros has no direction and stays as it is.
+    for every unit. A unit of zeros has no direction and stays as it is. Weights of 16 bits are
+    rounded to the inside; to the nearest number where a and b differ by less than a rounding.
 
     Args:
         min_norm: a: a finite number >= 0, a scalar array, a schedule, `None` for no bound, or a
@@ -201,6 +209,8 @@ def project_box(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps each weight between two bounds: $u \leftarrow \min(\max(w + u, l), h) - w$.
 
+    The bounds of 16-bit weights are the least and the largest number of their dtype in between.
+
     Args:
         min_value: l: a number, an array that broadcasts to a leaf, a schedule, `None` for no bound,
             or a prefix tree of those.
@@ -250,9 +260,10 @@ def project_spectral_norm(
 
     The largest singular value lands at most 32 roundings above c (4e-6 in float32), and at most one
     rounding of its old value below, by both methods: measured for up to 512 columns and values up
-    to a thousand times c. A matrix inside, up to that or to the rounding of its own
-    dtype, is unchanged bit for bit. The other values are right to (sigma_1 / c)^2 roundings: a
-    few in training, where every step starts inside.
+    to a thousand times c. A matrix inside, up to that, is unchanged bit for bit. The other values
+    are right to (sigma_1 / c)^2 roundings: a few in training, where every step starts inside. In
+    bfloat16 and float16 the largest value lands one epsilon of the dtype below c, since storing the
+    matrix moves it by up to that.
 
     Args:
         max_norm: c: a number >= 0, a scalar array, a schedule, or a prefix tree of those.

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxclip
-from tests.support import contexts, meshes, modes, registry, weights
+from tests.support import contexts, meshes, registry, weights
 from tests.support import oracles as o
 from tests.support.weights import BY_NAME, PROJECTIONS
 
@@ -193,29 +193,43 @@ def test_shard_map_errors():
         weights.assert_lands(MAX, 1.0, p[key], p[key], landed)
 
 
-# ---- wrappers and 16-bit parameters
+# ---- wrappers, and weights of 16 bits
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("wrapper", ["multi_steps", "masked", "skip_nonfinite", "partition"])
-def test_wrappers_with_bfloat16_parameters(wrapper):
-    """The update is float32 there, and the wrapper must not mind."""
-    p = {"k": jnp.full((3, 2), 2.0, jnp.bfloat16), "b": jnp.ones(2, jnp.bfloat16)}
-    tx = optax.chain(optax.sgd(1.0), jaxclip.project_max_norm(1.0))
-    made = {
-        "multi_steps": lambda: optax.MultiSteps(tx, 2),
-        "masked": lambda: optax.masked(tx, {"k": True, "b": False}),
-        "skip_nonfinite": lambda: jaxclip.skip_nonfinite(tx),
-        "partition": lambda: optax.partition({"a": tx, "b": optax.sgd(1.0)}, {"k": "a", "b": "b"}),
-    }[wrapper]()
-    with modes.relaxed():
-        state = made.init(p)
-        update = jax.jit(made.update)
-        for _ in range(4):
-            updates, state = update(jax.tree.map(lambda x: -x, p), state, p)
-            p = optax.apply_updates(p, updates)
-    assert p["k"].dtype == jnp.bfloat16
-    np.testing.assert_allclose(o.norm(p["k"], 2, (0,)), 1.0, rtol=registry.eps("bfloat16"))
+WRAPPERS = {
+    "none": lambda tx: tx,
+    "multi_steps": lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
+    "apply_every": lambda tx: optax.chain(tx, optax.apply_every(2)),
+    "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3),
+    "skip_nonfinite": jaxclip.skip_nonfinite,
+    "masked": lambda tx: optax.masked(tx, {"k": True, "b": False}),
+    "partition": lambda tx: optax.partition({"a": tx, "b": optax.sgd(1.0)}, {"k": "a", "b": "b"}),
+}
+
+
+@pytest.mark.relaxed  # Optax promotes dtypes
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "wrapper",
+    [pytest.param(w, marks=[] if w == "apply_if_finite" else pytest.mark.slow) for w in WRAPPERS],
+)
+def test_wrappers_of_16_bit_weights(wrapper, dtype):
+    """In a `scan`, which refuses a change of dtype; what a wrapper adds up is inside as well."""
+    tx = WRAPPERS[wrapper](optax.chain(optax.sgd(0.5), jaxclip.project_max_norm(1.0)))
+    start = {"k": jnp.full((3, 2), 0.4, dtype), "b": jnp.ones(2, dtype)}
+
+    def body(carry, _):
+        p, state = carry
+        updates, state = tx.update(jax.tree.map(lambda x: -x, p), state, p)
+        return (optax.apply_updates(p, updates), state), p
+
+    run = jax.jit(lambda p: jax.lax.scan(body, (p, tx.init(p)), length=6))
+    (p, _), seen = run(start)
+    assert p["k"].dtype == dtype
+    reached = o.norm(seen["k"], 2, (1,))
+    if wrapper != "apply_every":  # it adds two updates of the same weights
+        assert reached.max() <= 1 + 1e-5
+    assert reached.max() >= 1 - registry.eps(dtype)
 
 
 def test_one_trace():

@@ -14,7 +14,7 @@ from tests.support import oracles as o
 from tests.support import registry, weights
 
 pytestmark = [
-    pytest.mark.relaxed,  # optax.apply_updates adds float32 to bfloat16
+    pytest.mark.relaxed,  # biases have a lower rank than what they are added to
     pytest.mark.slow,
 ]
 
@@ -114,11 +114,15 @@ def trained(request):
 
 
 def test_weights_are_in_their_sets_after_every_step(trained):
-    """To one epsilon of the dtype, to two in float32, where the arithmetic rounds as well."""
+    """To 1e-5, in bfloat16 too; in float32 to two epsilons, of singular values to 32.
+
+    Norms of 1 are rounded to the nearest bfloat16.
+    """
     dtype, after, _, _ = trained
-    near = registry.eps(dtype) * (2 if dtype == "float32" else 1)
     for name, (_, _, bounds) in LAYERS.items():
-        slack = 32 * registry.eps(dtype) if (name, dtype) == ("spectral", "float32") else near
+        slack = (32 if name == "spectral" else 2) * registry.eps("float32")
+        if dtype == "bfloat16":
+            slack = registry.eps(dtype) / 2 if name == "unit" else 1e-5
         for step, w in enumerate(after[name]["kernel"]):
             assert w.dtype == dtype
             found, low, high = bounds(w)
@@ -141,21 +145,12 @@ def test_every_projection_was_active(trained):
 
 
 def test_weights_inside_come_back_bit_for_bit(trained):
-    """A second projection does not change weights that the step brought inside: 500 times.
-
-    In float32 this holds for all of them. In bfloat16 the rounding may leave a unit just outside of
-    its set.
-    """
-    dtype, after, _, _ = trained
+    """A second projection does not change weights that the step brought inside: 500 times."""
+    _, after, _, _ = trained
     kernels = {name: after[name]["kernel"] for name in LAYERS}
     again = jax.jit(lambda k: {name: jax.vmap(LAYERS[name][1])(w) for name, w in k.items()})
     for name, out in jax.device_get(again(kernels)).items():
-        changed = (out != kernels[name]).any(axis=(1, 2))
-        assert changed.mean() <= (0 if dtype == "float32" else 0.05), name
-        for step in np.flatnonzero(changed):
-            found, low, high = LAYERS[name][2](kernels[name][step])
-            inside = np.broadcast_to((found <= high) & (found >= low), out[step].shape)
-            assert (out[step] == kernels[name][step])[inside].all(), (name, step)
+        assert (out == kernels[name]).all(), name
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
