@@ -63,8 +63,8 @@ def last_state(folder):
     """The newest checkpoint's arrays, by path, and its position."""
     config = config_file.config(folder / "config.json")
     run = loop.prepare(config, data.load(config.dataset))
-    with checkpoints.Checkpoints(folder) as kept:
-        state, position = kept.latest(run.state)
+    with checkpoints.Checkpoints(folder, config) as kept:
+        state, position, *_ = kept.latest(run.state, print)
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}, position
 

@@ -53,7 +53,7 @@ def test_config_written_by_a_run_round_trips(tmp_path, few_digits, capsys):
     from rich.console import Console
 
     from jaxclip.train.commands import train
-    from jaxclip.train.recording import checkpoints
+    from jaxclip.train.recording import resuming
 
     settings = presets.get("explode").override(
         {"sizes": (3,), "batch_size": 32, "epochs": 1, "learning_rate": 1 / 3}
@@ -61,7 +61,7 @@ def test_config_written_by_a_run_round_trips(tmp_path, few_digits, capsys):
     train.run(settings, few_digits, str(tmp_path), Console())
     kept = config_file.config(tmp_path / "config.json")
     assert kept == settings.override({"dataset": "digits"})
-    assert checkpoints.check(str(tmp_path), settings) == kept
+    assert resuming.check(str(tmp_path), settings) == kept
     assert not (tmp_path / "tensorboard").exists()
 
 

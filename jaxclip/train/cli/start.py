@@ -9,7 +9,7 @@ import argparse
 from jaxclip.train.cli import flags
 from jaxclip.train.config import config_file, presets
 from jaxclip.train.config.presets import Config
-from jaxclip.train.errors import UserError
+from jaxclip.train.errors import UserError, user_path
 
 COMPARED = "explode"  # the preset that `compare` takes by default
 
@@ -33,17 +33,19 @@ def train(options: argparse.Namespace) -> None:
     optimizer.check(config)  # before the slower imports
     from jaxclip.train import data
     from jaxclip.train.commands import train
-    from jaxclip.train.recording import checkpoints
+    from jaxclip.train.recording import resuming
     from jaxclip.train.reporting import terminal
     from jaxclip.train.training import processes
 
     index = options.process_index
     processes.connect(options.coordinator, options.process_count, index, options.cluster)
     out = options.out or f"runs/{config.preset}"
-    if options.resume:
-        config = checkpoints.check(out, config)
-    images = data.load(config.dataset, options.data_dir)
     console = terminal.console(quiet=not processes.is_leader())
+    if options.resume:
+        config = resuming.check(out, config)
+        if not resuming.names(user_path(out, "--out")):
+            terminal.say(console, f"no checkpoint in {out}: starting from the beginning")
+    images = data.load(config.dataset, options.data_dir)
     switches = {"resume": options.resume, "tensorboard": options.tensorboard}
     with processes.explain_lost_process():
         train.run(config, images, out, console, **switches)
@@ -53,9 +55,11 @@ def _config_to_resume(options: argparse.Namespace) -> Config | None:
     """Returns the run in the folder of `--resume --out FOLDER`, if nothing else names a run."""
     if not (options.resume and options.out) or options.preset or options.config:
         return None
-    from jaxclip.train.recording import checkpoints
+    from jaxclip.train.recording import resuming
 
-    saved = checkpoints.saved_config(options.out, "--resume")
+    if not resuming.has_run(options.out):
+        return None
+    saved = resuming.saved_config(options.out, "--resume")
     return saved.override(flags.overrides(options))
 
 

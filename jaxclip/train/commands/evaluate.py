@@ -1,5 +1,6 @@
 """`jaxclip evaluate`: computes a run's test scores from its last checkpoint."""
 
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -7,7 +8,7 @@ from rich.console import Console
 from jaxclip.train.config.presets import Config
 from jaxclip.train.data import Data
 from jaxclip.train.errors import user_path
-from jaxclip.train.recording import checkpoints
+from jaxclip.train.recording import checkpoints, resuming
 from jaxclip.train.reporting import terminal
 from jaxclip.train.training import loop
 
@@ -18,14 +19,14 @@ def config(folder: str) -> Config:
     Raises:
       UserError: if the folder holds no run with a checkpoint.
     """
-    return checkpoints.saved_config(folder, "FOLDER").override({"parallel": "none"})
+    return resuming.saved_config(folder, "FOLDER").override({"parallel": "none"})
 
 
 def run(config: Config, data: Data, folder: str, console: Console) -> dict[str, Any]:
     """Restores the last checkpoint; prints and returns its test scores."""
     prepared = loop.prepare(config, data)
-    with checkpoints.Checkpoints(user_path(folder, "FOLDER")) as saved:
-        state, position = saved.latest(prepared.state)
+    with checkpoints.Checkpoints(user_path(folder, "FOLDER"), config) as saved:
+        state, position, *_ = saved.latest(prepared.state, partial(terminal.say, console))
     terminal.say(console, data.describe())
     test = data.test_images, data.test_labels
     scores = {k: float(v) for k, v in prepared.evaluate(state.params, state.stats, *test).items()}

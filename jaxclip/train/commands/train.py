@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +19,8 @@ from jaxclip.train.config import config_file
 from jaxclip.train.config.presets import Config
 from jaxclip.train.data import Data
 from jaxclip.train.errors import RunError, UserError
-from jaxclip.train.recording import history, metrics_file, strict_json
-from jaxclip.train.recording.checkpoints import Checkpoints, Position
+from jaxclip.train.recording import history, metrics_file, resuming, strict_json
+from jaxclip.train.recording.checkpoints import Checkpoint, Checkpoints, Position
 from jaxclip.train.recording.history import History
 from jaxclip.train.recording.metrics_file import MetricsFile
 from jaxclip.train.recording.run_folder import RunFolder
@@ -60,8 +61,8 @@ def run(
       data: the images.
       out: the output folder.
       console: where to print.
-      resume: continue from the folder's last checkpoint; the run ends bit for bit as if it had not
-        been interrupted.
+      resume: continue from the folder's last checkpoint, if there is one; the run ends bit for bit
+        as if it had not been interrupted.
       tensorboard: write event files too.
     """
     start = time.perf_counter()
@@ -69,11 +70,13 @@ def run(
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(RunFolder(out, lock=processes.is_leader()))
         terminal.say(console, data.describe())
+        resume = resume and bool(resuming.names(folder.path))
+        processes.wait_for_all()  # until all have looked
         if processes.is_leader() and not resume:
             set_earlier_run_aside(folder, console)
         processes.wait_for_all()  # until the folder is ready
-        checkpoints = stack.enter_context(Checkpoints(folder.path))
-        job = _job(prepared, data, folder, checkpoints, resume)
+        checkpoints = stack.enter_context(Checkpoints(folder.path, prepared.config))
+        job = _job(prepared, data, folder, checkpoints, console if resume else None)
         if processes.is_leader():
             return _train_and_summarize(job, console, tensorboard, start)
         for _ in _epochs(job):
@@ -87,9 +90,14 @@ def set_earlier_run_aside(folder: RunFolder, console: Console) -> None:
         terminal.say(console, f"note: {folder.path} held another run, which is now in {earlier}")
 
 
-def _job(run: Run, data: Data, folder: RunFolder, checkpoints: Checkpoints, resume: bool) -> _Job:
+def _job(
+    run: Run, data: Data, folder: RunFolder, checkpoints: Checkpoints, resume: Console | None
+) -> _Job:
     kernels = kernel_norms.kernels(run.config, run.state.params)
-    state, position = checkpoints.latest(run.state) if resume else (run.state, Position(0, 0))
+    state, position = run.state, Position(0, 0)
+    if resume:
+        say = partial(terminal.say, resume)
+        state, position, *_ = checkpoints.latest(run.state, say, aside=True)
     if position.epochs > run.config.epochs:
         problem = f"the run in {folder.path} has already trained {position.epochs}"
         raise UserError(f"--epochs={run.config.epochs}: {problem}")
@@ -104,7 +112,8 @@ def _epochs(job: _Job) -> Iterator[tuple[Epoch, dict[str, float]]]:
         yield epoch, kernel_norms.record(job.kernels, watch(epoch.state))
         done = epoch.number + 1
         if epoch.failure is None and _is_checkpoint_due(config, done):
-            job.checkpoints.save(epoch.state, Position(done, done * job.run.steps_per_epoch))
+            position = Position(done, done * job.run.steps_per_epoch)
+            job.checkpoints.save(Checkpoint(epoch.state, position))
 
 
 def _is_checkpoint_due(config: Config, done: int) -> bool:

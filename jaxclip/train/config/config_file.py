@@ -17,15 +17,13 @@ from jaxclip.train.errors import UserError, user_path
 NAME = "config.json"
 
 
-def read(file: str | Path, flag: str = "--config") -> dict[str, Any]:
-    """Reads fields of a run from a file.
+def config(file: str | Path, flag: str = "--config", preset: str | None = None) -> Config:
+    """Reads a run: `preset`, or the preset that the file names, with the file's other fields.
 
     Args:
       file: the path.
       flag: the flag that named the file, for errors.
-
-    Returns:
-      Values by field, `preset` among them if the file names it.
+      preset: the preset that the user named.
 
     Raises:
       UserError: if the file cannot be read, or holds an unknown field or a wrong type.
@@ -34,27 +32,27 @@ def read(file: str | Path, flag: str = "--config") -> dict[str, Any]:
         content = json.loads(user_path(file, flag).read_text())
     except OSError as error:
         raise UserError(f"{flag}={file}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{flag}={file}: not JSON ({error})") from None
+    return of_fields(content, f"{flag}={file}", preset)
+
+
+def of_fields(content: Any, source: str, preset: str | None = None) -> Config:
+    """Returns the run with the fields of a JSON object, which `source` names in errors."""
     if not isinstance(content, dict):
-        raise UserError(f"{flag}={file}: not a JSON object of fields and values")
+        raise UserError(f"{source}: not a JSON object of fields and values")
     kinds = {field.name: field.type for field in presets.fields()}
     for key, value in content.items():
         if key not in kinds:
-            raise UserError(f"{flag}={file}: unknown field {key!r}, choose from {', '.join(kinds)}")
+            raise UserError(f"{source}: unknown field {key!r}, choose from {', '.join(kinds)}")
         if not _has_type(value, kinds[key]):
-            raise UserError(f"{flag}={file}: {key}={value!r} must be {_described(kinds[key])}")
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-
-
-def config(file: str | Path, flag: str = "--config", preset: str | None = None) -> Config:
-    """Reads a run: `preset`, or the preset that the file names, with the file's other fields."""
-    values = read(file, flag)
+            raise UserError(f"{source}: {key}={value!r} must be {_described(kinds[key])}")
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
     name = values.pop("preset", preset)
     if name is None:
-        raise UserError(f"{flag}={file}: names no preset, and none was given")
+        raise UserError(f"{source}: names no preset, and none was given")
     if preset not in (None, name):
-        raise UserError(f"{flag}={file}: names the preset {name}, not {preset}")
+        raise UserError(f"{source}: names the preset {name}, not {preset}")
     return dataclasses.replace(presets.get(name), **values)
 
 

@@ -71,7 +71,7 @@ class Config:
     project: tuple[str, ...] = ()
     guard: tuple[str, ...] = ()
     log_every: int = 10  # steps from one step record to the next; 1 records every step
-    checkpoint_every: int = 5  # epochs from one checkpoint to the next; 0 writes none
+    checkpoint_every: int = 1  # epochs from one checkpoint to the next; 0 writes none
     parallel: str = "none"  # the strategy on several devices: see `training.devices`
     report: str = "accuracy"
     allow_nonfinite: bool = False

@@ -7,6 +7,7 @@ writing to another file.
 import contextlib
 import errno
 import os
+import re
 from pathlib import Path
 
 from jaxclip.train.errors import RunError
@@ -72,3 +73,15 @@ def explained(path: Path):
         yield
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def cause(error: BaseException | None) -> str | None:
+    """Returns the system's words for a failure, also for another library's; None without any."""
+    while error:
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        # TensorStore's errors are of other types, with the system's number in the text.
+        if match := re.search(r"os_error_code='(\d+)'", str(error)):
+            return os.strerror(int(match[1]))
+        error = error.__cause__ or error.__context__
+    return None
