@@ -145,7 +145,9 @@ class Parts:
         path = (*place.path, key)
         numbered = isinstance(key, jax.tree_util.SequenceKey) or (self.raw and name.isdigit())
         order = (int(name), "") if numbered else (0, name)
-        is_wrapper = key == jax.tree_util.GetAttrKey("value")  # of an array in Flax NNX
+        # The array in a wrapper of Flax, which on disk may be a dict with one key.
+        stored = self.raw and isinstance(node, dict) and list(node) == ["value"]
+        is_wrapper = stored or key == jax.tree_util.GetAttrKey("value")
         if is_wrapper or (numbered and (self.raw or place.in_chain)):
             return order, place._replace(path=path)
         if not isinstance(key, jax.tree_util.GetAttrKey):

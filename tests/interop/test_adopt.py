@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from flax import nnx
 from flax.training.train_state import TrainState
 
@@ -169,6 +170,17 @@ def test_optimizer_of_nnx():
     registry.assert_same_bits(got, want)
     new.update(model, grads)
     assert int(jaxclip.metrics(new)["clip_by_global_norm/count"]) == 1
+
+
+def test_partitioned_parameters():
+    """Linen's wrapper is a dict on disk; a dict of parameters with the same key is none."""
+    wrapped = {"kernel": nn.Partitioned(jnp.ones((2, 3)), names=("in", "out"))}
+    for params in (wrapped, {"query": {"value": jnp.ones(2)}}):
+        old = optax.chain(optax.clip(9.0), optax.trace(0.9))
+        new = optax.chain(jaxclip.clip(9.0), optax.trace(0.9))
+        _, state = old.update(params, old.init(params))
+        for source in (state, from_disk(state)):
+            registry.assert_same_bits(jaxclip.adopt(new, params, source)[1], state[1])
 
 
 @pytest.mark.slow
