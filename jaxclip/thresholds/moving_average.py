@@ -267,11 +267,7 @@ def ema_ratio(
         2025, arXiv:2502.11034.
     """
     _validate.between(beta, 0, 1, "beta")
-    for name, value in (
-        ("max_ratio", max_ratio),
-        ("warmup_norm", warmup_norm),
-        ("floor", floor),
-    ):
+    for name, value in (("max_ratio", max_ratio), ("warmup_norm", warmup_norm), ("floor", floor)):
         _validate.real_number(value, name)
     warmup = _validate.whole_number(warmup_steps, "warmup_steps", 0)
 
