@@ -157,6 +157,15 @@ def test_norms_of_a_monitor():
         np.testing.assert_array_equal(value, log[key][-1])
 
 
+def test_several_states_at_once():
+    """`vmap` puts an axis in front; the slices are those along the last."""
+    monitor = jaxclip.monitor(stacked=0)
+    states = jax.vmap(lambda u: monitor.update(u, monitor.init(u))[1])(jnp.eye(3, 2)[..., None])
+    for found in (jaxclip.metrics(states), jaxclip.metrics(jax.device_get(states))):
+        np.testing.assert_array_equal(found["monitor/norm/0"], [1, 0, 0])
+        np.testing.assert_array_equal(found["monitor/norm/1"], [0, 1, 0])
+
+
 def test_diagnosis_of_metrics():
     """Over the steps, as of monitors of the unrolled layers."""
     logs, tree = [], _falling()

@@ -103,6 +103,25 @@ def test_jit_on_a_mesh(kind):
     assert str(said) == str(jaxclip.diagnose(tree, stacked=_stacked))
 
 
+def test_leaves_that_are_replicated_over_axis_name():
+    """The gains are whole on each device, the kernels are not; without a stack that is an error."""
+    tree = {"kernel": jnp.ones((8, 4, 2)), "gain": jnp.ones(8)}
+    specs = {"kernel": P("layers", "data"), "gain": P("layers")}
+    mesh = jax.make_mesh((4, 2), ("layers", "data"), (AxisType.Auto,) * 2)
+
+    def mapped(rule):
+        return jax.shard_map(
+            lambda u: rule.update(u, rule.init(u))[0], mesh=mesh, in_specs=(specs,), out_specs=specs
+        )
+
+    rule = jaxclip.clip_by_norm(2.0, stacked=0, axis_name="data")
+    out = jax.jit(mapped(rule))(tree)
+    np.testing.assert_allclose(out["kernel"], np.full((8, 4, 2), 2 / 8**0.5), rtol=1e-6)
+    np.testing.assert_array_equal(out["gain"], tree["gain"])
+    with pytest.raises(ValueError, match=r"\['gain'\] is replicated over this mesh axis"):
+        jax.eval_shape(mapped(jaxclip.clip_by_norm(2.0, axis_name="data")), tree)
+
+
 @pytest.mark.parametrize("stacked", [0, _stacked])
 def test_a_sharded_stack_needs_axis_name(stacked):
     tree = {"blocks": jnp.ones((8, 4))}
