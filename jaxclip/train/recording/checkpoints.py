@@ -14,6 +14,7 @@ import itertools
 import logging
 import shutil
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,6 +37,7 @@ from jaxclip.train.training.loop import State
 from jaxclip.train.training.tensor_norms import Telemetry
 
 KEPT = 2
+_TASKS_END_SECONDS = 0.2
 # Orbax's threads and tasks log their errors, which the main thread reports once.
 for _name in ("absl", "asyncio"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
@@ -164,9 +166,10 @@ class Checkpoints(contextlib.AbstractContextManager):
         except Exception as error:
             if not (cause := files.cause(error)):
                 raise
-        with contextlib.suppress(OSError):
-            shutil.rmtree(part)
+        self._next.clear()
+        time.sleep(_TASKS_END_SECONDS)
         gc.collect()  # Orbax's other tasks, while their errors are not printed
+        shutil.rmtree(part, ignore_errors=True)
         raise RunError(f"{self._run / FOLDER}: a checkpoint cannot be written ({cause})")
 
     def _begin(self, part: Path) -> None:
