@@ -29,7 +29,7 @@ from jaxclip._numerics.scaled_float import (
     times,
     widened,
 )
-from jaxclip._types import AxisName, LimitTree, PyTree
+from jaxclip._types import AxisName, LimitTree, PyTree, Stacked
 from jaxclip._validate import short
 from jaxclip.thresholds.fixed import given
 from jaxclip.transforms.clip_by import measured
@@ -57,6 +57,7 @@ def scale_by_stable_adam(
     *,
     nesterov: bool = False,
     threshold: LimitTree = 1.0,
+    stacked: Stacked = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam with update clipping, in place of `optax.scale_by_adam`.
@@ -86,6 +87,7 @@ def scale_by_stable_adam(
             parameters. `bfloat16` has the range of float32; `float16` ends at 65504.
         nesterov: whether to use Nesterov momentum.
         threshold: the largest rms_k: a number >= 0, a schedule, or a prefix tree of those.
+        stacked: the axis along which leaves stack layers, or a function, as for `jaxclip.clip_by`.
         axis_name: mesh axes that shard the leaves, where they cannot be found.
 
     Returns:
@@ -122,8 +124,8 @@ def scale_by_stable_adam(
     _validate.real_number(eps_root, "eps_root", finite=True)
     _validate.flag(nesterov, "nesterov")
     stored = _moment_dtype(mu_dtype)
-    limit = given(threshold, "threshold", "leaf")
-    rule = measure("leaf", "rms", axis_name=axis_name)
+    rule = measure("leaf", "rms", axis_name=axis_name, stacked=stacked)
+    limit = given(threshold, "threshold", "leaf" if stacked is None else None)
     adam = _Adam(b1, b2, eps, None if _is_known(eps_root, 0) else eps_root, nesterov)
     name = "scale_by_stable_adam"
 

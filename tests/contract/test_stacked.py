@@ -45,6 +45,7 @@ RULES = {
     "adagc of units": _rule("adagc", warmup_steps=2, scope="unit"),
     "adagc of root mean squares": _leaf(thresholds.ema_ratio(warmup_steps=2), ord="rms"),
     "clip_by_history": _rule("clip_by_history", window=3, min_history=2, scope="leaf"),
+    "scale_by_stable_adam": _rule("scale_by_stable_adam", b2=0.9),
     "tracked_quantile": _leaf(thresholds.tracked_quantile(0.6)),
 }
 PLAIN = ("clip_by_norm of a slice's axis", "adaptive_grad_clip by Flax's units")

@@ -198,6 +198,9 @@ CHANGES = {
     },
     "transforms/stable_adam.py": {
         "scale_by_stable_adam": [
+            ("stable Adam ignores stacked",
+             "axis_name=axis_name, stacked=stacked)", "axis_name=axis_name)",
+             "tests/contract/test_stacked.py::test_a_stack_is_clipped_as_its_layers -k 'stable'"),
             ("the mean is over the elements of one device",
              'measure("leaf", "rms", axis_name=axis_name)', 'measure("leaf", "rms", axis_name=())',
              "tests/contract/test_stable_adam.py::test_sharded_and_replicated_leaves"),
