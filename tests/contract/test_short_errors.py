@@ -44,7 +44,7 @@ GUARDED = {
     "MultiSteps without a guard": (
         lambda: _update(jaxclip.skip_spikes(optax.MultiSteps(CHAIN, 2)),
                         state=optax.MultiSteps(CHAIN, 2).init(TREE)), "SkipSpikesState; .*adopt"),
-    "Optax's chain inside": (
+    "an Optax chain inside": (
         lambda: _update(GUARD, state=_state(OLD)),
         r"only the next state has \[0\].norm. .*jaxclip.adopt"),
     "Optax's chain inside MultiSteps inside": (

@@ -75,6 +75,10 @@ MOVES = {
         optax.named_chain(("adam", optax.adam(0.1)), ("rate", optax.trace(0.9))),
         optax.named_chain(("clip", SMALL), ("adam", optax.adam(0.1)), ("rate", optax.trace(0.9))),
     ),
+    "past ten parts": (
+        optax.chain(*[optax.clip(1.0)] * 8, optax.trace(0.9), optax.trace(0.5)),
+        optax.chain(*[optax.clip(1.0)] * 8, SMALL, optax.trace(0.9), optax.trace(0.5)),
+    ),
     "two optimizers of a kind": (
         optax.chain(optax.trace(0.9), optax.clip(1.0), optax.trace(0.5)),
         jaxclip.skip_nonfinite(optax.chain(SMALL, optax.trace(0.9), SMALL, optax.trace(0.5))),

@@ -5,10 +5,12 @@ A row is `(fault, old, new, tests)`: see `tools.mutants.mutant.Mutant`.
 
 from tools.mutants.mutant import Mutant
 from tools.mutants.table import (
+    adoption,
     core,
     diagnosis,
     numerics,
     projections,
+    stacks,
     surface,
     thresholds,
     transforms,
@@ -16,7 +18,17 @@ from tools.mutants.table import (
 
 MUTANTS = [
     Mutant(module, function, *row)
-    for part in (numerics, core, thresholds, transforms, projections, diagnosis, surface)
+    for part in (
+        numerics,
+        core,
+        thresholds,
+        transforms,
+        adoption,
+        projections,
+        diagnosis,
+        stacks,
+        surface,
+    )
     for module, functions in part.CHANGES.items()
     for function, rows in functions.items()
     for row in rows
