@@ -25,11 +25,6 @@ CHANGES = {
              '("gradient", "weight", "update")', '("gradient", "update", "weight")',
              "tests/diagnosis/test_findings.py::test_ratio_of_zero_weights_and_the_table"),
         ],
-        "_ranks": [
-            ("a slice has the rank of its stack",
-             "x.ndim - 1", "x.ndim",
-             "tests/diagnosis/test_stacked.py::test_ranks_are_those_of_slices"),
-        ],
         "_check_match": [
             ("a table with fewer steps than the gradients is accepted",
              "if steps != wanted:", "if steps > wanted:",

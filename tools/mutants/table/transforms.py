@@ -130,17 +130,11 @@ CHANGES = {
             ("clip_by_block_rms uses the average norm",
              'ord="rms"', 'ord="average"',
              "tests/contract/test_optax_defects.py::test_stacked_layers"),
-            ("clip_by_block_rms ignores stacked",
-             "stacked=stacked,", "",
-             "tests/contract/test_stacked.py::test_functions"),
         ],
         "clip_by_average_norm": [
             ("clip_by_average_norm uses the root mean square",
              'ord="average"', 'ord="rms"',
              "tests/contract/test_rules.py::test_trees[clip_by_average_norm]"),
-            ("clip_by_average_norm ignores stacked",
-             "stacked=stacked,", "",
-             "tests/contract/test_stacked.py::test_functions"),
         ],
         "adaptive_grad_clip": [
             ("adaptive_grad_clip ignores axis",
@@ -155,11 +149,6 @@ CHANGES = {
         ],
     },
     "transforms/adaptive.py": {
-        "_rule": [
-            ("learned rules ignore stacked",
-             "stacked=stacked,", "",
-             "tests/contract/test_stacked.py::test_a_stack_is_clipped_as_its_layers -k 'adagc'"),
-        ],
         "autoclip": [
             ("autoclip ignores factor",
              "quantile(percentile / 100, window=window, factor=factor)",
@@ -198,9 +187,6 @@ CHANGES = {
     },
     "transforms/stable_adam.py": {
         "scale_by_stable_adam": [
-            ("stable Adam ignores stacked",
-             "axis_name=axis_name, stacked=stacked)", "axis_name=axis_name)",
-             "tests/contract/test_stacked.py::test_a_stack_is_clipped_as_its_layers -k 'stable'"),
             ("the mean is over the elements of one device",
              'measure("leaf", "rms", axis_name=axis_name)', 'measure("leaf", "rms", axis_name=())',
              "tests/contract/test_stable_adam.py::test_sharded_and_replicated_leaves"),
