@@ -143,7 +143,8 @@ def of_metrics(
     Numbers of many steps are medians over the steps in which all gradients are finite. Monitors do
     not record ranks, so here a layer counts if it has a leaf whose name is neither that of a bias
     (`b`, `bias`) nor that of a normalization (`scale`, `gamma`, `beta`, `offset`, `mean`, `var`).
-    The order is that of the keys, which `lax.scan` and `jit` sort.
+    The order is that of the keys, which `lax.scan` and `jit` sort. Where leaves stack layers, give
+    `stacked=` to the monitors: they name each layer.
 
     Args:
         metrics: the result of `jaxclip.metrics`, with scalars or with the arrays of shape (steps,)

@@ -23,7 +23,8 @@ def constant(value: LimitTree) -> Threshold:
     Args:
         value: a number >= 0; an array; a schedule `count -> value`; `None` or inf for no limit; or,
             where each leaf has a norm, a prefix tree of those. An array must broadcast to the norms
-            of a leaf: to a scalar unless the scope is `unit` or `element`.
+            of a leaf: to a scalar unless the scope is `unit` or `element`. At the scope `leaf`, a
+            stack of L layers may have an array of shape (L,).
 
     Returns:
         A threshold without memory.
