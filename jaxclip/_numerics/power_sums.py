@@ -257,10 +257,10 @@ def _root(total: jax.Array, kind: Kind) -> jax.Array:
         mean = kind.elements != 1
         return jnp.sqrt(total / jnp.asarray(kind.elements, total.dtype) if mean else total)
     power = jnp.asarray(kind.power, total.dtype)
-    root = total ** (1 / power)
+    root, good = total ** (1 / power), (total > 0) & jnp.isfinite(total)
     # One Newton step, since the reciprocal of the power is rounded.
-    nearer = root - (root - total / to_the(root, kind.power - 1)) / power
-    return jnp.where((total > 0) & (total < jnp.inf), nearer, root)
+    slope = to_the(jnp.where(good, root, jnp.ones_like(root)), kind.power - 1)
+    return jnp.where(good, root - (root - total / slope) / power, root)
 
 
 @norms.defjvp

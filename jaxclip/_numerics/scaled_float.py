@@ -197,6 +197,14 @@ def to_the(x: jax.Array, power: float) -> jax.Array:
     return found * x ** jnp.asarray(rest, x.dtype) if rest else found
 
 
+def hypot(x: jax.Array, y: jax.Array) -> jax.Array:
+    """`jnp.hypot` of finite numbers, but without a comparison with inf, which `debug_infs` reports."""
+    x, y = jnp.abs(x), jnp.abs(y)
+    most = jnp.maximum(x, y)
+    share = jnp.minimum(x, y) / jnp.where(most == 0, jnp.ones_like(most), most)
+    return most * jnp.sqrt(1 + share * share)
+
+
 def widened(x: jax.Array, dtype: Any) -> jax.Array:
     """`x` with its real, or its real and imaginary, parts in `dtype`."""
     if jnp.iscomplexobj(x):

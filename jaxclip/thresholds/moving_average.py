@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxclip import _validate
-from jaxclip._numerics.scaled_float import narrowed, power_of_two_near, unlimited
+from jaxclip._numerics.scaled_float import hypot, narrowed, power_of_two_near, unlimited
 from jaxclip._types import Mode
 from jaxclip.thresholds.base import Measured, Threshold, learned
 
@@ -40,14 +40,14 @@ class Moments(NamedTuple):
         k = (self.observed_count + 1).astype(n.dtype)
         off = n - self.mean
         mean = self.mean + off / k
-        std = jnp.sqrt(1 - 1 / k) * jnp.hypot(self.std, off / jnp.sqrt(k))
+        std = jnp.sqrt(1 - 1 / k) * hypot(self.std, off / jnp.sqrt(k))
         alone = self.observed_count == 0
         return jnp.where(alone, n, mean), jnp.where(alone, jnp.zeros_like(n), std)
 
     def averaged(self, x: jax.Array, alpha: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Exponential moving averages, the variance about the new mean."""
         mean = alpha * self.mean + (1 - alpha) * x
-        return mean, jnp.hypot(jnp.sqrt(alpha) * self.std, jnp.sqrt(1 - alpha) * (x - mean))
+        return mean, hypot(jnp.sqrt(alpha) * self.std, jnp.sqrt(1 - alpha) * (x - mean))
 
     def observed(
         self, x: jax.Array, learn: jax.Array, warm: jax.Array, alpha: jax.Array
