@@ -37,7 +37,8 @@ class ClipState(NamedTuple):
 
     Attributes:
         norm: the norm before clipping, the largest where the rule has many; float32 scalar.
-        threshold: its threshold, the smallest where the rule has many; float32 scalar.
+        threshold: its threshold, the smallest where the rule has many; inf for none, or under
+            `jax.debug_infs` the largest float; float32 scalar.
         smallest_scale: the smallest factor applied; float32 scalar.
         fraction: the fraction of the rule's norms that were clipped; float32 scalar.
         update_count: updates so far; int32 scalar.

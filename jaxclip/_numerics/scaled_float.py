@@ -198,7 +198,7 @@ def to_the(x: jax.Array, power: float) -> jax.Array:
 
 
 def hypot(x: jax.Array, y: jax.Array) -> jax.Array:
-    """`jnp.hypot` of finite numbers, but without a comparison with inf, which `debug_infs` reports."""
+    """`jnp.hypot` of finite numbers; that function makes an inf, which `jax.debug_infs` reports."""
     x, y = jnp.abs(x), jnp.abs(y)
     most = jnp.maximum(x, y)
     share = jnp.minimum(x, y) / jnp.where(most == 0, jnp.ones_like(most), most)
