@@ -128,7 +128,8 @@ class Strategy(NamedTuple):
         """Compiles an epoch; all strategies but `pmap` donate the state's buffers.
 
         Args:
-          scan: `(state, images, labels, batches, numbers) -> (state, telemetry)` on one device.
+          scan: `(state, images, labels, batches, numbers, bounds) -> (state, telemetry)` on one
+            device.
           specs: the `PartitionSpec` of each array of the state.
         """
         mesh = self.mesh
@@ -138,31 +139,30 @@ class Strategy(NamedTuple):
             return _pmap_epoch(scan, mesh)
         batch = P(None, AXIS)
         if self.name == "shard_map":
-            inputs = (specs, P(), P(), batch, P())
+            inputs = (specs, P(), P(), batch, P(), P())
             scan = jax.shard_map(scan, mesh=mesh, in_specs=inputs, out_specs=(specs, P()))
         state = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=_is_spec)
         out = (state, NamedSharding(mesh, P()))
         compiled = jax.jit(scan, donate_argnums=0, out_shardings=out)
 
-        def run(state: Tree, images: Any, labels: Any, batches: Any, numbers: Any) -> Any:
-            batches, numbers = self.place(batches, batch), self.place(numbers)
-            return compiled(state, images, labels, batches, numbers)
+        def run(state: Tree, images: Any, labels: Any, batches: Any, *rest: Any) -> Any:
+            return compiled(state, images, labels, self.place(batches, batch), *self.place(rest))
 
         return run
 
 
 def _pmap_epoch(scan: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """Compiles an epoch for this process's devices of a mesh; the state is replicated."""
-    axes = (None, None, None, 1, None)
+    axes = (None, None, None, 1, None, None)
     compiled = jax.pmap(scan, axis_name=AXIS, in_axes=axes, out_axes=(None, None))
     devices = jax.local_devices()
     positions = [i for i, device in enumerate(mesh.devices.flat) if device in devices]
     local = jax.make_mesh((len(positions),), (AXIS,), (AxisType.Auto,), devices=devices)
 
-    def run(state: Tree, images: Any, labels: Any, batches: Any, numbers: Any) -> Any:
+    def run(state: Tree, images: Any, labels: Any, batches: Any, *rest: Any) -> Any:
         shares = batches.reshape(len(batches), mesh.size, -1)[:, positions]
         arrays = jax.tree.map(lambda x: _replicated(local, x), (state, images, labels))
-        result = compiled(*arrays, shares, numbers)
+        result = compiled(*arrays, shares, *rest)
         return jax.tree.map(lambda x: _replicated(mesh, x), result)
 
     return run

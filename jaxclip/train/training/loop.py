@@ -1,14 +1,16 @@
-"""The training loop: an epoch is one jitted scan over its steps, which returns all telemetry.
+"""The training loop: an epoch is one jitted loop over its steps, run in a few `blocks` of them.
 
-Nothing here prints or writes files. `train` yields an `Epoch` after each scan; the caller
+Nothing here prints or writes files. `train` yields an `Epoch` after its last block; the caller
 records it. Between two epochs `train` checks that all losses are finite.
 """
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -16,7 +18,8 @@ import jaxclip
 from jaxclip.train.config.presets import Config
 from jaxclip.train.data import Data
 from jaxclip.train.errors import UserError
-from jaxclip.train.training import devices, evaluation, losses, model, optimizer
+from jaxclip.train.training import blocks, devices, evaluation, losses, model, optimizer
+from jaxclip.train.training.blocks import Part
 from jaxclip.train.training.devices import Strategy
 from jaxclip.train.training.nonfinite import NonFiniteLossError, failure
 from jaxclip.train.training.tensor_norms import Telemetry
@@ -156,13 +159,22 @@ def first_state(
     return init
 
 
-def train(run: Run, data: Data, first_epoch: int = 0) -> Iterator[Epoch]:
+def train(
+    run: Run,
+    data: Data,
+    first_epoch: int = 0,
+    *,
+    begun: Part | None = None,
+    after_block: Callable[[Part], None] = lambda part: None,
+) -> Iterator[Epoch]:
     """Trains a run, and yields after every epoch. A run can be trained once.
 
     Args:
       run: the result of `prepare`, its state replaced by a checkpoint's to resume.
       data: the images.
       first_epoch: the number of epochs that the state has been trained.
+      begun: the part of the next epoch that the state has been trained.
+      after_block: called after each block of steps but an epoch's last.
 
     Yields:
       Every epoch, also one that fails.
@@ -174,14 +186,21 @@ def train(run: Run, data: Data, first_epoch: int = 0) -> Iterator[Epoch]:
     config, state = run.config, run.state
     images = run.strategy.place((data.train_images, data.train_labels))
     test = run.strategy.shard_examples((data.test_images, data.test_labels))
+    length = blocks.Length()
     for number in range(first_epoch, config.epochs):
         start, first = time.perf_counter(), number * run.steps_per_epoch
+        part = begun if begun and number == first_epoch else Part(number, 0, state)
+        earlier, total = part.seconds, run.steps_per_epoch
         batches = batch_indices(config, len(data.train_labels), number)
-        steps = np.arange(first, first + run.steps_per_epoch, dtype=np.int32)
-        state, telemetry = run.epoch(state, *images, batches, steps)
-        telemetry = {k: np.asarray(v) for k, v in jax.device_get(telemetry).items()}
+        steps = np.arange(first, first + total, dtype=np.int32)
+        arrays = (*images, batches, steps)
+        for done in blocks.train(run.epoch, part, arrays, total, length):
+            part = done
+            if part.steps < total:
+                after_block(part)
+        state, telemetry = part.state, part.telemetry
         scores = {k: float(v) for k, v in run.evaluate(state.params, state.stats, *test).items()}
-        seconds = time.perf_counter() - start
+        seconds = earlier + time.perf_counter() - start
         failed = None if config.allow_nonfinite else failure(first, telemetry)
         yield Epoch(number, first, telemetry, scores, seconds, state, failed)
         if failed:
@@ -207,7 +226,11 @@ def scan(
     rate: optax.Schedule,
     strategy: Strategy = _ONE_DEVICE,
 ) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
-    """Returns the epoch: a scan whose step computes the gradient, the update and new parameters."""
+    """Returns the epoch: a loop whose step computes the gradient, the update and new parameters.
+
+    It is `(state, images, labels, batches, numbers, bounds) -> (state, telemetry)`: it takes the
+    steps of the range `bounds`, or all of them without, and the other rows of its telemetry are 0.
+    """
     loss_of = losses.LOSSES[config.loss]
 
     def objective(params, stats, key, images, labels):
@@ -219,9 +242,12 @@ def scan(
 
     gradient = jax.value_and_grad(objective, has_aux=True)
 
-    def epoch(state, images, labels, batches, numbers):
-        def step(state, now):
-            (batch, number), (params, stats, opt_state, key) = now, state
+    def epoch(state, images, labels, batches, numbers, bounds=None):
+        @partial(jax.jit, inline=True)  # traced once, for the shapes and for the loop
+        def step(state, i):
+            row = partial(jax.lax.dynamic_index_in_dim, index=i, keepdims=False)
+            batch, number = row(batches), row(numbers)
+            params, stats, opt_state, key = state
             key, step_key = _split(key, strategy) if config.dropout else (key, None)
             # The indices are valid, so `at` need not check them.
             batch_data = (x.at[batch].get(mode="promise_in_bounds") for x in (images, labels))
@@ -232,7 +258,16 @@ def scan(
             scores = {"loss": loss, "accuracy": accuracy, "learning_rate": rate(number)}
             return State(params, stats, opt_state, key), scores | jaxclip.metrics(opt_state)
 
-        return jax.lax.scan(step, state, (batches, numbers))
+        def at(i, carry):
+            state, telemetry = carry
+            state, row = step(state, i)
+            return state, {k: telemetry[k].at[i].set(v) for k, v in row.items()}
+
+        count = len(numbers)
+        start, stop = (0, count) if bounds is None else bounds
+        shapes = jax.eval_shape(step, state, jnp.int32(0))[1]
+        empty = {k: jnp.zeros((count, *v.shape), v.dtype) for k, v in shapes.items()}
+        return jax.lax.fori_loop(start, stop, at, (state, empty))
 
     return epoch
 

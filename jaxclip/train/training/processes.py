@@ -75,14 +75,19 @@ def is_leader() -> bool:
 
 
 def wait_for_all() -> None:
-    """Blocks until every process has called this: a sum over the devices of all processes."""
+    """Blocks until every process has called this."""
+    smallest(0)
+
+
+def smallest(number: int) -> int:
+    """Returns the smallest of the numbers that the processes call this with, once all have."""
     if jax.process_count() == 1:
-        return
+        return number
     mesh = jax.make_mesh((jax.device_count(),), ("all",), (AxisType.Auto,))
     sharding = NamedSharding(mesh, P("all"))
-    ones = np.ones(jax.device_count(), np.int32)
-    sharded = jax.make_array_from_callback(ones.shape, sharding, lambda index: ones[index])
-    jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))(sharded).block_until_ready()
+    mine = np.full(jax.device_count(), number, np.int32)
+    sharded = jax.make_array_from_callback(mine.shape, sharding, lambda index: mine[index])
+    return int(jax.jit(jnp.min, out_shardings=NamedSharding(mesh, P()))(sharded))
 
 
 @contextlib.contextmanager
