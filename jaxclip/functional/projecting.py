@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 from jaxclip._core.flat_tree import flatten
 from jaxclip._core.measure import measure
 from jaxclip._numerics.scaled_float import accumulator, widened
-from jaxclip._types import AxisName, How, Method, PyTree, UnitAxes
+from jaxclip._types import AxisName, How, Method, PyTree, Stacked, UnitAxes
 from jaxclip.projections.constraints import (
     Set,
     elements_between,
@@ -18,7 +18,12 @@ from jaxclip.projections.constraints import (
 
 
 def project_max_norm(
-    w: PyTree, max_norm: ArrayLike = 2.0, axis: UnitAxes = None, *, axis_name: AxisName = None
+    w: PyTree,
+    max_norm: ArrayLike = 2.0,
+    axis: UnitAxes = None,
+    *,
+    axis_name: AxisName = None,
+    stacked: Stacked = None,
 ) -> PyTree:
     r"""Weights whose units are scaled to a norm of at most `max_norm`: $w \min(1, c/\|w\|_2)$.
 
@@ -30,6 +35,7 @@ def project_max_norm(
         max_norm: c, a number >= 0.
         axis: the axes that are reduced; `None` for all but the last: one output's incoming weights.
         axis_name: mesh axes over which a unit is spread, where they cannot be found.
+        stacked: the axis along which a leaf stacks layers, or a function of name and leaf.
 
     Returns:
         The same shapes and dtypes.
@@ -45,16 +51,21 @@ def project_max_norm(
         [[0.6 0.3]
          [0.8 0.4]]
     """
-    return _projected(w, norms_between(None, max_norm, ("min_norm", "max_norm")), axis, axis_name)
+    return _projected(
+        w, norms_between(None, max_norm, ("min_norm", "max_norm")), axis, axis_name, stacked
+    )
 
 
-def project_unit_norm(w: PyTree, axis: UnitAxes = None, *, axis_name: AxisName = None) -> PyTree:
+def project_unit_norm(
+    w: PyTree, axis: UnitAxes = None, *, axis_name: AxisName = None, stacked: Stacked = None
+) -> PyTree:
     r"""Weights whose units have the norm 1: $w / \|w\|_2$; a unit of zeros stays zero.
 
     Args:
         w: an array, or a tree of them.
         axis: the axes that are reduced; `None` for all but the last.
         axis_name: mesh axes over which a unit is spread, where they cannot be found.
+        stacked: the axis along which a leaf stacks layers, or a function of name and leaf.
 
     Returns:
         The same shapes and dtypes.
@@ -69,7 +80,7 @@ def project_unit_norm(w: PyTree, axis: UnitAxes = None, *, axis_name: AxisName =
         [[0.6 0. ]
          [0.8 0. ]]
     """
-    return _projected(w, norms_between(1.0, 1.0, ("norm", "norm")), axis, axis_name)
+    return _projected(w, norms_between(1.0, 1.0, ("norm", "norm")), axis, axis_name, stacked)
 
 
 def project_min_max_norm(
@@ -80,6 +91,7 @@ def project_min_max_norm(
     axis: UnitAxes = None,
     *,
     axis_name: AxisName = None,
+    stacked: Stacked = None,
 ) -> PyTree:
     r"""Weights whose units are brought between two norms.
 
@@ -92,6 +104,7 @@ def project_min_max_norm(
         rate: r, between 0 and 1: the fraction of the way back.
         axis: the axes that are reduced; `None` for all but the last.
         axis_name: mesh axes over which a unit is spread, where they cannot be found.
+        stacked: the axis along which a leaf stacks layers, or a function of name and leaf.
 
     Returns:
         The same shapes and dtypes.
@@ -110,7 +123,7 @@ def project_min_max_norm(
          [1.6 0.8]]
     """
     inside = norms_between(min_norm, max_norm, ("min_norm", "max_norm"), rate)
-    return _projected(w, inside, axis, axis_name)
+    return _projected(w, inside, axis, axis_name, stacked)
 
 
 def project_non_negative(w: PyTree) -> PyTree:
@@ -160,24 +173,33 @@ def project_box(w: PyTree, min_value: ArrayLike | None, max_value: ArrayLike | N
 
 
 def project_spectral_norm(
-    w: PyTree, max_norm: ArrayLike, how: How = "clip", method: Method | None = None
+    w: PyTree,
+    max_norm: ArrayLike,
+    how: How = "clip",
+    method: Method | None = None,
+    *,
+    axis: UnitAxes = None,
+    stacked: Stacked = None,
 ) -> PyTree:
     r"""Matrices whose largest singular value is at most `max_norm`.
 
     Args:
-        w: an array of rank >= 2, or a tree of them; at higher ranks the matrix of all axes but the
-            last against the last.
+        w: an array of rank >= 2, or a tree of them: matrices with the axes of inputs as rows and
+            the others as columns.
         max_norm: a number >= 0.
         how: `"clip"` for the nearest such matrix, $U \min(\Sigma, c) V^\top$; `"scale"` for
             $w \min(1, c / \sigma_1)$.
         method: `"eigh"`, `"iterative"`, or `None` for the first on a CPU and the second elsewhere.
+        axis: the axes of inputs; `None` for all but the last; or a function of name and leaf.
+        stacked: the axis along which a leaf stacks matrices, or a function of name and leaf.
 
     Returns:
         The same shapes and dtypes.
 
     Raises:
         TypeError: if `max_norm` is not a number.
-        ValueError: if it is negative or NaN; if a leaf is complex or of rank below 2.
+        ValueError: if it is negative or NaN; if a leaf is complex, or has no axis of
+            inputs or none of outputs.
 
     Example:
         >>> import jax.numpy as jnp
@@ -186,11 +208,17 @@ def project_spectral_norm(
         [[1.  0. ]
          [0.  0.5]]
     """
-    return _projected(w, singular_values(max_norm, how, method))
+    return _projected(w, singular_values(max_norm, how, method), axis, stacked=stacked)
 
 
-def _projected(w: PyTree, inside: Set, axis: UnitAxes = None, axis_name: AxisName = None) -> PyTree:
-    units = measure("unit", axis=axis, axis_name=axis_name)
+def _projected(
+    w: PyTree,
+    inside: Set,
+    axis: UnitAxes = None,
+    axis_name: AxisName = None,
+    stacked: Stacked = None,
+) -> PyTree:
+    units = measure("unit", axis=axis, axis_name=axis_name, stacked=stacked)
     flat = flatten(w)
     wide = flat._replace(arrays=[widened(x, accumulator(x)) for x in flat.arrays])
     dtypes = [x.dtype for x in flat.arrays]

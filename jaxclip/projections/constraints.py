@@ -6,14 +6,17 @@ states.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxclip import _validate
+from jaxclip._core import stacks
 from jaxclip._core.flat_tree import Flat, at_step
 from jaxclip._core.measure import Measure
 from jaxclip._numerics import collectives, spectral
@@ -178,16 +181,23 @@ def singular_values(max_norm: LimitTree, how: How, method: Method | None) -> Set
     def land(weights: Flat, dtypes: list[Any], count: jax.Array, units: Measure) -> list[Landing]:
         landed = []
         limits = weights.spread(at_step(max_norm, count), "max_norm")
-        for i, (x, dtype, c) in enumerate(zip(weights.arrays, dtypes, limits, strict=True)):
-            if x.ndim < 2 or jnp.iscomplexobj(x) or collectives.varying_axes(x):
+        axes = zip(units.groups(weights), stacks.axes(units.stacked, weights), strict=True)
+        leaves = zip(weights.arrays, dtypes, limits, axes, strict=True)
+        for i, (x, dtype, c, (group, stack)) in enumerate(leaves):
+            order, shape = _matrix(x.shape, group.axes or (), stack)
+            if not order or jnp.iscomplexobj(x) or collectives.varying_axes(x):
                 raise ValueError(
                     f"the leaf {weights.path(i)}, of shape {x.shape} and dtype {x.dtype}, must be "
-                    "a real matrix that is whole on every device; exclude it, in a transformation "
-                    "by mask="
+                    "a real matrix that is whole on every device, with an axis of inputs and one "
+                    "of outputs; exclude it, in a transformation by mask="
                 )
             c = narrowed(_validate.number(jnp.inf if c is None else c), x.dtype)
             c, whole = jnp.maximum(c, jnp.zeros_like(c)), collectives.gathered(x)
-            keep, value, largest = spectral.bounded(whole, c, dtype, how, method)
+            matrices = whole.transpose(order).reshape(shape)
+            keep, value, largest = spectral.bounded(matrices, c, dtype, how, method)
+            value = value.reshape([x.shape[a] for a in order]).transpose(np.argsort(order))
+            each = [n if a == stack else 1 for a, n in enumerate(x.shape)]
+            keep, largest = keep.reshape(each), largest.reshape(each)
             one = jnp.ones_like(largest)
             factor = jnp.where(keep, one, c / jnp.where(keep, one, largest))
             scale = Scale(~keep, jnp.isfinite(largest), factor, one, factor)
@@ -196,3 +206,19 @@ def singular_values(max_norm: LimitTree, how: How, method: Method | None) -> Set
         return landed
 
     return land
+
+
+def _matrix(
+    shape: tuple[int, ...], inputs: tuple[int, ...], stack: int | None
+) -> tuple[list[int], tuple[int, int, int]]:
+    """The order of axes, and the shape, that make a leaf matrices (matrices, inputs, outputs).
+
+    The order is empty for a leaf without inputs or outputs.
+    """
+    outputs = [a for a in range(len(shape)) if a not in inputs and a != stack]
+    stacked = [] if stack is None else [stack]
+    order = [*stacked, *inputs, *outputs] if inputs and outputs else []
+    rows, columns, count = (
+        math.prod(shape[a] for a in part) for part in (inputs, outputs, stacked)
+    )
+    return order, (count, rows, columns)

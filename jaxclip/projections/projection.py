@@ -13,6 +13,7 @@ import optax
 
 from jaxclip import _validate
 from jaxclip._core import record as records
+from jaxclip._core import stacks
 from jaxclip._core import state as states
 from jaxclip._core.flat_tree import Flat, alike, flatten
 from jaxclip._core.measure import measure
@@ -20,7 +21,7 @@ from jaxclip._core.state import ClipState, Record
 from jaxclip._numerics import collectives
 from jaxclip._numerics.rounding import is_narrow, rounded
 from jaxclip._numerics.scaled_float import accumulator, widened
-from jaxclip._types import AxisName, Mask, PyTree, UnitAxes
+from jaxclip._types import AxisName, Mask, PyTree, Stacked, UnitAxes
 from jaxclip.projections.constraints import Landing, Set
 
 _FAR = 8  # times the limit: a 16-bit weight that is larger takes two steps
@@ -33,10 +34,11 @@ def projection(
     axis: UnitAxes = None,
     mask: Mask = None,
     axis_name: AxisName = None,
+    stacked: Stacked = None,
     record: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation that projects the chosen leaves of w + u onto a set."""
-    units = measure("unit", axis=axis, axis_name=axis_name)
+    units = measure("unit", axis=axis, axis_name=axis_name, stacked=stacked)
     _validate.flag(record, "record")
 
     def step(flat: Flat, state: ClipState, params: PyTree) -> tuple[PyTree, ClipState]:
@@ -44,11 +46,11 @@ def projection(
             raise ValueError(f"params=None: {name} needs update(..., params)")
         weights = flatten(params)
         steps = alike(flat.tree, weights, ("updates", "params"))
-        chosen = _chosen(weights, mask)
+        chosen = _chosen(weights, mask, units.stacked)
         weights, steps = weights.only(chosen), steps.only(chosen)
         steps = steps._replace(arrays=list(map(_given, weights.arrays, steps.arrays)))
         moved = weights._replace(arrays=list(map(_moved, weights.arrays, steps.arrays)))
-        for i, x in enumerate(moved.arrays):
+        for i, x in enumerate(moved.arrays if units.stacked is None else []):
             collectives.sharded_axes(x, units.axis_name, moved.path(i))  # raises if replicated
         landed = inside(moved, [w.dtype for w in weights.arrays], state.update_count, units)
         arrays = list(map(_step, weights.arrays, steps.arrays, landed))
@@ -59,11 +61,11 @@ def projection(
     return states.transformation(lambda params: states.first(name, record=record), kind, step)
 
 
-def _chosen(weights: Flat, mask: Mask) -> list[bool]:
+def _chosen(weights: Flat, mask: Mask, stacked: Stacked) -> list[bool]:
     """The leaves to project, by default kernels: a bias of attention has rank 2 as well."""
     if mask is None:
-        leaves = zip(weights.arrays, weights.biases, strict=True)
-        return [w.ndim >= 2 and not is_bias for w, is_bias in leaves]
+        leaves = zip(weights.arrays, stacks.axes(stacked, weights), weights.biases, strict=True)
+        return [x.ndim - (axis is not None) >= 2 and not bias for x, axis, bias in leaves]
     return weights.chosen(mask, "mask")
 
 

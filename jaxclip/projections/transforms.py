@@ -8,8 +8,8 @@ from __future__ import annotations
 import optax
 from jax.typing import ArrayLike
 
-from jaxclip._types import AxisName, How, LimitTree, Mask, Method, UnitAxes
-from jaxclip.projections.constraints import elements_between, norms_between, singular_values
+from jaxclip._types import AxisName, LimitTree, Mask, Stacked, UnitAxes
+from jaxclip.projections.constraints import elements_between, norms_between
 from jaxclip.projections.projection import projection
 
 
@@ -19,6 +19,7 @@ def project_max_norm(
     axis: UnitAxes = None,
     mask: Mask = None,
     axis_name: AxisName = None,
+    stacked: Stacked = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps the norm of each unit's weights at most `max_norm`.
 
@@ -49,6 +50,9 @@ def project_max_norm(
             to one. `None`: leaves of rank >= 2 that are not called `bias`, that is kernels. The
             only array of a wrapper, as of `nnx.Param`, has the name of its wrapper.
         axis_name: mesh axes over which a unit is spread, where they cannot be found.
+        stacked: the axis along which a leaf stacks layers, or a function `(name, leaf) -> axis or
+            None`. Each slice is a leaf of its own; `axis` counts the axes of a slice, and a
+            function of `axis` gets its shape.
 
     Returns:
         A transformation, last in a chain, whose `update` needs `params` and returns updates in the
@@ -73,11 +77,17 @@ def project_max_norm(
         Dropout, 2014; `keras.constraints.MaxNorm`.
     """
     inside = norms_between(None, max_norm, ("min_norm", "max_norm"))
-    return projection("project_max_norm", inside, axis=axis, mask=mask, axis_name=axis_name)
+    return projection(
+        "project_max_norm", inside, axis=axis, mask=mask, axis_name=axis_name, stacked=stacked
+    )
 
 
 def project_unit_norm(
-    *, axis: UnitAxes = None, mask: Mask = None, axis_name: AxisName = None
+    *,
+    axis: UnitAxes = None,
+    mask: Mask = None,
+    axis_name: AxisName = None,
+    stacked: Stacked = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps the norm of each unit's weights at 1.
 
@@ -90,6 +100,7 @@ def project_unit_norm(
         axis: the axes of a leaf that are reduced, as for `project_max_norm`.
         mask: the leaves to project, as for `project_max_norm`.
         axis_name: mesh axes over which a unit is spread, where they cannot be found.
+        stacked: the axis along which a leaf stacks layers, as for `project_max_norm`.
 
     Returns:
         A transformation, last in a chain, whose `update` needs `params`.
@@ -111,7 +122,9 @@ def project_unit_norm(
         `keras.constraints.UnitNorm`.
     """
     inside = norms_between(1.0, 1.0, ("norm", "norm"))
-    return projection("project_unit_norm", inside, axis=axis, mask=mask, axis_name=axis_name)
+    return projection(
+        "project_unit_norm", inside, axis=axis, mask=mask, axis_name=axis_name, stacked=stacked
+    )
 
 
 def project_min_max_norm(
@@ -122,6 +135,7 @@ def project_min_max_norm(
     axis: UnitAxes = None,
     mask: Mask = None,
     axis_name: AxisName = None,
+    stacked: Stacked = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps the norm of each unit's weights between two bounds.
 
@@ -140,6 +154,7 @@ def project_min_max_norm(
         axis: the axes of a leaf that are reduced, as for `project_max_norm`.
         mask: the leaves to project, as for `project_max_norm`.
         axis_name: mesh axes over which a unit is spread, where they cannot be found.
+        stacked: the axis along which a leaf stacks layers, as for `project_max_norm`.
 
     Returns:
         A transformation, last in a chain, whose `update` needs `params`.
@@ -162,7 +177,9 @@ def project_min_max_norm(
         `keras.constraints.MinMaxNorm`.
     """
     inside = norms_between(min_norm, max_norm, ("min_norm", "max_norm"), rate)
-    return projection("project_min_max_norm", inside, axis=axis, mask=mask, axis_name=axis_name)
+    return projection(
+        "project_min_max_norm", inside, axis=axis, mask=mask, axis_name=axis_name, stacked=stacked
+    )
 
 
 def project_non_negative(
@@ -244,55 +261,3 @@ def project_box(
     """
     inside = elements_between(min_value, max_value, ("min_value", "max_value"))
     return projection("project_box", inside, mask=mask, axis_name=axis_name, record=record)
-
-
-def project_spectral_norm(
-    max_norm: LimitTree, *, how: How = "clip", method: Method | None = None, mask: Mask = None
-) -> optax.GradientTransformationExtraArgs:
-    r"""Keeps the largest singular value of each matrix at most `max_norm`.
-
-    $$u \leftarrow P(w + u) - w, \qquad
-      P(U \Sigma V^\top) = U \min(\Sigma, c) V^\top \quad\text{or}\quad w \min(1, c / \sigma_1)$$
-
-    The first, `how="clip"`, is the nearest matrix inside and leaves smaller singular values alone;
-    the second, `how="scale"`, is spectral normalization that only shrinks. A leaf of rank
-    above 2 is the matrix of all its axes but the last against the last.
-
-    The largest singular value lands at most 32 roundings above c (4e-6 in float32), and at most one
-    rounding of its old value below, by both methods: measured for up to 512 columns and values up
-    to a thousand times c. A matrix inside, up to that, is unchanged bit for bit. The other values
-    are right to (sigma_1 / c)^2 roundings: a few in training, where every step starts inside. In
-    bfloat16 and float16 the largest value lands one epsilon of the dtype below c, since storing the
-    matrix moves it by up to that.
-
-    Args:
-        max_norm: c: a number >= 0, a scalar array, a schedule, or a prefix tree of those.
-        how: `"clip"` or `"scale"`.
-        method: `"eigh"`, the eigenvectors of the smaller Gram matrix; `"iterative"`, matrix
-            products alone; `None` for the first on a CPU and the second on accelerators.
-        mask: the leaves to project, as for `project_max_norm`: by default kernels.
-
-    Returns:
-        A transformation, last in a chain, whose `update` needs `params`.
-
-    Raises:
-        TypeError: if an argument has a wrong type.
-        ValueError: if an argument has a wrong value, or `params` is missing; if a leaf is complex
-            or of rank below 2, or is sharded inside `shard_map`.
-
-    Example:
-        >>> import jax.numpy as jnp, jaxclip, optax
-        >>> tx = jaxclip.project_spectral_norm(1.0)
-        >>> params = jnp.diag(jnp.array([3.0, 0.5]))
-        >>> updates, _ = tx.update(jnp.zeros((2, 2)), tx.init(params), params)
-        >>> print(optax.apply_updates(params, updates))
-        [[1.  0. ]
-         [0.  0.5]]
-
-    References:
-        Miyato et al., Spectral normalization for generative adversarial networks, 2018,
-        arXiv:1802.05957; Newhouse et al., Training transformers with enforced Lipschitz constants,
-        2025, arXiv:2507.13338.
-    """
-    inside = singular_values(max_norm, how, method)
-    return projection("project_spectral_norm", inside, mask=mask)

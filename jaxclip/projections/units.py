@@ -7,6 +7,7 @@ import jax
 from jaxclip._types import Axes
 
 _ATTENTION = ("query", "key", "value")
+_EQUINOX_WEIGHTS = ("weight", "weight_ih", "weight_hh")
 
 
 def flax_units(name: str, leaf: jax.Array) -> Axes:
@@ -43,3 +44,34 @@ def flax_units(name: str, leaf: jax.Array) -> Axes:
     if kind == "kernel" and layer.rpartition("/")[2] in _ATTENTION and leaf.ndim == 3:
         return 0
     return None
+
+
+def equinox_units(name: str, leaf: jax.Array) -> Axes:
+    """The axes of a unit's incoming weights in Equinox's layers, which put outputs first.
+
+    Pass it as `axis=` of a projection or a rule:
+
+    | leaf | shape | reduced | a unit is |
+    |---|---|---|---|
+    | weight of `Linear`, also in `MLP`, `MultiheadAttention` | (out, in) | 1 | one output |
+    | weight of `Conv`, `ConvTranspose` | (out, in, H, W) | all but the first | one channel |
+    | `weight_ih`, `weight_hh` of `GRUCell`, `LSTMCell` | (gates, in) | 1 | one entry of a gate |
+    | weight of `Embedding` | (words, features) | 1 | one word's vector |
+
+    Args:
+        name: the keys of the leaf, joined by `/`.
+        leaf: the array.
+
+    Returns:
+        The axes to reduce; `None` for all but the last.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxclip
+        >>> params = {"linear": {"weight": jnp.array([[3.0, 4.0], [0.3, 0.4]])}}
+        >>> units = jaxclip.projections.equinox_units
+        >>> print(jaxclip.norms.unit_norms(params, axis=units)["linear"]["weight"])
+        [[5. ]
+         [0.5]]
+    """
+    is_weight = name.rpartition("/")[2] in _EQUINOX_WEIGHTS and leaf.ndim >= 2
+    return tuple(range(1, leaf.ndim)) if is_weight else None

@@ -95,12 +95,12 @@ def test_clip_keeps_small_singular_values():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
-def test_16_bit_weights_stay_within_an_epsilon(dtype):
+def test_16_bit_weights_land_an_epsilon_below(dtype):
     x = registry.build((24, 10), dtype)
     for out in [outs[0] for outs in bounded([x], 1.5).values()]:
         assert out.dtype == dtype
         over = weights.largest_singular(out) / 1.5 - 1
-        assert abs(over) <= registry.eps(dtype)
+        assert -1.5 * registry.eps(dtype) <= over <= 1e-5
     registry.assert_same_bits(functional.project_spectral_norm(out, 1.5), out)
 
 
