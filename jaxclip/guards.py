@@ -1,7 +1,9 @@
 r"""Guards: wrappers of a transformation that skip bad steps.
 
 A rule makes a large gradient smaller; a guard does not let it in. A skipped step has a zero update
-and leaves the inner state, momentum and step counts included, unchanged.
+and leaves the inner state, momentum and step counts included, unchanged bit for bit. Any other step
+is that of the inner transformation: the same bits outside of `jit`, the same up to roundings in one
+program of XLA, which may join another product with a sum than it does without the guard.
 """
 
 from __future__ import annotations
@@ -25,17 +27,24 @@ def skip_nonfinite(
     inner: optax.GradientTransformation | optax.MultiSteps,
     *,
     max_consecutive: int | None = None,
+    check_step: bool = True,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Skips a step with a gradient, or a loss, that is not finite.
+    r"""Skips a step if the gradient, the loss, or the step itself is not finite.
 
-    | update and `value` | result |
+    | update, `value` and the step of `inner` | result |
     |---|---|
     | all finite | the step of `inner` |
     | a NaN or inf anywhere | a zero update; the state of `inner` unchanged |
     | the same, after `max_consecutive` in a row | the step of `inner`, so the run fails visibly |
 
     Inside `shard_map` one bad shard skips the step on every device.
+
+    The step of `inner` may overflow or divide by zero where the gradient is finite, as that of Adam
+    in float16. `nonfinite_step_count` counts such steps, `nonfinite_count` what came in. The guard
+    does not look at the state of `inner`, which may rightly hold inf. A second moment that
+    overflows makes steps of 0, and no guard sees that: keep it in float32, as
+    `jaxclip.scale_by_stable_adam` does.
 
     Around `optax.MultiSteps` it skips a single bad micro-step, and the accumulation goes on. Inside
     it cannot, since the accumulated gradients are NaN by then.
@@ -45,6 +54,9 @@ def skip_nonfinite(
             `optax.MultiSteps`.
         max_consecutive: after this many consecutive skipped updates, bad updates are applied, so a
             diverged run fails visibly; `None` for no limit.
+        check_step: whether to look at the step of `inner` too. It must then be complete before it
+            is applied. On a CPU a step with AdamW takes 5 to 20 % longer than with an unchecked
+            guard. On a mesh that shards the parameters it takes one more all-reduce.
         axis_name: mesh axes that shard the leaves, where they cannot be found.
 
     Returns:
@@ -68,7 +80,7 @@ def skip_nonfinite(
         [-0.6 -0.8] 0
         [0. 0.] 1
     """
-    return guard("skip_nonfinite", inner, Judge(), max_consecutive, axis_name)
+    return guard("skip_nonfinite", inner, Judge(), max_consecutive, axis_name, check_step)
 
 
 class Observed(NamedTuple):
@@ -86,6 +98,7 @@ def skip_spikes(
     min_history: int = 64,
     min_spread: ArrayLike = 1e-3,
     max_consecutive: int | None = None,
+    check_step: bool = True,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Skips a step whose gradient norm, or whose loss, is a spike.
@@ -96,7 +109,7 @@ def skip_spikes(
     excluded, and the same for the loss, if it is passed as `value=`. A skipped norm is still
     remembered, so a level that really changed is accepted after a while; the price is that a spike
     raises the limit until it has left the window. A non-finite norm or loss is always skipped and
-    never remembered.
+    never remembered. A step of `inner` that is not finite is skipped as by `skip_nonfinite`.
 
     Args:
         inner: any Optax transformation, or an `optax.MultiSteps`.
@@ -106,6 +119,9 @@ def skip_spikes(
         min_spread: s, the least relative spread, so that equal norms are no spikes; 0 for none.
         max_consecutive: after this many consecutive skipped updates, bad updates are applied, so a
             diverged run fails visibly; `None` for no limit.
+        check_step: whether to look at the step of `inner` too. It must then be complete before it
+            is applied. On a CPU a step with AdamW takes 5 to 20 % longer than with an unchecked
+            guard. On a mesh that shards the parameters it takes one more all-reduce.
         axis_name: mesh axes that shard the leaves, where they cannot be found. The loss is averaged
             over them.
 
@@ -146,7 +162,9 @@ def skip_spikes(
     def learned(memory: Observed, norm: jax.Array, loss: Any) -> Observed:
         return Observed(_pushed(memory.norms, norm), _pushed(memory.losses, loss))
 
-    return guard("skip_spikes", inner, Judge(first, limits, learned), max_consecutive, axis_name)
+    return guard(
+        "skip_spikes", inner, Judge(first, limits, learned), max_consecutive, axis_name, check_step
+    )
 
 
 def _pushed(ring: Ring, x: jax.Array | None) -> Ring:

@@ -79,6 +79,20 @@ def all_finite(norms: list[Norm], axis_name: MeshAxes | None = None) -> jax.Arra
     return largest([(~jnp.isfinite(n.value),) for n in norms], (0.0,), axis_name)[0] == 0
 
 
+def all_elements_finite(arrays: list[jax.Array], axis_name: MeshAxes | None = None) -> jax.Array:
+    """Whether all elements of some leaves are finite, on every device.
+
+    Args:
+        arrays: the leaves.
+        axis_name: mesh axes that shard the leaves, besides those that types tell.
+    """
+    parts = [(~jnp.isfinite(x).all()).astype(jnp.float32) for x in arrays]
+    if not parts:
+        return jnp.ones((), bool)
+    mesh = tuple([collectives.differing_axes(part, axis_name) for part in parts])
+    return power_sums.sum_of(parts, mesh) == 0
+
+
 def largest(
     rows: Sequence[tuple[jax.Array, ...]],
     defaults: tuple[float, ...],

@@ -54,7 +54,7 @@ class ClipState(NamedTuple):
     update_count: jax.Array
     clipped_count: jax.Array | None
     nonfinite_count: jax.Array | None
-    memory: PyTree = ()
+    memory: PyTree
 
     def scalars(self) -> dict[str, jax.Array]:
         """The recorded scalars by name."""
@@ -67,7 +67,7 @@ def recorded(state: Any, *unseen: str) -> dict[str, jax.Array]:
     No field is called as one of Optax's states, so `optax.tree_utils.tree_get` and `tree_set` of
     a chain still mean Optax's.
     """
-    fields = {k: v for k, v in state._asdict().items() if k not in unseen}
+    fields: dict[str, Any] = {k: v for k, v in state._asdict().items() if k not in unseen}
     return {_KEYS.get(key, key): value for key, value in fields.items() if value is not None}
 
 
@@ -90,9 +90,9 @@ def _named(base: type[Any], rule: str) -> type[Any]:
 
 
 def _rebuild(base: type[Any], rule: str, fields: tuple[Any, ...]) -> Any:
-    """Unpickles a state."""
+    """Unpickles a state. Fields that an older version did not have get their defaults."""
     kind = named(base, rule)
-    if len(fields) != len(kind._fields):
+    if not 0 <= len(kind._fields) - len(fields) <= len(kind._field_defaults):
         raise ValueError(
             f"a pickled state of {rule} has {len(fields)} fields, but this version of jaxclip has "
             f"{len(kind._fields)}: {', '.join(kind._fields)}"

@@ -9,16 +9,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxclip import _validate
 from jaxclip._core import measure as measures
+from jaxclip._core import record
 from jaxclip._core import state as states
 from jaxclip._core.flat_tree import difference, flatten
 from jaxclip._numerics import collectives
 from jaxclip._numerics.scaled_float import Norm, accumulator, narrowed, unlimited
 from jaxclip._types import AxisName, PyTree
 from jaxclip._validate import short
+
+_NO_COUNT: Any = np.int32(0)  # of states pickled by version 0.1.0
 
 
 class GuardState(NamedTuple):
@@ -33,8 +37,10 @@ class GuardState(NamedTuple):
         update_count: updates so far, skipped ones included; int32 scalar.
         skipped_count: updates that were skipped; int32 scalar.
         consecutive_count: consecutive bad updates, up to the last; int32 scalar.
-        nonfinite_count: updates with a non-finite element or loss; int32 scalar.
+        nonfinite_count: updates that came in with a non-finite element or loss; int32 scalar.
         memory: the memory of the guard.
+        nonfinite_step_count: updates that came in finite and whose step was not; int32 scalar, 0
+            without `check_step`.
     """
 
     guarded_state: PyTree
@@ -46,7 +52,8 @@ class GuardState(NamedTuple):
     skipped_count: jax.Array
     consecutive_count: jax.Array
     nonfinite_count: jax.Array
-    memory: PyTree = ()
+    memory: PyTree
+    nonfinite_step_count: jax.Array = _NO_COUNT
 
     def scalars(self) -> dict[str, jax.Array]:
         """The recorded scalars by name."""
@@ -73,10 +80,12 @@ def guard(
     judge: Judge,
     max_consecutive: int | None,
     axis_name: AxisName,
+    check_step: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation that skips the steps of another that its judge rejects."""
     guarded = _transformation(inner)
     rule = measures.measure("global", axis_name=axis_name)
+    _validate.flag(check_step, "check_step")
     patience = max_consecutive
     if patience is not None:
         patience = _validate.whole_number(patience, "max_consecutive")
@@ -87,8 +96,8 @@ def guard(
         limits = [
             None if c is None else _number(unlimited(jnp.float32)) for c in judge.limits(memory)
         ]
-        counts = [jnp.zeros((), jnp.int32) for _ in range(4)]
-        return kind((), _number(0.0), *limits, jnp.zeros((), bool), *counts, memory)
+        *counts, steps = [jnp.zeros((), jnp.int32) for _ in range(5)]
+        return kind((), _number(0.0), *limits, jnp.zeros((), bool), *counts, memory, steps)
 
     own_init, check = states.checked(first, kind)
 
@@ -107,9 +116,11 @@ def guard(
             extra_args["value"] = value
         with measures.shared(flatten(updates), rule) as norm:
             step, after = guarded.update(updates, inner_state, params, **extra_args)
+        written = flatten(step).arrays if check_step else []
+        good_step = record.all_elements_finite(written, rule.axis_name)
         if jax.tree.structure(after) != jax.tree.structure(inner_state):
             raise _other_structure(inner_state, after)
-        skip, own = _judged(judge, own, norm, loss, patience)
+        skip, own = _judged(judge, own, norm, loss, good_step, patience)
         step = jax.tree.map(lambda u: _selected(skip, _zeros(u), u), step)
         after = jax.tree.map(lambda x, y: _selected(skip, x, y), inner_state, after)
         return step, own._replace(guarded_state=after)
@@ -126,13 +137,19 @@ def _other_structure(state: PyTree, after: PyTree) -> ValueError:
 
 
 def _judged(
-    judge: Judge, state: GuardState, norm: Norm, loss: jax.Array | None, patience: Any
+    judge: Judge,
+    state: GuardState,
+    norm: Norm,
+    loss: jax.Array | None,
+    good_step: jax.Array,
+    patience: int | None,
 ) -> tuple[jax.Array, GuardState]:
     """Whether the step is skipped, and the next state but for the inner one."""
     finite = jnp.isfinite(norm.value)
     finite = finite if loss is None else finite & jnp.isfinite(loss)
     limits = judge.limits(state.memory)
-    bad = _exceeds(norm.number, limits[0]) | _exceeds(loss, limits[1]) | ~finite
+    exceeds = _exceeds(norm.number, limits[0]) | _exceeds(loss, limits[1])
+    bad = exceeds | ~finite | ~good_step
     run = jnp.where(bad, states.increased(state.consecutive_count), 0)
     skip = bad if patience is None else bad & (run <= patience)
     return skip, state._replace(
@@ -145,6 +162,7 @@ def _judged(
         consecutive_count=run,
         nonfinite_count=states.increased(state.nonfinite_count, ~finite),
         memory=judge.learned(state.memory, norm.number, loss),
+        nonfinite_step_count=states.increased(state.nonfinite_step_count, finite & ~good_step),
     )
 
 

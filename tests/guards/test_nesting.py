@@ -67,8 +67,8 @@ def test_metrics_through_guards():
     tx = optax.chain(GUARDS["skip_spikes"](optax.chain(jaxclip.clip_by_global_norm(1.3))))
     _, states = guards.loop(tx, [1.0, NAN, 2.0])
     found = jaxclip.metrics(states[-1])
-    own = {"skipped", "count", "skipped_count", "consecutive_count", "nonfinite_count", "norm",
-           "norm_threshold", "value_threshold"}  # fmt: skip
+    own = {"skipped", "count", "skipped_count", "consecutive_count", "nonfinite_count",
+           "nonfinite_step_count", "norm", "norm_threshold", "value_threshold"}  # fmt: skip
     assert {k.split("/")[1] for k in found if k.startswith("skip_spikes/")} == own
     assert all(isinstance(v, jax.Array) and v.shape == () for v in found.values())
     assert int(found["clip_by_global_norm/count"]) == 2
@@ -244,5 +244,7 @@ def test_bad_max_consecutive_and_inner(guard):
     for inner in (None, 3, lambda u: u, "adam", optax.sgd):
         with pytest.raises(TypeError, match="inner="):
             GUARDS[guard](inner)
+    with pytest.raises(TypeError, match="check_step=1 must be True or False"):
+        GUARDS[guard](optax.identity(), check_step=1)
     with pytest.raises(TypeError):
         getattr(jaxclip, guard)(optax.identity(), 3)  # keyword-only

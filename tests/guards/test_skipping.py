@@ -53,16 +53,18 @@ def test_nonfinite_loss(guard):
 @by_guard
 def test_counts_and_max_consecutive(guard):
     factors = [1.0, NAN, NAN, INF, NAN, 1.0, NAN, 1.0]
-    for limit, skipped in [(None, "01111010"), (2, "01100010")]:
-        tx = GUARDS[guard](optax.trace(0.5), max_consecutive=limit)
+    runs = {0: "01234010", 2: "01234567"}  # NaN that passed stays in the momentum, and in all steps
+    for limit, skipped in [(0, "01111010"), (2, "01100000")]:
+        tx = GUARDS[guard](optax.trace(0.5), max_consecutive=limit or None)
         outs, states = guards.loop(tx, factors)
         want = [x == "1" for x in skipped]
         assert [bool(s.skipped) for s in states] == want, limit
         assert [guards.is_zero(x) for x in outs] == want
         assert [int(s.skipped_count) for s in states] == np.cumsum(want).tolist()
         assert [int(s.update_count) for s in states] == [1, 2, 3, 4, 5, 6, 7, 8]
-        assert [int(s.consecutive_count) for s in states] == [0, 1, 2, 3, 4, 0, 1, 0]
+        assert "".join(str(int(s.consecutive_count)) for s in states) == runs[limit]
         assert [int(s.nonfinite_count) for s in states] == [0, 1, 2, 3, 4, 4, 5, 5]
+        assert int(states[-1].nonfinite_step_count) == limit  # the two updates that are finite
         broken = any(not np.isfinite(x).all() for x in jax.tree.leaves(states[-1].guarded_state))
         assert broken == (limit == 2)  # the bad update that passed has done visible harm
 

@@ -26,7 +26,9 @@ def _per_leaf():
 
 COUNTS = {  # for 20 leaves, of which 10 are sharded
     "norm per leaf": (_per_leaf, 1, 1),
-    "guard around a global norm": (lambda: jaxclip.skip_nonfinite(_global()), 1, 1),
+    "guard around a global norm": (lambda: jaxclip.skip_nonfinite(_global()), 2, 2),
+    "unchecked guard": (lambda: jaxclip.skip_nonfinite(_global(), check_step=False), 1, 1),
+    "guard without a norm inside": (lambda: jaxclip.skip_nonfinite(optax.sgd(0.1)), 2, 1),
     "monitor, then global norm": (lambda: optax.chain(jaxclip.monitor(), _global()), 1, 1),
     "bound on elements, then global norm": (lambda: optax.chain(jaxclip.clip(1), _global()), 1, 1),
     "global norm, then monitor": (lambda: optax.chain(_global(), jaxclip.monitor()), 2, 2),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxclip
@@ -74,6 +74,49 @@ def test_nan_on_one_shard_with_axis_name(guard):
         assert guards.is_zero(out) == bad
     out, skipped, _ = jax.pmap(step, "x")(_bad()["kernel"].reshape(4, 2, 3))
     np.testing.assert_array_equal(skipped[:, 0], [True] * 4)
+    assert guards.is_zero(out)
+
+
+def _divided(updates, params):
+    """By weights of which one, on the third of four devices, is zero."""
+    return jax.tree.map(lambda u, p: u / p, updates, params)
+
+
+def _one_zero():
+    return {"kernel": jnp.ones((8, 3)).at[5, 1].set(0.0), "bias": jnp.full(3, 2.0)}
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_step_that_is_not_finite_on_one_shard(axis_type):
+    """Under `jit`, and in checked `shard_map`, whose types prove that all devices agree."""
+    mesh = jax.make_mesh((4,), ("x",), (axis_type,), devices=jax.devices()[:4])
+    tx = jaxclip.skip_nonfinite(optax.stateless(_divided))
+
+    def step(updates, params):
+        out, state = tx.update(updates, tx.init(params), params)
+        return out, (state.skipped, state.nonfinite_step_count)
+
+    mapped = jax.shard_map(step, mesh=_mesh(), in_specs=(SPECS, SPECS), out_specs=(SPECS, P()))
+    for run, where in ((step, mesh), (mapped, _mesh())):
+        put = {k: NamedSharding(where, spec) for k, spec in SPECS.items()}
+        for params, bad in ((_good(), False), (_one_zero(), True)):
+            args = jax.device_put(_good(), put), jax.device_put(params, put)
+            with jax.set_mesh(where):
+                out, (skipped, count) = jax.jit(run)(*args)
+            assert (bool(skipped), int(count)) == (bad, int(bad))
+            assert guards.is_zero(out) == bad
+
+
+def test_step_that_is_not_finite_on_one_device_of_pmap():
+    tx = jaxclip.skip_nonfinite(optax.stateless(_divided), axis_name="x")
+
+    def step(updates, params):
+        out, state = tx.update(updates, tx.init(params), params)
+        return out, state.skipped
+
+    parts = [x["kernel"].reshape(4, 2, 3) for x in (_good(), _one_zero())]
+    out, skipped = jax.pmap(step, "x")(*parts)
+    np.testing.assert_array_equal(skipped, [True] * 4)
     assert guards.is_zero(out)
 
 
