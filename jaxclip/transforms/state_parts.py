@@ -37,6 +37,8 @@ _MEMORIES = (
 )
 _STABLE_ADAM = named(ClipState, "scale_by_stable_adam")
 
+_Attribute = jax.tree_util.GetAttrKey
+
 _Key: TypeAlias = tuple[Any, ...]  # name, what its memory has, and place
 
 
@@ -145,12 +147,11 @@ class Parts:
         path = (*place.path, key)
         numbered = isinstance(key, jax.tree_util.SequenceKey) or (self.raw and name.isdigit())
         order = (int(name), "") if numbered else (0, name)
-        # The array in a wrapper of Flax, which on disk may be a dict with one key.
-        stored = self.raw and isinstance(node, dict) and list(node) == ["value"]
-        is_wrapper = stored or key == jax.tree_util.GetAttrKey("value")
+        # The array in a wrapper of Flax, which on disk is a dict.
+        is_wrapper = name == "value" and (self.raw or isinstance(key, _Attribute))
         if is_wrapper or (numbered and (self.raw or place.in_chain)):
             return order, place._replace(path=path)
-        if not isinstance(key, jax.tree_util.GetAttrKey):
+        if not isinstance(key, _Attribute):
             return order, place._replace(names=(*place.names, name), path=path)
         named = name if self.raw else (type(node).__name__, name)
         return order, _Place((*place.names, named), path, in_chain="state" in name)

@@ -68,6 +68,14 @@ def test_new_hyperparameter_has_its_first_value():
         registry.assert_same_bits(moved.inner_state[1], state.inner_state[1])
 
 
+def test_a_field_may_be_called_value():
+    """As in NNX the array in each wrapper is."""
+    state = jax.tree.map(lambda x: x + jnp.ones_like(x), optax.lbfgs().init(PARAMS))
+    for given in (state, from_disk(state)):
+        moved = jaxclip.adopt(optax.chain(SMALL, optax.lbfgs()), PARAMS, given)
+        registry.assert_same_bits(moved[1], state)
+
+
 def test_run_goes_on_as_before():
     """Below the threshold both rules change nothing, so every bit is the same."""
     old, new = adamw(optax.clip_by_global_norm(99.0)), adamw(jaxclip.clip_by_global_norm(99.0))
