@@ -149,6 +149,9 @@ def guards(job: str, smoke: bool) -> Result:
     variants = {
         "unguarded": alone,
         "skip_nonfinite": Variant(jaxclip.skip_nonfinite(alone.tx)),
+        "skip_nonfinite, step unchecked": Variant(
+            jaxclip.skip_nonfinite(alone.tx, check_step=False)
+        ),
         "skip_spikes": Variant(jaxclip.skip_spikes(alone.tx)),
         "optax.apply_if_finite": Variant(optax.apply_if_finite(alone.tx, 3)),
     }

@@ -19,7 +19,7 @@ from benchmarks.speed.model_shapes import Shapes
 
 LIMIT, SIZE = 1.0, 0.01  # the threshold; the standard deviation of the gradients' elements
 DEPTH = 8  # of the matrix products
-GUARDS = (jaxclip.GuardState, optax.ApplyIfFiniteState)
+GUARDED = {jaxclip.GuardState: "guarded_state", optax.ApplyIfFiniteState: "inner_state"}
 OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "SGD": lambda: optax.sgd(0.5),
     "momentum": lambda: optax.sgd(0.5, momentum=0.9),
@@ -87,14 +87,21 @@ def products(tree: Shapes, given: dict[str, tuple[jax.Array, jax.Array]]) -> dic
 
 def inner(state: Any) -> Any:
     """Returns the optimizer's part of a chain's state, which comes last."""
-    return inner(state.guarded_state) if isinstance(state, GUARDS) else state[-1]
+    field = _guarded(state)
+    return inner(getattr(state, field)) if field else state[-1]
 
 
 def with_inner(state: Any, part: Any) -> Any:
     """Returns the state with another part for the optimizer."""
-    if isinstance(state, GUARDS):
-        return state._replace(guarded_state=with_inner(state.guarded_state, part))
+    field = _guarded(state)
+    if field:
+        return state._replace(**{field: with_inner(getattr(state, field), part)})
     return (*state[:-1], part)
+
+
+def _guarded(state: Any) -> str | None:
+    """Returns the field of a guard's state that holds the guarded one."""
+    return next((field for kind, field in GUARDED.items() if isinstance(state, kind)), None)
 
 
 class Bench:
