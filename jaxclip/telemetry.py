@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import optax
 
 from jaxclip._core.state import ClipState
 from jaxclip._types import PyTree
@@ -30,8 +31,10 @@ def metrics(opt_state: PyTree) -> dict[str, jax.Array]:
     Returns:
         Scalars by `rule/field`, in the order of the chain: `clip_by_global_norm/norm`,
         `/threshold`, `/scale`, `/fraction`, `/count`, `/clipped_count`, `/nonfinite_count`. The
-        fraction of updates clipped so far is `clipped_count / count`. The second occurrence of a
-        rule is called `clip_by_global_norm_2`, and so on. Empty without a rule.
+        fraction of updates clipped so far is `clipped_count / count`. Labels of `optax.partition`
+        come first, those of an outer one before those of an inner one:
+        `encoder/clip_by_global_norm/norm`. The second occurrence of a rule under the same labels
+        is called `clip_by_global_norm_2`, and so on. Empty without a rule.
 
     Example:
         >>> import jax.numpy as jnp, jaxclip, optax
@@ -49,28 +52,33 @@ def metrics(opt_state: PyTree) -> dict[str, jax.Array]:
         clip_by_global_norm/nonfinite_count 0
     """
     result: dict[str, jax.Array] = {}
-    seen: set[str] = set()
     if not isinstance(opt_state, tuple):  # a state of Optax is a tuple
         opt_state = getattr(opt_state, "opt_state", opt_state)
-    for state in _recorded(opt_state):
-        prefix, number = state.rule, 1
-        while prefix in seen:
+    for name, state in _recorded(opt_state):
+        values = state.scalars().items()
+        scalars = {key: leaf for key, value in values for leaf in jax.tree.leaves(value)}
+        prefix, number = name, 1
+        while any(f"{prefix}/{key}" in result for key in scalars):
             number += 1
-            prefix = f"{state.rule}_{number}"
-        seen.add(prefix)
-        for key, value in state.scalars().items():
-            result.update({f"{prefix}/{key}": leaf for leaf in jax.tree.leaves(value)})
+            prefix = f"{name}_{number}"
+        result |= {f"{prefix}/{key}": value for key, value in scalars.items()}
     return result
 
 
-def _recorded(tree: PyTree) -> Iterator[Any]:
-    """The states that record something, a guard's before those inside it."""
-    for state in jax.tree.leaves(tree, is_leaf=_records):
-        if _records(state):
-            yield state
+def _recorded(tree: PyTree, labels: str = "") -> Iterator[tuple[str, Any]]:
+    """The states that record something, with their labels and rule; a guard's before those inside.
+
+    The names in `optax.named_chain` are left out: they name places, of which each has its rule.
+    """
+    for state in jax.tree.leaves(tree, is_leaf=_is_known):
+        if isinstance(state, optax.PartitionState):
+            for label, inner in state.inner_states.items():
+                yield from _recorded(inner, f"{labels}{label!s}/")
+        elif _is_known(state):
+            yield labels + state.rule, state
             if isinstance(state, GuardState):
-                yield from _recorded(state.guarded_state)
+                yield from _recorded(state.guarded_state, labels)
 
 
-def _records(x: Any) -> bool:
-    return isinstance(x, (ClipState, GuardState, MonitorState))
+def _is_known(x: Any) -> bool:
+    return isinstance(x, (ClipState, GuardState, MonitorState, optax.PartitionState))

@@ -4,19 +4,25 @@ CHANGES = {
     "telemetry.py": {
         "metrics": [
             ("the second rule of a name gets another name",
-             'f"{state.rule}_{', 'f"{state.rule}{',
+             'f"{name}_{', 'f"{name}{',
              "tests/diagnosis/test_telemetry.py::test_the_same_rule_twice"),
             ("a nested optimizer is treated as a training state",
              "if not isinstance(opt_state, tuple):", "if True:",
              "tests/diagnosis/test_telemetry.py::test_metrics_of_nested_optimizers"),
             ("a name such as `clip_1` hides the second `clip`",
-             "while prefix in seen:", "if prefix in seen:",
+             "while any(", "if any(",
              "tests/diagnosis/test_telemetry.py::test_rule_names_that_end_in_a_number"),
         ],
         "_recorded": [
             ("rules in a guard are not found",
-             "yield from _recorded(state.guarded_state)", "yield from ()",
+             "yield from _recorded(state.guarded_state, labels)", "yield from ()",
              "tests/guards/test_nesting.py::test_metrics_through_guards"),
+            ("rules in a guard lose their labels",
+             "_recorded(state.guarded_state, labels)", "_recorded(state.guarded_state)",
+             "tests/diagnosis/test_labels.py::test_partition_in_chains_guards_and_wrappers"),
+            ("the labels of an outer partition are lost",
+             'f"{labels}{label!s}/"', 'f"{label!s}/"',
+             "tests/diagnosis/test_labels.py::test_nested_partitions"),
         ],
     },
     "diagnosis/diagnose.py": {
