@@ -9,5 +9,5 @@ It uses the library's public names; the library never imports it. Imports go dow
 - `training`: network, optimizer, loop, devices and processes
 - `config`: presets, config files, and rules written as text
 - `data`: images and labels
-- `errors`: errors of the user, printed in one line
+- `errors`, `signals`: errors of the user, printed in one line; signals that end the program
 """

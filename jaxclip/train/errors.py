@@ -19,6 +19,15 @@ class RunError(UserError):
     exit_code = 1
 
 
+class InterruptError(RunError):
+    """A signal ended the run."""
+
+    def __init__(self, message: str, number: int):
+        """Keeps the message; the exit code is the shell's for the signal."""
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
 def first_line(error: BaseException) -> str:
     """Returns the first line of an exception's message, or its type if the message is empty."""
     lines = str(error).strip().splitlines()

@@ -175,7 +175,7 @@ def test_interrupt_keeps_written_files(tmp_path, capsys):
         assert cli.main(["train", "explode", *SMALL, "--out", str(tmp_path)]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert [r["kind"] for r in records(tmp_path)] == ["run", "step", "step", "epoch"]
-    assert summary(tmp_path)["status"] == "stopped"
+    assert summary(tmp_path)["status"] == "interrupted"
     assert summary(tmp_path)["epochs"] == 1
 
 

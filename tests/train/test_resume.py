@@ -40,7 +40,7 @@ def interrupted(cut, tmp_path):
 
 @pytest.mark.slow
 def test_resumes_bit_for_bit(whole, interrupted, capsys):
-    assert runs.summary(interrupted)["status"] == "stopped"
+    assert runs.summary(interrupted)["status"] == "interrupted"
     assert runs.summary(interrupted)["epochs"] == 2
     runs.train(*REMEMBERING, "--epochs", "4", "--out", str(interrupted), "--resume")
     assert "resuming after 2 of 4 epochs" in capsys.readouterr().out

@@ -1,13 +1,13 @@
 """The entry point: runs a command, and turns errors of the user into one line and an exit code.
 
-Exit codes: 0 done, 1 the run failed, 2 the request is invalid, 130 interrupted.
+Exit codes: 0 done, 1 the run failed, 2 the request is invalid, 128 + n ended by signal n.
 """
 
 import os
 import sys
 
 from jaxclip.train.cli import parser
-from jaxclip.train.errors import UserError
+from jaxclip.train.errors import InterruptError, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,6 +26,9 @@ def _run(argv: list[str] | None) -> int:
         options.command(options)
         sys.stdout.flush()
         return 0
+    except InterruptError as error:
+        print(f"jaxclip: {error}", file=sys.stderr)
+        return error.exit_code
     except UserError as error:
         return _error(str(error), error.exit_code)
     except ModuleNotFoundError as error:

@@ -5,6 +5,7 @@ them, after its options have been checked.
 """
 
 import argparse
+import shlex
 
 from jaxclip.train.cli import flags
 from jaxclip.train.config import config_file, presets
@@ -48,7 +49,14 @@ def train(options: argparse.Namespace) -> None:
     images = data.load(config.dataset, options.data_dir)
     switches = {"resume": options.resume, "tensorboard": options.tensorboard}
     with processes.explain_lost_process():
-        train.run(config, images, out, console, **switches)
+        train.run(config, images, out, console, command=_to_go_on(options, out), **switches)
+
+
+def _to_go_on(options: argparse.Namespace, out: str) -> str:
+    """Returns the command that continues a run."""
+    words = ["jaxclip", "train", "--resume", "--out", out]
+    words += ["--data-dir", options.data_dir] if options.data_dir else []
+    return shlex.join(words + ["--tensorboard"] * options.tensorboard)
 
 
 def _config_to_resume(options: argparse.Namespace) -> Config | None:

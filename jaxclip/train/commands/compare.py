@@ -24,6 +24,7 @@ from jaxclip.train.recording.metrics_file import MetricsFile
 from jaxclip.train.recording.run_folder import RunFolder
 from jaxclip.train.reporting import comparison, terminal
 from jaxclip.train.training import batched_runs, loop
+from jaxclip.train.training.blocks import Part
 
 # On a CPU one run uses all cores, unless its arrays are so small that most of a step is overhead.
 # Measured on two cores: vmap over four runs takes 1.1 times as long as the four in turn for
@@ -157,10 +158,14 @@ def _train(
         first = {"kind": "run", "preset": configs[0].preset}
         metrics.write(first | {"data": data.name, "source": data.source})
         task = bar.add_task("compare", total=sum(config.epochs for config in configs))
+
+        def check(part: Part) -> None:
+            folder.check()
+
         for group in groups:
             members = [configs[i] for i in group]
             together = is_faster_at_once(members, data) if at_once is None else at_once
-            for i, epoch in batched_runs.train(members, data, at_once=together):
+            for i, epoch in batched_runs.train(members, data, at_once=together, after_block=check):
                 run = runs[group[i]]
                 folder.check()
                 run.history.add(epoch)

@@ -6,7 +6,7 @@ Figures and summary are made from the files written, so a resumed run shows all 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,18 +15,21 @@ import numpy as np
 from rich.console import Console
 
 from jaxclip import diagnosis
+from jaxclip.train import signals
+from jaxclip.train.commands.keeper import Keeper
 from jaxclip.train.config import config_file
 from jaxclip.train.config.presets import Config
 from jaxclip.train.data import Data
-from jaxclip.train.errors import RunError, UserError
+from jaxclip.train.errors import InterruptError, RunError, UserError
 from jaxclip.train.recording import history, metrics_file, resuming, strict_json
-from jaxclip.train.recording.checkpoints import Checkpoint, Checkpoints, Position
+from jaxclip.train.recording.checkpoints import Checkpoints, Position
 from jaxclip.train.recording.history import History
 from jaxclip.train.recording.metrics_file import MetricsFile
 from jaxclip.train.recording.run_folder import RunFolder
 from jaxclip.train.recording.tensorboard_events import TensorBoardEvents
 from jaxclip.train.reporting import figures, layer_figure, terminal
 from jaxclip.train.training import kernel_norms, loop, nonfinite, processes, tensor_norms
+from jaxclip.train.training.blocks import Part
 from jaxclip.train.training.kernel_norms import Kernel
 from jaxclip.train.training.loop import Epoch, Run
 
@@ -40,6 +43,8 @@ class _Job(NamedTuple):
     folder: RunFolder
     checkpoints: Checkpoints
     kernels: tuple[Kernel, ...]
+    command: str
+    begun: Part | None = None
 
 
 def run(
@@ -50,6 +55,7 @@ def run(
     *,
     resume: bool = False,
     tensorboard: bool = False,
+    command: str = "",
 ) -> dict[str, Any]:
     """Trains a run into the folder `out`; returns the content of `summary.json`.
 
@@ -64,6 +70,7 @@ def run(
       resume: continue from the folder's last checkpoint, if there is one; the run ends bit for bit
         as if it had not been interrupted.
       tensorboard: write event files too.
+      command: the command that goes on after a signal.
     """
     start = time.perf_counter()
     prepared = loop.prepare(config.override({"dataset": data.key}), data)
@@ -75,11 +82,14 @@ def run(
         if processes.is_leader() and not resume:
             set_earlier_run_aside(folder, console)
         processes.wait_for_all()  # until the folder is ready
+        stack.enter_context(signals.graceful(lambda: f"go on with: {command}"))
         checkpoints = stack.enter_context(Checkpoints(folder.path, prepared.config))
-        job = _job(prepared, data, folder, checkpoints, console if resume else None)
+        kernels = kernel_norms.kernels(prepared.config, prepared.state.params)
+        job = _Job(prepared, data, Position(0, 0), folder, checkpoints, kernels, command)
+        job = _resumed(job, console) if resume else job
         if processes.is_leader():
             return _train_and_summarize(job, console, tensorboard, start)
-        for _ in _epochs(job):
+        for _ in _epochs(job, lambda part: None):
             pass
         return {}
 
@@ -90,35 +100,34 @@ def set_earlier_run_aside(folder: RunFolder, console: Console) -> None:
         terminal.say(console, f"note: {folder.path} held another run, which is now in {earlier}")
 
 
-def _job(
-    run: Run, data: Data, folder: RunFolder, checkpoints: Checkpoints, resume: Console | None
-) -> _Job:
-    kernels = kernel_norms.kernels(run.config, run.state.params)
-    state, position = run.state, Position(0, 0)
-    if resume:
-        say = partial(terminal.say, resume)
-        state, position, *_ = checkpoints.latest(run.state, say, aside=True)
-    if position.epochs > run.config.epochs:
-        problem = f"the run in {folder.path} has already trained {position.epochs}"
-        raise UserError(f"--epochs={run.config.epochs}: {problem}")
-    return _Job(run._replace(state=state), data, position, folder, checkpoints, kernels)
+def _resumed(job: _Job, console: Console) -> _Job:
+    """Returns a run at its newest checkpoint."""
+    say = partial(terminal.say, console)
+    saved = job.checkpoints.latest(job.run.state, say, aside=True)
+    at, epochs = saved.position, job.run.config.epochs
+    if at.epochs + (at.begun > 0) > epochs:
+        problem = f"the run in {job.folder.path} has already trained {at.epochs}"
+        raise UserError(f"--epochs={epochs}: {problem}")
+    begun = Part(at.epochs, at.begun, saved.state, (saved.telemetry,), saved.seconds)
+    run = job.run._replace(state=saved.state)
+    return job._replace(run=run, position=at, begun=begun if at.begun else None)
 
 
-def _epochs(job: _Job) -> Iterator[tuple[Epoch, dict[str, float]]]:
+def _epochs(job: _Job, after_block: Callable[[Part], None]) -> Iterator[tuple[Epoch, dict]]:
     """Yields each epoch and its kernels' norms; then saves a checkpoint where one is due."""
-    config, watch = job.run.config, kernel_norms.watch(job.kernels, job.run.strategy.jit)
-    for epoch in loop.train(job.run, job.data, job.position.epochs):
+    watch = kernel_norms.watch(job.kernels, job.run.strategy.jit)
+    keeper = Keeper(job.run, job.folder, job.checkpoints, job.command)
+
+    def between(part: Part) -> None:
+        after_block(part)
+        keeper.after_block(part)
+
+    first = job.position.epochs
+    for epoch in loop.train(job.run, job.data, first, begun=job.begun, after_block=between):
         job.folder.check()
         yield epoch, kernel_norms.record(job.kernels, watch(epoch.state))
-        done = epoch.number + 1
-        if epoch.failure is None and _is_checkpoint_due(config, done):
-            position = Position(done, done * job.run.steps_per_epoch)
-            job.checkpoints.save(Checkpoint(epoch.state, position))
-
-
-def _is_checkpoint_due(config: Config, done: int) -> bool:
-    every = config.checkpoint_every
-    return every > 0 and (done % every == 0 or done == config.epochs)
+        if epoch.failure is None:
+            keeper.after_epoch(epoch)
 
 
 def _train_and_summarize(
@@ -130,6 +139,7 @@ def _train_and_summarize(
     try:
         _train(job, console, tensorboard)
     except BaseException as error:
+        status = "interrupted" if isinstance(error, InterruptError | KeyboardInterrupt) else status
         status = "non-finite loss" if isinstance(error, nonfinite.NonFiniteLossError) else status
         with contextlib.suppress(RunError, OSError):  # the first error is the one to report
             _summarize(job, status, start, console)
@@ -165,18 +175,25 @@ def _train(job: _Job, console: Console, tensorboard: bool) -> None:
     events = TensorBoardEvents(job.folder.path, position.steps) if tensorboard else None
     with MetricsFile(job.folder.path, events) as metrics, terminal.progress(console) as bar:
         metrics.write(_first_record(job))
-        if position.epochs:
+        if position.steps:
             done = f"{position.epochs} of {config.epochs} epochs"
-            terminal.say(console, f"resuming after {done}")
+            more = f" and {position.begun} steps" if position.begun else ""
+            terminal.say(console, f"resuming after {done}{more}")
         task = bar.add_task(config.preset, total=config.epochs, completed=position.epochs)
-        for epoch, norms in _epochs(job):
+        steps = job.run.steps_per_epoch
+
+        def advance(part: Part) -> None:
+            bar.update(task, completed=part.number + part.steps / steps)
+
+        for epoch, norms in _epochs(job, advance):
             metrics.write_epoch(epoch, config.log_every, norms)
             _print_epoch(config, epoch, console)
-            bar.advance(task)
+            bar.update(task, completed=epoch.number + 1)
+    job.checkpoints.wait()
 
 
 def _first_record(job: _Job) -> dict[str, Any]:
-    if job.position.epochs:
+    if job.position.steps:
         return {"kind": "resume", "epoch": job.position.epochs, "step": job.position.steps}
     settings = dataclasses.asdict(job.run.config)
     return {"kind": "run", **settings, "data": job.data.name, "source": job.data.source}

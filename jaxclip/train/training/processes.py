@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxclip.train import signals
 from jaxclip.train.errors import RunError, UserError, first_line
 
 HEARTBEAT_SECONDS = 30
@@ -64,6 +65,7 @@ def _check(coordinator: str, count: int, index: int) -> None:
 def _initialize(problem: str, **who: Any) -> None:
     try:
         jax.distributed.initialize(**who, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        signals.handle()  # the runtime has its own for SIGTERM
     except (RuntimeError, ValueError) as error:
         reason = f": {first_line(error)}" if who else f" ({first_line(error)})"
         raise UserError(problem + reason) from error
