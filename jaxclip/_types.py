@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 PyTree: TypeAlias = Any  # of arrays, unless a docstring says otherwise
 
 Limit: TypeAlias = ArrayLike | optax.Schedule | None
-"""A number, an array, a schedule `count -> value`, or `None` for no limit."""
+"""A number, an array, a schedule `count -> value`, or `None` for no limit; 0 allows only zeros."""
 
 LimitTree: TypeAlias = Limit | PyTree
 """One limit, or a prefix tree of limits."""

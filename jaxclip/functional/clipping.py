@@ -250,7 +250,7 @@ def clip_by_global_norm(
 
     Args:
         tree: any pytree of arrays.
-        max_norm: a number >= 0, a scalar array, or `None`.
+        max_norm: a number >= 0, a scalar array, or `None` for no limit; 0 gives zeros.
         norm: the norm, if it is known; TensorFlow's `use_norm`.
         ord: the norm: p >= 1 or inf; `None` is 2.
         axis_name: mesh axes that shard the leaves, where they cannot be found.

@@ -65,7 +65,7 @@ def clip_by(
     | n <= c | every leaf bit for bit unchanged |
     | n > c | same direction; new norm within 2 machine epsilons of c, within 1 in 16 bits |
     | c is `None` or inf | unchanged; the norm is still recorded |
-    | c is 0 | zeros, also for a zero update |
+    | c is 0 | zeros: `None` turns clipping off, 0 stops training |
     | zero update | unchanged, with a finite derivative |
     | finite, but squares overflow or underflow | as if computed in float64 |
     | subnormal numbers | may count as 0, and become 0 where scaled: XLA flushes them |

@@ -133,6 +133,20 @@ def test_metrics_of_states_without_rules():
     assert jaxclip.metrics(()) == {}
 
 
+@pytest.mark.parametrize("zero", [0, 0.0, np.float32(0), lambda count: jnp.zeros(())], ids=repr)
+def test_threshold_of_zero_is_seen(zero):
+    """0 means off elsewhere. Here it stops training, and the log says why; off is None."""
+    tx = jaxclip.clip_by_global_norm(zero)
+    out, state = tx.update(U, tx.init(U))
+    found = jaxclip.metrics(state)
+    assert not any(x.any() for x in out.values())
+    assert [float(found[f"clip_by_global_norm/{k}"]) for k in ("threshold", "scale")] == [0, 0]
+    off = jaxclip.clip_by_global_norm(None)
+    out, state = off.update(U, off.init(U))
+    assert all((out[k] == U[k]).all() for k in U)
+    assert float(jaxclip.metrics(state)["clip_by_global_norm/threshold"]) == np.inf
+
+
 def test_metrics_of_an_abstract_state():
     shapes = jax.eval_shape(rule().init, U)
     assert jaxclip.metrics(shapes).keys() == KEYS
