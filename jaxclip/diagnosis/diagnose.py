@@ -8,17 +8,19 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxclip import _validate, norms
 from jaxclip._core import flat_tree, stacks
 from jaxclip._core.flat_tree import Flat
 from jaxclip._core.measure import measure
 from jaxclip._types import PyTree, Stacked
-from jaxclip.diagnosis import activations, layers, monitor_log, report
+from jaxclip.diagnosis import activations, course, layers, monitor_log, report
 from jaxclip.diagnosis.activations import Activation
-from jaxclip.diagnosis.layers import Table
+from jaxclip.diagnosis.layers import Order, Table
 from jaxclip.diagnosis.monitor_log import Metrics
 from jaxclip.diagnosis.report import Diagnosis
+from jaxclip.diagnosis.trend import Trend
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -33,15 +35,18 @@ def diagnose(
     updates: PyTree = None,
     *,
     stacked: Stacked = None,
-    order: Sequence[str] | None = None,
+    order: Order = None,
+    through_time: ArrayLike | None = None,
     preactivations: PyTree = None,
     activation: Activation | None = None,
 ) -> Diagnosis:
     r"""Says whether the gradients of one step vanish or explode, layer by layer.
 
     A layer is the group of leaves whose keys differ only in the last one, as `kernel` and `bias`
-    do; its norm is the 2-norm of these leaves together. With $n_1, \dots, n_L$ the norms from input
-    to output, the factor is
+    do; its norm is the 2-norm of these leaves together. Layers side by side stand at one place, as
+    query, key and value do, and count together. With $n_1, \dots, n_L$ the norms at the places from
+    input to output, the factor a layer is $(n_1 / n_L)^{1 / (L - 1)}$. One or two odd layers do not
+    make a finding: the slope has to agree,
 
     $$\exp\Big(-\operatorname*{median}_{i<j} \frac{\log n_j - \log n_i}{j - i}\Big)$$
 
@@ -49,9 +54,9 @@ def diagnose(
     Normalization layers do not count. If no layer has a weight, all of them count. Layers of norm 0
     are left out of the factor; if the first layers have norm 0, their gradients have vanished.
 
-    Layers come in the order of the tree, but siblings that differ in a number are sorted by it:
-    `Dense_2` comes before `Dense_10`. JAX sorts the keys of a dict, so give `order` if names have
-    no numbers.
+    The places come from `order`. Without it, they come from the names if these have one series of
+    numbers, such as `Dense_0`, `Dense_1`, beside layers without a number, whose place is unknown.
+    If there is another number, as in `Dense_0` beside `SimpleCell_0`, nothing is said about depth.
 
     The gradient of a weight is the error, computed backward, times the activation, computed
     forward. In deep linear and ReLU networks the error grows towards the input as fast as the
@@ -59,10 +64,12 @@ def diagnose(
     gradient of a bias is the error alone. So the trend of the biases is judged too, unless the
     network has normalization layers.
 
+    A cell that `scan` uses in each step is one layer, in which gradients may vanish or explode
+    through time. Depth says nothing about that; `through_time` does.
+
     If gradients are not finite, the diagnosis names the layer nearest the output that has one,
-    because backpropagation spreads a NaN or inf from there to the layers nearer the input. If it is
-    the output layer, the NaN began in the loss or in the forward pass; gradients alone cannot tell
-    which.
+    because backpropagation spreads a NaN or inf from there to the layers nearer the input. If all
+    layers have one, it began in the loss or in the forward pass; gradients alone cannot tell which.
 
     Args:
         grads: gradients of any model, as any pytree of floating-point arrays; other leaves are
@@ -73,8 +80,11 @@ def diagnose(
         stacked: the axis along which a leaf stacks layers for `jax.lax.scan`, or a function
             `(name, leaf) -> axis` or `None`, as for `jaxclip.monitor`, which also says how slices
             are named. Each slice counts as a leaf of a layer: `blocks/3/attn` is one.
-        order: names of layers, or the keys they begin with, from input to output. Layers that it
-            leaves out follow in the table and do not count for the trend.
+        order: the result of `jaxclip.diagnosis.layer_order`, for any network. Or names of layers,
+            or the keys they begin with, from input to output; layers below one entry stand at one
+            place, unless they are numbered. Layers that it leaves out do not count for the trend.
+        through_time: norms of the gradient with respect to the hidden state of a recurrent layer,
+            one for each time step, the first step first; shape (steps,).
         preactivations: the inputs of the activation: arrays of shape (..., units), in a dict by
             name or in any pytree.
         activation: the elementwise function applied to them.
@@ -85,8 +95,8 @@ def diagnose(
     Raises:
         TypeError: if called under `jit` or another transformation; if `order` is a string.
         ValueError: if there is no floating-point leaf; if `params` or `updates` have other leaves;
-            if `stacked` returns no axis of a leaf; if `order` names no layer; if one of
-            `preactivations` and `activation` is missing.
+            if `stacked` returns no axis of a leaf; if `order` names no layer; if `through_time`
+            has not rank 1; if one of `preactivations` and `activation` is missing.
 
     Example:
         >>> import jax.numpy as jnp, jaxclip
@@ -111,6 +121,12 @@ def diagnose(
         >>> print(jaxclip.diagnose(stack, stacked=0).finding)
         vanishing
 
+        A recurrent layer whose gradient falls by half in each time step:
+
+        >>> found = jaxclip.diagnose(grads["Dense_0"], through_time=0.5 ** jnp.arange(20.0)[::-1])
+        >>> print(found.finding, found.time_factor)
+        vanishing 0.5
+
     References:
         Glorot, Bengio. Understanding the difficulty of training deep feedforward neural networks.
         AISTATS 2010.
@@ -125,8 +141,14 @@ def diagnose(
     read = functools.partial(_norms, stacked=stacked)
     tables = _tables(read, grads=grads, params=params, updates=updates)
     ranks = _by_name(flat, stacked, list(map(_ranks, flat.arrays, stacks.axes(stacked, flat))))
-    units = activations.units(preactivations, activation)
-    return report.conclude(layers.from_leaves(tables, ranks, order), units)
+    rows = layers.from_leaves(tables, ranks, order)
+    return report.conclude(
+        rows,
+        course.of_steps(rows, np.arange(1)),
+        order,
+        activations.units(preactivations, activation),
+        _time(through_time),
+    )
 
 
 def of_metrics(
@@ -135,7 +157,9 @@ def of_metrics(
     weights: str | None = None,
     updates: str | None = None,
     *,
-    order: Sequence[str] | None = None,
+    order: Order = None,
+    loss: ArrayLike | None = None,
+    chance: float | None = None,
     first_step: int = 0,
 ) -> Diagnosis:
     """Makes the diagnosis of `diagnose` from the metrics of monitors, over one step or many.
@@ -153,16 +177,19 @@ def of_metrics(
         weights: the name of the monitor of the parameters, `jaxclip.monitor(of="params")`.
         updates: the name of the monitor of the updates, last in the chain.
         order: as for `diagnose`.
-        first_step: the number of the first step.
+        loss: the loss in each recorded step; shape (steps,).
+        chance: the loss of a guess that knows nothing, `math.log(classes)` for a cross-entropy.
+        first_step: the number of the first step, for metrics without the monitor's count.
 
     Returns:
         A `Diagnosis`.
 
     Raises:
-        TypeError: if called under `jit` or another transformation; if `order` is a string or
-            `first_step` is not a whole number.
+        TypeError: if called under `jit` or another transformation; if `order` is a string,
+            `chance` is no number or `first_step` is not a whole number.
         ValueError: if a monitor recorded nothing, or not the same leaves and steps as that of the
-            gradients; if a value has rank 2 or more; if `order` names no layer.
+            gradients; if a value has rank 2 or more; if `order` names no layer; if `loss` has
+            another shape.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxclip, optax
@@ -183,9 +210,34 @@ def of_metrics(
         non-finite (2, 'Dense_0') [0.05 0.05  nan]
     """
     first_step = _validate.whole_number(first_step, "first_step", least=0)
-    read = functools.partial(monitor_log.recorded, monitor_log.entries(metrics))
+    if chance is not None:
+        _validate.real_number(chance, "chance")
+    log = monitor_log.entries(metrics)
+    read = functools.partial(monitor_log.recorded, log)
     tables = _tables(read, gradients=gradients, weights=weights, updates=updates)
-    return report.conclude(layers.from_leaves(tables, {}, order), first_step=first_step)
+    rows = layers.from_leaves(tables, {}, order)
+    count = len(rows[0].gradient)
+    steps = monitor_log.steps(log, gradients, count, first_step)
+    names = list(dict.fromkeys(key.partition("/")[0] for key in log[0]))
+    rules, guards = course.counts(names, functools.partial(monitor_log.series, log))
+    past = course.of_steps(rows, steps)._replace(
+        rules=rules,
+        guards=guards,
+        loss=monitor_log.of_each_step(loss, count, "loss"),
+        chance=chance,
+    )
+    return report.conclude(rows, past, order)
+
+
+def _time(norms: ArrayLike | None) -> Trend | None:
+    """The trend over time steps."""
+    if norms is None:
+        return None
+    monitor_log.check_concrete([norms], "through_time")
+    array = np.asarray(jax.device_get(norms), np.float64)
+    if array.ndim != 1 or not array.size:
+        raise ValueError(f"through_time of shape {array.shape} must have shape (steps,)")
+    return Trend({i: array[i : i + 1] for i in range(len(array))})
 
 
 def _tables(read: Callable[[PyTree, str], Table], **sources: PyTree) -> dict[str, Table]:

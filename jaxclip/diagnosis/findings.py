@@ -1,4 +1,4 @@
-"""Findings: statistics of the layers' norms, their limits, and the sentences that report them."""
+"""Findings about gradients: limits, and the sentences that report them."""
 
 from __future__ import annotations
 
@@ -8,135 +8,114 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from jaxclip.diagnosis.activations import Units
+from jaxclip.diagnosis.course import Counts, Course
 from jaxclip.diagnosis.layers import Layer
+from jaxclip.diagnosis.trend import Trend
 
-LAYERS = 3  # a trend over depth needs at least this many layers,
-PER_LAYER = 1.5  # a change of the norm per layer by more than this factor,
-IN_ALL = 100.0  # and a change from the output to the input by more than this factor
 GROWTH = 1000.0  # the global norm grows over the steps by more than this factor
-WINDOW = 5  # the first and last steps are this many, or half of all steps if there are fewer
 DEAD = 0.5  # more than this share of a layer's units is dead
 SATURATED = 0.5  # more than this share of (unit, example) pairs is saturated
+_LISTED = 3  # so many layers are named, of more their number
 
-_CURES = {
-    "exploding": "Clipping by the global norm (jaxclip.clip_by_global_norm) bounds the step; "
-    "smaller weights to start from, or normalization, remove the cause.",
-    "vanishing": "Clipping cannot make it larger; ReLU with He initialization, normalization and "
-    "residual connections can.",
-}
-
-
-class Trend:
-    """The norms of the layers that count, from input to output.
-
-    Each layer is represented by the median over the steps in which every layer is finite; if there
-    is no such step, over the steps in which it is finite itself.
-
-    Attributes:
-        factor: the factor by which the norm changes from one layer to the next towards the input.
-            This is the Theil-Sen slope of the logarithm: the median over all pairs of layers, which
-            one or two odd layers do not change much. Layers without a positive finite norm are
-            left out; NaN if fewer than two remain.
-        near: the positive norm nearest the input; 0 if there is none.
-        far: the positive norm nearest the output; 0 if there is none.
-        layers: the number of layers.
-        finite: the number of layers with a finite norm.
-        zeros: the number of layers, counted from the input, whose norm is exactly 0.
-    """
-
-    def __init__(self, norms: Sequence[np.ndarray]):
-        """Takes one array of shape (steps,) per layer."""
-        table = np.array(norms, ndmin=2)  # without layers, one row without steps
-        good = np.isfinite(table).all(axis=0)
-        profile = np.array([median(row) for row in (table[:, good] if good.any() else table)])
-        finite = profile[np.isfinite(profile)]
-        where = np.flatnonzero(np.isfinite(profile) & (profile > 0))
-        logs, (i, j) = np.log(profile[where]), np.triu_indices(len(where), 1)
-        self.factor = float(np.exp(-median((logs[j] - logs[i]) / (where[j] - where[i]))))
-        self.near, self.far = profile[where[[0, -1]]].tolist() if where.size else (0.0, 0.0)
-        self.layers, self.finite = len(profile), len(finite)
-        self.zeros = int(np.sum(np.cumprod(finite == 0)))
-
-    @property
-    def finding(self) -> str:
-        """The finding, which needs a large change per layer and a large change in all."""
-        if self.finite < LAYERS:
-            return "none"
-        if self.factor > PER_LAYER and self.near > IN_ALL * self.far:
-            return "exploding"
-        fades = self.factor < 1 / PER_LAYER and self.far > IN_ALL * self.near
-        return "vanishing" if fades else "none"
-
-
-def median(values: np.ndarray) -> float:
-    """The median of the finite values; NaN if there are none."""
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if finite.size else float("nan")
+_VANISHING = (
+    "Clipping cannot make it larger; ReLU with He initialization, normalization and residual "
+    "connections can."
+)
+_IN_TIME = "gated cells (LSTM, GRU), orthogonal recurrent weights or shorter sequences"
 
 
 def first_nonfinite(layers: Sequence[Layer]) -> tuple[int, str] | None:
-    """The first step with a non-finite gradient, and the layer nearest the output that has one."""
+    """The first row with a non-finite gradient, and a layer that has one.
+
+    It is the layer nearest the output, as far as places are known.
+    """
     bad = ~np.isfinite([layer.gradient for layer in layers])
     if not bad.any():
         return None
-    step = int(bad.any(axis=0).argmax())
-    hit = list(itertools.compress(layers, bad[:, step]))
-    return step, ([layer for layer in hit if layer.deep] or hit)[-1].name
-
-
-def growth(layers: Sequence[Layer]) -> float:
-    """The global norm of the last finite steps over that of the first; NaN if unknown."""
-    norms = np.hypot.reduce([layer.gradient for layer in layers], axis=0)
-    finite = norms[np.isfinite(norms)]
-    size = min(WINDOW, len(finite) // 2)
-    first, last = median(finite[:size]), median(finite[-size:])
-    return last / first if first > 0 else float("nan")
+    row = int(bad.any(axis=0).argmax())
+    hit = list(itertools.compress(layers, bad[:, row]))
+    placed = [(x.place, i) for i, x in enumerate(hit) if x.place is not None]
+    return row, hit[max(placed)[1] if placed else -1].name
 
 
 def say_nonfinite(
-    layers: Sequence[Layer], broken: tuple[int, str] | None, first_step: int
+    layers: Sequence[Layer], broken: tuple[int, str] | None, course: Course
 ) -> Iterator[str]:
-    """Where gradients that are not finite began."""
+    """Why and where gradients that are not finite began."""
     if broken is None:
         return
-    step, name = broken
-    when = f"at step {step + first_step}, " if len(layers[0].gradient) > 1 or first_step else ""
-    deep = [layer for layer in layers if layer.deep]
-    some_finite = any(np.isfinite(layer.gradient[step]) for layer in deep)
-    if some_finite and name != deep[-1].name:
-        extent = " is NaN or inf, and every layer nearer the output is finite"
-        place = " on the way back through the network"
-    else:
-        others = "" if some_finite or len(deep) == 1 else " and of every other layer"
-        extent = f", nearest the output,{others} is NaN or inf"
-        place = ", in the loss or on the way forward"
-    yield (
-        f"non-finite: {when}the gradient of {name}{extent}: it began there{place}. Clipping cannot "
-        "mend it; jaxclip.skip_nonfinite leaves such a step out."
-    )
-
-
-def say_exploding(norms: Trend, biases: Trend, growth: float) -> Iterator[str]:
-    """Gradients that explode over depth, and over the steps."""
-    yield from _say_trend("exploding", norms, biases)
-    if growth > GROWTH:
+    row, name = broken
+    step, before = course.steps[row], course.norms[:row]
+    if _grew(before):
         yield (
-            f"exploding: over the steps the global norm of the gradient grew {growth:.2g} times. "
-            "Clip by the global norm (jaxclip.clip_by_global_norm), or lower the learning rate."
+            f"exploding: the norm of the gradient grew from {before[0]:.2g} at step "
+            f"{course.steps[0]} to {before[-1]:.2g} at step {course.steps[row - 1]}, and is NaN or "
+            f"inf at step {step}. {_bounded(course, row)}"
+        )
+        return
+    when = f"at step {step}, " if len(course.steps) > 1 or step else ""
+    past = " "
+    if row > 1:
+        past = (
+            f" Before, its norm was {before.max():.2g} at most and did not grow until it "
+            "overflowed: look for a bad batch, or an invalid operation such as log(0). "
+        )
+    guards = _acted(course.guards, "left", "out")
+    cure = f"{guards}." if guards else "jaxclip.skip_nonfinite leaves such a step out."
+    yield f"non-finite: {when}{_where(layers, row, name)}.{past}Clipping cannot mend it; {cure}"
+
+
+def say_exploding(
+    norms: Trend, biases: Trend, broken: tuple[int, str] | None, course: Course
+) -> Iterator[str]:
+    """Gradients that explode over depth, and over the steps."""
+    cure = f"{_bounds(course)}; smaller weights to start from, or normalization, remove the cause."
+    yield from _say_depth("exploding", norms, biases, cure)
+    if course.growth > GROWTH and not (broken and _grew(course.norms[: broken[0]])):
+        yield (
+            f"exploding: over the steps the norm of the gradient grew {course.growth:.2g} times. "
+            f"{_bounded(course, len(course.norms))}"
         )
 
 
-def say_vanishing(norms: Trend, biases: Trend) -> Iterator[str]:
+def say_vanishing(layers: Sequence[Layer], norms: Trend, biases: Trend) -> Iterator[str]:
     """Gradients that vanish over depth, or are exactly 0 from the input on."""
-    if norms.zeros == norms.layers:
+    if not any(layer.gradient.any() for layer in layers if layer.deep):
         yield (
             "vanishing: the gradient is exactly 0 in every layer: the loss does not depend on "
             "the weights, or all units are dead."
         )
-    elif norms.zeros and norms.finding != "vanishing":
-        yield f"vanishing: the gradient norm{_zeros(norms)}. {_CURES['vanishing']}"
+    elif norms.zeros and norms.over_depth != "vanishing":
+        yield f"vanishing: the gradient norm{_zeros(norms)}. {_VANISHING}"
     else:
-        yield from _say_trend("vanishing", norms, biases)
+        yield from _say_depth("vanishing", norms, biases, _VANISHING)
+
+
+def say_zero(layers: Sequence[Layer], norms: Trend) -> Iterator[str]:
+    """Single layers whose gradient is exactly 0, besides the first ones."""
+    zero = [x for x in layers if x.deep and not x.gradient.any()]
+    places = sorted({x.place for x in layers if x.place is not None})
+    rest = [x.name for x in zero if x.place not in places[: norms.zeros]]
+    if rest and len(zero) < sum(x.deep for x in layers):
+        yield (
+            f"zero: the gradient is exactly 0 in {listed(rest)}: dead units, underflow, or frozen "
+            "or unused weights."
+        )
+
+
+def say_time(time: Trend | None, course: Course) -> Iterator[str]:
+    """Gradients that explode or vanish through the time steps of a recurrent layer."""
+    if time is None:
+        return
+    start = "from the last time step to the first the gradient norm"
+    end = f"a time step, from {time.far:.2g} to {time.near:.2g} over {time.span} steps."
+    if time.over_time == "exploding":
+        cure = f"{_bounds(course)}; {_IN_TIME} remove the cause."
+        yield f"exploding: {start} {_change(time)} {end} {cure}"
+    elif time.over_time == "vanishing" or time.zeros:
+        zeros = f"is exactly 0 in the first {time.zeros} of {time.places} steps."
+        said = f"{_change(time)} {end}" if time.over_time == "vanishing" else zeros
+        yield f"vanishing: {start} {said} Clipping cannot make it larger; {_IN_TIME} can."
 
 
 def say_units(units: Sequence[Units]) -> Iterator[str]:
@@ -156,27 +135,68 @@ def say_units(units: Sequence[Units]) -> Iterator[str]:
         )
 
 
-def say_none(norms: Trend) -> str:
-    """The sentence if there is no finding."""
-    if norms.finite < LAYERS:
-        few = "1 layer is" if norms.finite == 1 else f"{norms.finite} layers are"
-        return f"none: nothing was found; {few} too few for a trend over depth."
-    return (
-        "none: nothing was found. From the output to the input the gradient norm goes from "
-        f"{norms.far:.2g} to {norms.near:.2g} over {norms.finite} layers, by a factor of "
-        f"{norms.factor:.2f} a layer."
-    )
-
-
 def percent(share: float) -> str:
     """A share as a whole percentage."""
     return f"{100 * share:.0f} %"
 
 
-def _say_trend(finding: str, norms: Trend, biases: Trend) -> Iterator[str]:
+def listed(names: Sequence[str]) -> str:
+    """The names, or the first of many and their number."""
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _grew(norms: np.ndarray) -> bool:
+    """Whether finite norms grew until the next one overflowed."""
+    return len(norms) > 1 and norms[-1] > GROWTH * norms[: (len(norms) + 1) // 2].min()
+
+
+def _where(layers: Sequence[Layer], row: int, name: str) -> str:
+    deep = [layer for layer in layers if layer.deep]
+    hit = [layer for layer in deep if not np.isfinite(layer.gradient[row])]
+    if hit and len(hit) == len(deep):
+        every = f"the gradient of {name}" if len(deep) == 1 else "the gradient of every layer"
+        return f"{every} is NaN or inf: it began in the loss or on the way forward"
+    places = [layer.place for layer in hit if layer.place is not None]
+    if not places or len(places) < len(hit):
+        names = [layer.name for layer in hit] or [name]
+        return f"the gradient is NaN or inf in {listed(names)}, and finite in other layers"
+    if max(places) == max(layer.place for layer in deep if layer.place is not None):
+        return (
+            f"the gradient of {name}, nearest the output, is NaN or inf: it began there, in the "
+            "loss or on the way forward"
+        )
+    return (
+        f"the gradient of {name} is NaN or inf, and every layer nearer the output is finite: it "
+        "began there on the way back through the network"
+    )
+
+
+def _acted(counts: Sequence[Counts], verb: str, end: str = "") -> str:
+    return ", ".join(
+        f"{c.name} {verb} {c.acted} of {c.updates} steps {end}".rstrip() for c in counts if c.acted
+    )
+
+
+def _bounds(course: Course) -> str:
+    """Who bounds the step: the rules of the run, or a rule to take."""
+    names = [rule.name for rule in course.rules]
+    return f"{listed(names) or 'jaxclip.clip_by_global_norm'} bounds the step"
+
+
+def _bounded(course: Course, end: int) -> str:
+    """A bound to take, or what the rules of the run did."""
+    if not course.rules:
+        bound = f"jaxclip.clip_by_global_norm({course.bound(end):g})"
+        return f"A bound on the norm helps, such as {bound}, and so does a lower learning rate."
+    did = _acted(course.rules, "clipped") or f"{listed([r.name for r in course.rules])} is there"
+    return f"{did}, which was not enough: lower the threshold or the learning rate."
+
+
+def _say_depth(finding: str, norms: Trend, biases: Trend, cure: str) -> Iterator[str]:
     """The trend of the norms, else that of the biases, if it is this finding."""
-    trend = norms if norms.finding == finding else biases
-    if trend.finding != finding:
+    trend = norms if norms.over_depth == finding else biases
+    if trend.over_depth != finding:
         return
     number, also = "gradient norm", f", and{_zeros(norms)}." if norms.zeros else "."
     if trend is biases:
@@ -185,12 +205,15 @@ def _say_trend(finding: str, norms: Trend, biases: Trend) -> Iterator[str]:
             ". They show the error on its way back; in the weights' gradients the activations hide "
             "it."
         )
-    verb, times = ("falls", 1 / trend.factor) if trend.factor < 1 else ("grows", trend.factor)
     yield (
-        f"{finding}: from the output to the input the {number} {verb} by a factor of {times:.2g} a "
-        f"layer, from {trend.far:.2g} to {trend.near:.2g} over {trend.layers} layers{also} "
-        f"{_CURES[finding]}"
+        f"{finding}: from the output to the input the {number} {_change(trend)} a layer, from "
+        f"{trend.far:.2g} to {trend.near:.2g} over {trend.span} layers{also} {cure}"
     )
+
+
+def _change(trend: Trend) -> str:
+    verb, times = ("falls", 1 / trend.factor) if trend.factor < 1 else ("grows", trend.factor)
+    return f"{verb} by a factor of {times:.3g}"
 
 
 def _zeros(norms: Trend) -> str:

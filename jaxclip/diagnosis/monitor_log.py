@@ -61,3 +61,27 @@ def _values(log: Sequence[Metrics], key: str) -> np.ndarray:
         shape = widest.shape
         raise ValueError(f"{key!r} has shape {shape}, but must be a scalar or (steps,), not empty")
     return np.concatenate([np.atleast_1d(x) for x in arrays])
+
+
+def series(log: Sequence[Metrics], key: str) -> np.ndarray | None:
+    """The values of a key, of shape (steps,); `None` if it is not in all entries."""
+    return _values(log, key) if all(key in entry for entry in log) else None
+
+
+def steps(log: Sequence[Metrics], monitor: str, count: int, first_step: int) -> np.ndarray:
+    """The numbers of the recorded steps: those of the run, if the monitor counted them."""
+    counted = series(log, f"{monitor}/count")
+    if counted is None:
+        return first_step + np.arange(count)
+    return counted.astype(int) - 1
+
+
+def of_each_step(values: ArrayLike | None, count: int, name: str) -> np.ndarray | None:
+    """An argument with a number for each recorded step."""
+    if values is None:
+        return None
+    check_concrete([values], name)
+    array = np.asarray(jax.device_get(values), np.float64)
+    if array.shape != (count,):
+        raise ValueError(f"{name} of shape {array.shape} must have shape (steps,) = ({count},)")
+    return array

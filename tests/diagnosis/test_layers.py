@@ -30,7 +30,7 @@ def test_order_by_name_and_by_prefix():
     found = jaxclip.diagnose(grads, order=["stem", "blocks", "out"])
     names = [row.name for row in found.layers]
     assert names == ["stem", "blocks/0", "blocks/1", "blocks/2", "out", "side"]
-    assert [row.deep for row in found.layers] == [True] * 5 + [False]
+    assert [row.place for row in found.layers] == [0, 1, 2, 3, 4, None]
     np.testing.assert_allclose(found.factor, 0.1, rtol=1e-5)
     assert found.nonfinite == (0, "side")
     back = jaxclip.diagnose(grads, order=["out", "blocks/2", "blocks", "stem"])

@@ -102,7 +102,7 @@ def test_nonfinite_steps_are_left_out_for_all_layers():
     rows[:, 2] *= [1.0, 2.0, 4.0]
     found = diagnosis.of_metrics(_table(rows[:, 1:]))
     np.testing.assert_allclose(found.factor, 1 / np.sqrt(2.5))
-    assert [s.partition(":")[0] for s in found.findings] == ["non-finite"]
+    assert [s.partition(":")[0] for s in found.findings] == ["non-finite", "sound"]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_nonfinite_steps_are_left_out_for_all_layers():
 def test_growth_over_time(norms, growth):
     found = diagnosis.of_metrics(_table([norms, norms]))
     np.testing.assert_allclose(found.growth, growth)
-    grew = [s for s in found.findings if s.startswith("exploding: over the steps")]
+    grew = [s for s in found.findings if s.startswith("exploding: ")]
     assert bool(grew) == (growth > 1000)
 
 
@@ -174,4 +174,4 @@ def test_explosion_that_ends_in_nan():
     growing = 10.0 ** np.arange(0, 40, 4)
     rows = np.array([100.0, 10.0, 1.0, 0.1])[:, None] * np.append(growing, np.nan)
     found = diagnosis.of_metrics(_table(rows))
-    assert [s.partition(":")[0] for s in found.findings] == ["non-finite", *["exploding"] * 2]
+    assert [s.partition(":")[0] for s in found.findings] == ["exploding"] * 2

@@ -4,6 +4,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+import jaxclip
 from jaxclip.train.commands import train
 from jaxclip.train.config import presets
 from jaxclip.train.recording.history import History
@@ -136,7 +137,8 @@ def made_up(layers, epochs, value=1.0):
 )
 def test_figure(layers, epochs, value, tmp_path):
     past = made_up(layers, epochs, value)
-    layer_figure.draw(past, train.diagnose(past), tmp_path / "layers.png")
+    found = jaxclip.diagnosis.of_metrics(past.telemetry, "grads", "weights", "updates")
+    layer_figure.draw(past, found, tmp_path / "layers.png")
     drawn = matplotlib.image.imread(tmp_path / "layers.png")
     assert drawn.shape == (550, 1320, 4)
     colours = {tuple(c) for c in (drawn[..., :3].reshape(-1, 3) * 255).round().astype(int)}

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from jaxclip import diagnosis
+from jaxclip.diagnosis import Diagnosis
 from jaxclip.train import signals
+from jaxclip.train.commands import diagnosing
 from jaxclip.train.commands.keeper import Keeper
 from jaxclip.train.config import config_file
 from jaxclip.train.config.presets import Config
@@ -161,11 +162,15 @@ def _summarize(
         terminal.say(console, f"note: {lines} of {metrics_file.NAME} left out")
     past.name = job.run.config.preset
     summary = {"status": status, "preset": past.name, "data": job.data.name}
-    summary |= _outcome(past) | {"damaged_lines": past.damaged}
-    summary |= {"seconds": time.perf_counter() - start}
-    strict_json.write(job.folder.path / "summary.json", summary)
+    summary |= {"epochs": len(past.epochs)}
+    found = None
     if past.epochs:
-        _draw(job, past)
+        found = diagnosing.of_run(past, job.run.config, job.data)
+        summary |= _scores(past) | {"findings": found.findings}
+    summary |= {"damaged_lines": past.damaged, "seconds": time.perf_counter() - start}
+    strict_json.write(job.folder.path / "summary.json", summary)
+    if found is not None:
+        _draw(job, past, found)
     return summary, past
 
 
@@ -221,24 +226,16 @@ def _second_step(epoch: Epoch) -> list[str]:
     return terminal.tensor_lines(row, names, before, after)
 
 
-def _outcome(past: History) -> dict[str, Any]:
-    """Returns the last epoch's scores and the diagnosis of the gradients."""
-    if not past.epochs:
-        return {"epochs": 0}
-    last = {k: v for k, v in past.epochs[-1].items() if k not in ("kind", "epoch", "seconds")}
-    return {"epochs": len(past.epochs), **last, "findings": diagnose(past).findings}
+def _scores(past: History) -> dict[str, Any]:
+    """Returns the last epoch's scores."""
+    return {k: v for k, v in past.epochs[-1].items() if k not in ("kind", "epoch", "seconds")}
 
 
-def diagnose(past: History) -> diagnosis.Diagnosis:
-    """Returns the diagnosis of a run's gradients, from its telemetry."""
-    return diagnosis.of_metrics(past.telemetry, "grads", "weights", "updates")
-
-
-def _draw(job: _Job, past: History) -> None:
+def _draw(job: _Job, past: History, found: Diagnosis) -> None:
     folder = job.folder.path
     figures.run(past, clips=bool(job.run.config.clip), path=folder / "run.png")
     figures.weights(past, job.kernels, path=folder / "weights.png")
-    layer_figure.draw(past, diagnose(past), folder / "layers.png")
+    layer_figure.draw(past, found, folder / "layers.png")
 
 
 def _print_summary(summary: dict[str, Any], past: History, folder: Path, console: Console) -> None:

@@ -1,0 +1,139 @@
+"""Findings about a run besides its gradients, and the sentences about sound numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from jaxclip.diagnosis import course as courses
+from jaxclip.diagnosis.course import USUAL, Counts, Course
+from jaxclip.diagnosis.findings import GROWTH, listed, percent
+from jaxclip.diagnosis.layer_order import LayerOrder
+from jaxclip.diagnosis.layers import Layer, Order
+from jaxclip.diagnosis.trend import LAYERS, Trend, median
+
+SHORT = 10  # clipped steps and the loss are judged from this many steps on
+OFTEN = 0.5  # more than this share of the steps is clipped
+AT_CHANCE = 0.98  # the loss is above this share of that of a guess
+FAR = 30.0  # an update is more than this factor away from 1e-3 of the weights
+
+
+def say_loss(course: Course) -> Iterator[str]:
+    """A loss that is no better than a guess, or that does not fall."""
+    if course.loss is None or np.isfinite(course.loss).sum() < SHORT:
+        return
+    first, last = courses.ends(course.loss)
+    if course.chance is not None and last > AT_CHANCE * course.chance:
+        yield f"loss: at the end it is {last:.3g}, no better than a guess ({course.chance:.3g})."
+    elif last >= first:
+        yield f"loss: it does not fall; it is {first:.3g} at the start and {last:.3g} at the end."
+
+
+def say_clipped(course: Course) -> Iterator[str]:
+    """Rules that clip more than half of the steps."""
+    for rule in course.rules:
+        if rule.acted is not None and rule.acted > OFTEN * rule.updates >= OFTEN * SHORT:
+            share = percent(rule.acted / rule.updates)
+            yield (
+                f"clipped: {rule.name} clipped {rule.acted} of {rule.updates} steps ({share}); "
+                f"{_norms(rule)}. So the threshold sets the length of most steps."
+            )
+
+
+def say_unclipped(course: Course) -> Iterator[str]:
+    """Rules that never clip."""
+    for rule in course.rules:
+        if rule.acted == 0 and rule.updates >= SHORT and np.isfinite(rule.thresholds[-1]):
+            yield f"unclipped: {rule.name} clipped none of {rule.updates} steps; {_norms(rule)}."
+
+
+def _norms(rule: Counts) -> str:
+    finite = rule.norms[np.isfinite(rule.norms)].max(initial=0.0)
+    return f"its largest norm was {finite:.2g}, its last threshold {rule.thresholds[-1]:.2g}"
+
+
+def say_skipped(course: Course) -> Iterator[str]:
+    """Steps that guards skipped."""
+    for guard in course.guards:
+        if guard.acted:
+            yield f"skipped: {guard.name} left {guard.acted} of {guard.updates} steps out."
+
+
+def say_updates(layers: Sequence[Layer]) -> Iterator[str]:
+    """Layers whose updates are far from 1e-3 of the weights."""
+    known = [(x.name, median(x.ratio)) for x in layers if x.deep and x.ratio is not None]
+    known.sort(key=lambda pair: pair[1])
+    for far, word, rate in (
+        ([pair for pair in known if pair[1] < USUAL / FAR], "below", "low"),
+        ([pair for pair in known[::-1] if pair[1] > USUAL * FAR], "above", "high"),
+    ):
+        if far:
+            names = listed([f"{ratio:.2g} in {name}" for name, ratio in far])
+            yield (
+                f"updates: update/weight is {names}; more than {FAR:.0f} times {word} the usual "
+                f"{USUAL:g}, the learning rate may be too {rate}."
+            )
+
+
+def sound(
+    layers: Sequence[Layer], norms: Trend, biases: Trend, time: Trend | None, course: Course
+) -> list[str]:
+    """What was looked at and is as it should be, as parts of a sentence."""
+    parts: list[str] = []
+    judged = {norms.over_depth, biases.over_depth} == {"none"} and not norms.zeros
+    if norms.finite >= LAYERS and judged and norms.level:
+        parts.append(
+            f"the gradient norm changes by a factor of {norms.factor:.3g} a layer, from "
+            f"{norms.far:.2g} at the output to {norms.near:.2g} at the input, over {norms.span} "
+            "layers"
+        )
+    if time is not None and time.over_time == "none" and time.span > 1:
+        parts.append(f"it changes by a factor of {time.factor:.3g} a time step, over {time.span}")
+    if len(course.steps) > 1 and np.isfinite(course.norms).all() and not course.growth > GROWTH:
+        first, last = courses.ends(course.norms)
+        parts.append(
+            f"over {len(course.steps)} recorded steps it is finite, {first:.2g} in the first and "
+            f"{last:.2g} in the last"
+        )
+    ratios = [median(x.ratio) for x in layers if x.deep and x.ratio is not None]
+    if ratios and USUAL / FAR <= min(ratios) <= max(ratios) <= USUAL * FAR:
+        parts.append(f"update/weight is {min(ratios):.2g} to {max(ratios):.2g}")
+    if course.loss is not None and len(course.loss) > 1 and not list(say_loss(course)):
+        first, last = courses.ends(course.loss)
+        if last < first:
+            parts.append(f"the loss falls from {first:.3g} to {last:.3g}")
+    return parts
+
+
+def say_unknown(
+    layers: Sequence[Layer], norms: Trend, order: Order, time: Trend | None
+) -> Iterator[str]:
+    """Why depth or time was not judged, and how it can be."""
+    deep = [layer for layer in layers if layer.deep]
+    places = {layer.place for layer in deep if layer.place is not None}
+    if not places and len(deep) >= LAYERS and order is None:
+        yield (
+            "the order of the layers is unknown, so nothing is said about depth; give "
+            "order=jaxclip.diagnosis.layer_order(loss, params, *batch)."
+        )
+    elif len(places or deep) < LAYERS:
+        count = len(places or deep)
+        yield f"{count} layer{'s are' if count > 1 else ' is'} too few for a trend over depth."
+    if norms.finite >= LAYERS and norms.over_depth == "none" and not norms.level:
+        yield (
+            f"the gradient norm is {norms.far:.2g} at the output and {norms.near:.2g} at the "
+            "input, but the layers between do not follow this trend."
+        )
+    if not isinstance(order, LayerOrder):
+        return
+    stacks = {leaf for leaf, place in order.places.items() if isinstance(place, tuple)}
+    stacks |= {leaf.rpartition("/")[0] for leaf in stacks}
+    whole = [x.name for x in deep if x.place is None and x.name in stacks]
+    if whole:
+        yield f"{listed(whole)} stacks layers; give stacked= to see each of them."
+    if order.recurrent and time is None:
+        yield (
+            "a loop uses the same weights in each step; give through_time= to see whether "
+            "gradients vanish or explode through time."
+        )
