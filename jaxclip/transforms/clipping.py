@@ -30,7 +30,7 @@ def clip_by_global_norm(
     with the norm over all leaves together. The direction of the gradient is kept.
 
     Args:
-        max_norm: c: a number >= 0, a scalar array, a schedule or `None` for no limit; 0 gives zeros.
+        max_norm: c: a number >= 0, a scalar array, a schedule or `None` for no limit; 0 for zeros.
         ord: the norm: p >= 1 or inf; `None` is 2.
         eps: added to the norm in the quotient; 1e-6 gives `torch.nn.utils.clip_grad_norm_`.
         nonfinite: the effect of a NaN or infinite norm: `"propagate"`, `"nan"`, `"zero"` or

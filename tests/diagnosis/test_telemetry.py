@@ -133,7 +133,10 @@ def test_metrics_of_states_without_rules():
     assert jaxclip.metrics(()) == {}
 
 
-@pytest.mark.parametrize("zero", [0, 0.0, np.float32(0), lambda count: jnp.zeros(())], ids=repr)
+ZEROS = {"int": 0, "float": 0.0, "array": np.float32(0), "schedule": lambda count: jnp.zeros(())}
+
+
+@pytest.mark.parametrize("zero", ZEROS.values(), ids=ZEROS)
 def test_threshold_of_zero_is_seen(zero):
     """0 means off elsewhere. Here it stops training, and the log says why; off is None."""
     tx = jaxclip.clip_by_global_norm(zero)
