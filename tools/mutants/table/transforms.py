@@ -187,7 +187,7 @@ CHANGES = {
     "transforms/stable_adam.py": {
         "scale_by_stable_adam": [
             ("the mean is over the elements of one device",
-             'measure("leaf", "rms", axis_name=axis_name)', 'measure("leaf", "rms", axis_name=())',
+             "axis_name=axis_name, stacked=stacked)", "axis_name=(), stacked=stacked)",
              "tests/contract/test_stable_adam.py::test_sharded_and_replicated_leaves"),
         ],
         "scale_by_stable_adam.step": [
