@@ -45,8 +45,7 @@ def _learned():
         yield f"zscore_{mode}", lambda o=options: _at_units(thresholds.zscore(**o))
     infinite = {"zscore": thresholds.zscore(z_threshold=np.inf, warmup_steps=1),
                 "mean_plus_sigma": thresholds.mean_plus_sigma(np.inf, window=2, min_history=1),
-                "ema_ratio": thresholds.ema_ratio(warmup_norm=np.inf, warmup_steps=2),
-                "tracked_quantile": thresholds.tracked_quantile(initial=np.inf)}  # fmt: skip
+                "ema_ratio": thresholds.ema_ratio(warmup_norm=np.inf, warmup_steps=2)}  # fmt: skip
     for key, threshold in infinite.items():
         yield f"{key}_inf", lambda threshold=threshold: _at_units(threshold)
 

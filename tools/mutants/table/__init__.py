@@ -7,6 +7,7 @@ from tools.mutants.mutant import Mutant
 from tools.mutants.table import (
     adoption,
     core,
+    debug_flags,
     diagnosis,
     numerics,
     projections,
@@ -27,6 +28,7 @@ MUTANTS = [
         projections,
         diagnosis,
         stacks,
+        debug_flags,
         surface,
     )
     for module, functions in part.CHANGES.items()
