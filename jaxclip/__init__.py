@@ -7,6 +7,10 @@ threshold and rescales. `import jaxclip` needs JAX and Optax only; the training 
 
 import sys as _sys
 
+# First, as it holds back the program's signals during the other imports.
+from jaxclip._core import start as _start  # noqa: F401 # pyright: ignore[reportUnusedImport]
+
+# isort: split
 from jaxclip import diagnosis as diagnosis
 from jaxclip import functional as functional
 from jaxclip import guards as guards

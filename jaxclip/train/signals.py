@@ -36,7 +36,10 @@ _program = _Program()
 
 
 def install() -> None:
-    """Takes over the signals of this program; to be called first, in its main thread."""
+    """Takes over the signals of this program; to be called first, in its main thread.
+
+    Python's package has held them back during its imports (`jaxclip._core.start`).
+    """
     ours, systems = _program.sockets = socket.socketpair()
     systems.setblocking(False)
     signal.set_wakeup_fd(systems.fileno(), warn_on_full_buffer=False)
@@ -44,6 +47,8 @@ def install() -> None:
     threading.Thread(target=_watch, args=(ours,), name="signals", daemon=True).start()
     atexit.register(_leave)  # the first to be registered runs last
     handle()
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)
 
 
 def handle() -> None:
