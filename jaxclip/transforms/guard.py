@@ -198,7 +198,7 @@ def _exceeds(x: Any, limit: Any) -> jax.Array:
     """Whether `x` and its limit are given, and `x` exceeds it."""
     if x is None or limit is None:
         return jnp.zeros((), bool)
-    return x > limit.astype(x.dtype)
+    return x > narrowed(limit, x.dtype)
 
 
 def _recorded(limit: Any) -> Any:

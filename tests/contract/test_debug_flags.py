@@ -5,6 +5,7 @@ limit that is recorded as inf: under `debug_infs` it is the largest float32.
 """
 
 import contextlib
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,8 @@ SWITCHES = {"enable_checks": lambda: jax.enable_checks(True), "leaks": jax.check
 TREE = {"dense": {"kernel": (4, 3), "bias": (3,)}, "gain": ()}
 SMALL = {"kernel": (4, 3)}  # without jit every shape compiles
 FACTORS = (1.0, 0.0, 100.0, 2.0)
+
+_CHECKS = itertools.count(1)
 
 
 def _bounds():
@@ -61,7 +64,7 @@ def _wrappers():
     for of in ("updates", "params"):
         yield f"monitor_{of}", lambda of=of: jaxclip.monitor(of=of)
     yield "stable_adam", jaxclip.scale_by_stable_adam
-    yield "stable_adam_0", lambda: jaxclip.scale_by_stable_adam(b2=0.0, threshold=None)
+    yield "stable_adam_0", lambda: jaxclip.scale_by_stable_adam(b2=0.0, eps=0.1, threshold=None)
 
 
 def _projections():
@@ -83,7 +86,7 @@ CASES = {
 PLAIN = ("clip_None", "clip_by_global_norm_None", "adaptive_grad_clip_inf", "set_None",
          "autoclip_leaf", "zclip_global", "clip_by_history_global", "clip_by_unit", "skip_spikes",
          "monitor_updates", "max_norm_none", "box_low")  # fmt: skip
-NO_COMPLEX = ("box", "non_negative", "spectral")
+NO_COMPLEX = ("box", "non_negative", "spectral", "skip_nonfinite_steps", "skip_spikes_steps")
 
 
 def _run(make, dtype, jit=False, shapes=TREE):
@@ -115,8 +118,10 @@ def _assert_as_without(got, want, flags):
 
 
 def _check(key, dtype, flags, jit=False, shapes=TREE):
+    if next(_CHECKS) % 100 == 0:
+        jax.clear_caches()  # the programs of all checks would fill gigabytes
     if jnp.issubdtype(dtype, jnp.complexfloating) and key.startswith(NO_COMPLEX):
-        pytest.skip("complex numbers have no order")
+        pytest.skip("they have no order, and MultiSteps adds up their real parts")
     with modes.maybe_x64(dtype), modes.relaxed():  # for Optax's MultiSteps
         want = _run(CASES[key], dtype, jit, shapes)
         with _under(flags):
