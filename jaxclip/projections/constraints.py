@@ -28,6 +28,7 @@ from jaxclip._numerics.scaled_float import (
     broadcast,
     narrowed,
     quotient,
+    unlimited,
     within,
 )
 from jaxclip._types import How, LimitTree, Method
@@ -82,8 +83,8 @@ def norms_between(
         leaves = zip(weights.arrays, units.norms(weights), dtypes, arguments, strict=True)
         for x, norm, dtype, (a, b, r) in leaves:
             least, most, share = (
-                broadcast(narrowed(_validate.number(value), norm.value.dtype), norm.value)
-                for value in (0.0 if a is None else a, jnp.inf if b is None else b, r)
+                broadcast(_limit(value, norm.value.dtype), norm.value)
+                for value in (0.0 if a is None else a, b, r)
             )
             scale, outwards = _between(norm, least, most, share, dtype)
             value, towards = apply(x, scale), 0
@@ -94,6 +95,14 @@ def norms_between(
         return landed
 
     return land
+
+
+def _limit(value: Any, dtype: Any) -> jax.Array:
+    """An upper limit as an array; `None` and inf are `unlimited`."""
+    most = unlimited(dtype)
+    if value is None or (isinstance(value, float) and value > most):
+        value = most
+    return narrowed(_validate.number(value), dtype)
 
 
 def _between(
@@ -191,8 +200,8 @@ def singular_values(max_norm: LimitTree, how: How, method: Method | None) -> Set
                     "a real matrix that is whole on every device, with an axis of inputs and one "
                     "of outputs; exclude it, in a transformation by mask="
                 )
-            c = narrowed(_validate.number(jnp.inf if c is None else c), x.dtype)
-            c, whole = jnp.maximum(c, jnp.zeros_like(c)), collectives.gathered(x)
+            c, whole = _limit(c, x.dtype), collectives.gathered(x)
+            c = jnp.maximum(c, jnp.zeros_like(c))
             matrices = whole.transpose(order).reshape(shape)
             keep, value, largest = spectral.bounded(matrices, c, dtype, how, method)
             value = value.reshape([x.shape[a] for a in order]).transpose(np.argsort(order))

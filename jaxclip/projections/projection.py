@@ -108,7 +108,7 @@ def _side(w: jax.Array, landing: Landing) -> Any:
     """
     if landing.norm is None:
         return landing.towards
-    return jnp.where(jnp.abs(w) > _FAR * landing.limit, jnp.sign(w), landing.towards)
+    return jnp.where(jnp.abs(w) / _FAR > landing.limit, jnp.sign(w), landing.towards)
 
 
 def _not_beyond(w: jax.Array, step: jax.Array, landing: Landing) -> jax.Array:

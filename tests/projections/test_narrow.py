@@ -67,6 +67,19 @@ def test_all_ways_to_add_an_update_end_inside(name, dtype):
         registry.assert_same_bits(again["optax"], found)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_sum_inside_that_is_stored_outside(dtype):
+    """The sum 1.0049 is inside of 1.005, and the bfloat16 nearest to it, 1.0078, is not."""
+    w, u = jnp.ones((1, 3), jnp.bfloat16), jnp.asarray([[0.0049, 0.0, 0.003]], dtype)
+    for tx in (
+        jaxclip.project_max_norm(1.005),
+        jaxclip.project_box(0.0, 1.005),
+        jaxclip.project_min_max_norm(0.9, 1.005),
+    ):
+        _, after = step(tx, w, u)
+        np.testing.assert_array_equal(o.wide(after["by hand"]), 1.0)
+
+
 @pytest.mark.slow
 @by_dtype
 def test_functions_end_inside(dtype):
@@ -131,6 +144,9 @@ def test_norms_of_one_are_right_to_a_rounding(dtype):
     assert np.abs(found).max() <= registry.eps(dtype) / 2
     assert np.abs(found.mean()) <= registry.eps(dtype) / 20
     registry.assert_same_bits(run(after["optax"], w * 0)[1]["optax"], after["optax"])
+    tx = jaxclip.project_unit_norm()
+    _, state = tx.update(w * 0, tx.init(w), after["optax"])
+    assert float(state.fraction) == 0.0
 
 
 def test_bounds_that_16_bits_cannot_represent():
@@ -152,6 +168,20 @@ def test_infinite_weights_and_wide_updates(step_dtype):
     u = jnp.asarray([[1.0, jnp.inf], [0.0, 0.0]], step_dtype)
     _, after = step(jaxclip.project_max_norm(1.0), w, u)
     np.testing.assert_array_equal(o.wide(after["optax"]), [[np.inf, np.inf], [0.0, 0.5]])
+
+
+@by_dtype
+def test_no_limit_under_debug_infs(dtype):
+    """A limit of `None` or inf is a number there, and so is every number that is made from it."""
+    w = jnp.full((3, 2), 0.5, dtype)
+    with jax.debug_infs(True):
+        for tx in (
+            jaxclip.project_max_norm(float("inf")),
+            jaxclip.project_min_max_norm(0.1, None),
+            jaxclip.project_box(None, None, record=True),
+        ):
+            _, after = step(tx, w, w)
+            registry.assert_same_bits(after["optax"], w + w)
 
 
 @pytest.mark.slow
