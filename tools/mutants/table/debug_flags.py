@@ -54,19 +54,19 @@ CHANGES = {
         "_ZScore.following": [
             ("a z-score is divided by 0",
              "float(info.tiny) * jnp.maximum(jnp.abs(off), 1)", "0",
-             f'"{TESTS}::test_without_jit_every_flag[zscore_max-both]"'),
+             f'"{TESTS}::test_without_jit_everywhere[zscore_max]"'),
         ],
         "ema_ratio.following": [
             ("an infinite warmup_norm is multiplied by 0",
              "jnp.where(over, most, 1) *", "most *",
-             f'"{TESTS}::test_without_jit_every_flag[ema_ratio_inf-nans]"'),
+             f'"{TESTS}::test_without_jit_everywhere[ema_ratio_inf]"'),
         ],
     },
     "transforms/clip_by.py": {
         "_disposed.unless": [
             ("nonfinite='nan' makes a NaN that it does not use",
              "jnp.where(finite, x, value)", "jnp.where(finite, x, jnp.full_like(x, value))",
-             f'"{TESTS}::test_without_jit_every_flag[nan-nans]"'),
+             f'"{TESTS}::test_without_jit_everywhere[nan]"'),
         ],
     },
 }  # fmt: skip
