@@ -28,7 +28,6 @@ from jaxclip._numerics.scaled_float import (
     broadcast,
     narrowed,
     quotient,
-    unlimited,
     within,
 )
 from jaxclip._types import How, LimitTree, Method
@@ -98,11 +97,8 @@ def norms_between(
 
 
 def _limit(value: Any, dtype: Any) -> jax.Array:
-    """An upper limit as an array; `None` and inf are `unlimited`."""
-    most = unlimited(dtype)
-    if value is None or (isinstance(value, float) and value > most):
-        value = most
-    return narrowed(_validate.number(value), dtype)
+    """A limit as an array; `None` is no limit."""
+    return narrowed(_validate.number(jnp.inf if value is None else value), dtype)
 
 
 def _between(
