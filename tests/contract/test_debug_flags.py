@@ -5,7 +5,6 @@ limit that is recorded as inf: under `debug_infs` it is the largest float32.
 """
 
 import contextlib
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +26,6 @@ SWITCHES = {"enable_checks": lambda: jax.enable_checks(True), "leaks": jax.check
 TREE = {"dense": {"kernel": (4, 3), "bias": (3,)}, "gain": (), "empty": (0, 2)}
 SMALL = {"kernel": (4, 3)}  # without jit every shape compiles
 FACTORS = (1.0, 0.0, 100.0, 2.0)
-
-_CHECKS = itertools.count(1)
 
 
 def _bounds():
@@ -112,8 +109,6 @@ def _under(flags):
 
 
 def _check(key, dtype, flags, jit=False, shapes=TREE):
-    if next(_CHECKS) % 100 == 0:
-        jax.clear_caches()  # the programs of all checks would fill gigabytes
     if jnp.issubdtype(dtype, jnp.complexfloating) and key.startswith(NO_COMPLEX):
         pytest.skip("they have no order, and MultiSteps adds up their real parts")
     with modes.maybe_x64(dtype), modes.relaxed():  # for Optax's MultiSteps
