@@ -2,8 +2,8 @@ r"""Guards: wrappers of a transformation that skip bad steps.
 
 A rule makes a large gradient smaller; a guard does not let it in. A skipped step has a zero update
 and leaves the inner state, momentum and step counts included, unchanged bit for bit. Any other step
-is that of the inner transformation: the same bits outside of `jit`, the same up to roundings in one
-program of XLA, which may join another product with a sum than it does without the guard.
+is that of the inner transformation: bit for bit outside of `jit`, and up to roundings under `jit`,
+where XLA may contract other products and sums than it does without the guard.
 """
 
 from __future__ import annotations
