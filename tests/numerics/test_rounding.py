@@ -40,7 +40,8 @@ def test_rounded(dtype, compiled):
 
 
 def test_what_is_not_finite_stays():
-    x = np.asarray([np.nan, np.inf, -np.inf], np.float32)
+    full = np.asarray([2**31 - 1], np.int32).view(np.float32)  # a NaN of ones alone
+    x = np.concatenate([np.asarray([np.nan, np.inf, -np.inf], np.float32), full])
     for towards in (-1, 0, 1):
         np.testing.assert_array_equal(rounded(x, jnp.float16, towards), x)
 
