@@ -138,6 +138,13 @@ CHANGES = {
              "tests/contract/test_elements.py::test_record_of_a_sharded_leaf[clip]"),
         ],
     },
+    "_core/start.py": {
+        "is_program": [
+            ("another program's signals are held back",
+             'return original[original.index("-m") + 1 :][:1] == ["jaxclip"]', "return True",
+             "tests/train/test_start.py"),
+        ],
+    },
     "_core/state.py": {
         "named": [
             ("a name may hold a slash",
