@@ -126,6 +126,7 @@ PROJECTIONS = [
     ("box=-1:0.5", "project_box", (-1, 0.5), {}),
     ("spectral_norm=1,how=scale", "project_spectral_norm", (1,), {"how": "scale"}),
     ("spectral_norm=1,method=iterative", "project_spectral_norm", (1,), {"method": "iterative"}),
+    ("spectral_norm=1,axis=0", "project_spectral_norm", (1,), {"axis": 0}),
 ]
 
 
@@ -156,7 +157,7 @@ def test_every_projection_has_a_spec():
         ("box=2:1", "min_value=2 exceeds max_value=1"),
         ("spectral_norm", "needs a value"),
         ("spectral_norm=1,how=cut", "how='cut'"),
-        ("spectral_norm=1,axis=0", "unknown option 'axis=0', choose from how, method, layers"),
+        ("spectral_norm=1,axes=0", "unknown option 'axes=0', choose from how, method, axis, layers"),
         ("max_norm=1,mask=true", "unknown option"),
         ("global_norm=1", "unknown rule 'global_norm', choose from max_norm"),
     ],

@@ -90,8 +90,9 @@ PROJECTIONS = (
 GUARDS = (Rule("skip_nonfinite"), Rule("skip_spikes"))
 RULES = {"clip": CLIPS, "project": PROJECTIONS, "guard": GUARDS}
 
-# Arguments that text cannot give: trees, callables, meshes. `layers=` replaces a mask.
-_NOT_TEXT = ("inner", "mask", "norm_mask", "scale_mask", "axis_name", "name")
+# Arguments that text cannot give, or that this network has no use for: it has no stack of layers.
+# `layers=` replaces a mask.
+_NOT_TEXT = ("inner", "mask", "norm_mask", "scale_mask", "axis_name", "name", "stacked")
 
 
 class Spec(NamedTuple):
