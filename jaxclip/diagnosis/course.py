@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from jaxclip.diagnosis.trend import median
 WINDOW = 5  # the first and last steps are this many, or half of all steps if there are fewer
 USUAL = 1e-3  # the norm of an update over that of the weights
 
-Series = Callable[[str], "np.ndarray | None"]  # the recorded values of a key, (steps,)
+Series: TypeAlias = Callable[[str], np.ndarray]  # the recorded values of a key; empty if unknown
 
 
 class Counts(NamedTuple):
@@ -92,26 +92,22 @@ def counts(names: Sequence[str], series: Series) -> tuple[tuple[Counts, ...], tu
     """
 
     def one(name: str, acted: str) -> Counts:
-        updates, done, norms, thresholds = (
-            series(f"{name}/{key}") for key in ("count", acted, "norm", "threshold")
-        )
-        none = np.zeros(0)
+        updates, done = series(f"{name}/count"), series(f"{name}/{acted}")
         return Counts(
             name,
-            0 if updates is None else int(updates[-1]),
-            None if done is None else int(done[-1]),
-            none if norms is None else norms,
-            none if thresholds is None else thresholds,
+            int(updates.max(initial=0)),
+            int(done.max()) if done.size else None,
+            series(f"{name}/norm"),
+            series(f"{name}/threshold"),
         )
 
-    guards = [name for name in names if series(f"{name}/skipped_count") is not None]
+    guards = [name for name in names if series(f"{name}/skipped_count").size]
     rules = [
         name
         for name in names
         if name not in guards
-        and not name.startswith("project_")
-        and series(f"{name}/count") is not None
-        and (series(f"{name}/nonfinite_count") is None or series(f"{name}/scale") is not None)
+        and not name.rpartition("/")[2].startswith("project_")
+        and series(f"{name}/nonfinite_count").size == series(f"{name}/scale").size
     ]
     return (
         tuple(one(name, "clipped_count") for name in rules),

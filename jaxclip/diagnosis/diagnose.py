@@ -218,8 +218,8 @@ def of_metrics(
     rows = layers.from_leaves(tables, {}, order)
     count = len(rows[0].gradient)
     steps = monitor_log.steps(log, gradients, count, first_step)
-    names = list(dict.fromkeys(key.partition("/")[0] for key in log[0]))
-    rules, guards = course.counts(names, functools.partial(monitor_log.series, log))
+    series = functools.partial(monitor_log.series, log)
+    rules, guards = course.counts(monitor_log.counted(log), series)
     past = course.of_steps(rows, steps)._replace(
         rules=rules,
         guards=guards,

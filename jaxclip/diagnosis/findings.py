@@ -46,23 +46,25 @@ def say_nonfinite(
         return
     row, name = broken
     step, before = course.steps[row], course.norms[:row]
+    guards = _acted(course.guards, "left", "out")
     if _grew(before):
         yield (
             f"exploding: the norm of the gradient grew from {before[0]:.2g} at step "
             f"{course.steps[0]} to {before[-1]:.2g} at step {course.steps[row - 1]}, and is NaN or "
-            f"inf at step {step}. {_bounded(course, row)}"
+            f"inf at step {step}. {_bounded(course, row)}" + (f" {guards}." if guards else "")
         )
         return
     when = f"at step {step}, " if len(course.steps) > 1 or step else ""
-    past = " "
-    if row > 1:
-        past = (
-            f" Before, its norm was {before.max():.2g} at most and did not grow until it "
-            "overflowed: look for a bad batch, or an invalid operation such as log(0). "
-        )
-    guards = _acted(course.guards, "left", "out")
     cure = f"{guards}." if guards else "jaxclip.skip_nonfinite leaves such a step out."
-    yield f"non-finite: {when}{_where(layers, row, name)}.{past}Clipping cannot mend it; {cure}"
+    past = f"Clipping cannot mend it; {cure}"
+    if row == 1:
+        past = f"With one recorded step before it, this may be an explosion or a bad batch. {cure}"
+    elif row:
+        past = (
+            f"Before, its norm was {before.max():.2g} at most and did not grow until it "
+            f"overflowed: look for a bad batch, or an invalid operation such as log(0). {past}"
+        )
+    yield f"non-finite: {when}{_where(layers, row, name)}. {past}"
 
 
 def say_exploding(
@@ -70,12 +72,12 @@ def say_exploding(
 ) -> Iterator[str]:
     """Gradients that explode over depth, and over the steps."""
     cure = f"{_bounds(course)}; smaller weights to start from, or normalization, remove the cause."
-    yield from _say_depth("exploding", norms, biases, cure)
     if course.growth > GROWTH and not (broken and _grew(course.norms[: broken[0]])):
         yield (
             f"exploding: over the steps the norm of the gradient grew {course.growth:.2g} times. "
             f"{_bounded(course, len(course.norms))}"
         )
+    yield from _say_depth("exploding", norms, biases, cure)
 
 
 def say_vanishing(layers: Sequence[Layer], norms: Trend, biases: Trend) -> Iterator[str]:

@@ -21,13 +21,18 @@ FAR = 30.0  # an update is more than this factor away from 1e-3 of the weights
 
 def say_loss(course: Course) -> Iterator[str]:
     """A loss that is no better than a guess, or that does not fall."""
-    if course.loss is None or np.isfinite(course.loss).sum() < SHORT:
+    if course.loss is None or course.steps[-1] - course.steps[0] < SHORT - 1:
+        return
+    if not np.isfinite(course.loss[-1]):
         return
     first, last = courses.ends(course.loss)
+    trend = f"it falls from {first:.3g} to {last:.3g}"
+    if last >= first:
+        trend = f"it does not fall; it is {first:.3g} at the start and {last:.3g} at the end"
     if course.chance is not None and last > AT_CHANCE * course.chance:
-        yield f"loss: at the end it is {last:.3g}, no better than a guess ({course.chance:.3g})."
+        yield f"loss: {trend}, no better than the {course.chance:.3g} of a constant guess."
     elif last >= first:
-        yield f"loss: it does not fall; it is {first:.3g} at the start and {last:.3g} at the end."
+        yield f"loss: {trend}."
 
 
 def say_clipped(course: Course) -> Iterator[str]:
@@ -88,7 +93,7 @@ def sound(
             f"{norms.far:.2g} at the output to {norms.near:.2g} at the input, over {norms.span} "
             "layers"
         )
-    if time is not None and time.over_time == "none" and time.span > 1:
+    if time is not None and time.finite >= LAYERS and not time.zeros and time.level_in_all:
         parts.append(f"it changes by a factor of {time.factor:.3g} a time step, over {time.span}")
     if len(course.steps) > 1 and np.isfinite(course.norms).all() and not course.growth > GROWTH:
         first, last = courses.ends(course.norms)
@@ -124,6 +129,11 @@ def say_unknown(
         yield (
             f"the gradient norm is {norms.far:.2g} at the output and {norms.near:.2g} at the "
             "input, but the layers between do not follow this trend."
+        )
+    if time is not None and time.over_time == "none" and not (time.zeros or time.level_in_all):
+        yield (
+            f"the gradient norm is {time.far:.2g} at the last time step and {time.near:.2g} at the "
+            "first, but the steps between do not follow this trend."
         )
     if not isinstance(order, LayerOrder):
         return

@@ -105,9 +105,13 @@ def _norm(table: Table, leaves: Sequence[str]) -> np.ndarray:
 
 
 def _role(leaf: str, rank: int | None) -> str:
-    """The role of a leaf by its name, else by its rank if that is known."""
+    """The role of a leaf by its name, else by its rank if that is known.
+
+    The gain of a normalization layer in Equinox is called `weight`.
+    """
     key = leaf.rpartition("/")[2]
-    if key in _NORMALIZATION:
+    gain = key == "weight" and (rank == 1 or (rank is None and "norm" in leaf.lower()))
+    if gain or key in _NORMALIZATION:
         return "normalization"
     if key in _BIASES or key.startswith("bias_"):
         return "bias"

@@ -63,17 +63,21 @@ def _values(log: Sequence[Metrics], key: str) -> np.ndarray:
     return np.concatenate([np.atleast_1d(x) for x in arrays])
 
 
-def series(log: Sequence[Metrics], key: str) -> np.ndarray | None:
-    """The values of a key, of shape (steps,); `None` if it is not in all entries."""
-    return _values(log, key) if all(key in entry for entry in log) else None
+def series(log: Sequence[Metrics], key: str) -> np.ndarray:
+    """The values of a key, of shape (steps,); empty if it is not in all entries."""
+    return _values(log, key) if all(key in entry for entry in log) else np.zeros(0)
+
+
+def counted(log: Sequence[Metrics]) -> list[str]:
+    """The names of the rules, guards and monitors in the log: those that count their updates."""
+    keys = [key for key in log[0] if "/norm/" not in key]
+    return [key.removesuffix("/count") for key in keys if key.endswith("/count")]
 
 
 def steps(log: Sequence[Metrics], monitor: str, count: int, first_step: int) -> np.ndarray:
     """The numbers of the recorded steps: those of the run, if the monitor counted them."""
-    counted = series(log, f"{monitor}/count")
-    if counted is None:
-        return first_step + np.arange(count)
-    return counted.astype(int) - 1
+    numbers = series(log, f"{monitor}/count")
+    return numbers.astype(int) - 1 if numbers.size else first_step + np.arange(count)
 
 
 def of_each_step(values: ArrayLike | None, count: int, name: str) -> np.ndarray | None:

@@ -65,12 +65,12 @@ def conclude(
         *findings.say_nonfinite(layers, broken, course),
         *findings.say_exploding(norms, biases, broken, course),
         *findings.say_vanishing(layers, norms, biases),
-        *findings.say_zero(layers, norms),
         *findings.say_time(time, course),
+        *findings.say_zero(layers, norms),
         *findings.say_units(units),
         *habits.say_loss(course),
         *habits.say_clipped(course),
-        *habits.say_skipped(course),
+        *([] if broken else habits.say_skipped(course)),
         *habits.say_updates(layers),
     ]
     parts = habits.sound(layers, norms, biases, time, course)

@@ -57,7 +57,12 @@ class Trend:
     def level(self) -> bool:
         """Whether the ends agree that the norm changes little."""
         within = 1 / PER_LAYER <= self.factor <= PER_LAYER
-        return within or max(self.near, self.far) <= IN_ALL * min(self.near, self.far)
+        return within or self.level_in_all
+
+    @property
+    def level_in_all(self) -> bool:
+        """Whether the ends differ by no more than the change in all that a finding needs."""
+        return max(self.near, self.far) <= IN_ALL * min(self.near, self.far)
 
     @property
     def over_depth(self) -> str:

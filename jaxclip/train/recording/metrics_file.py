@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxclip.train.recording import files, strict_json
 from jaxclip.train.recording.tensorboard_events import TensorBoardEvents
 from jaxclip.train.training import nonfinite
@@ -23,6 +25,7 @@ SCORES = (
     *("grad_norm_max", "clipped_fraction", "learning_rate", "seconds"),
 )
 _SYNC_SECONDS = 1.0
+_STEPS_BEFORE = 10  # steps recorded before the first gradient that is not finite
 
 
 class MetricsFile(contextlib.AbstractContextManager):
@@ -89,9 +92,15 @@ def _drop_unfinished_line(descriptor: int) -> None:
 
 
 def step_records(epoch: Epoch, every: int, **labels: Any) -> list[dict[str, Any]]:
-    """Returns a record for each `every`-th step of an epoch, with all its telemetry."""
-    rows = range(0, len(epoch.telemetry["loss"]), every)
-    columns = {name: values[::every].tolist() for name, values in epoch.telemetry.items()}
+    """Returns a record for each `every`-th step of an epoch, with all its telemetry.
+
+    If gradients stop being finite, the steps that led there are recorded too.
+    """
+    count = len(epoch.telemetry["loss"])
+    bad = np.flatnonzero(~np.isfinite(epoch.telemetry["grads/norm"]))
+    last = range(max(bad[0] - _STEPS_BEFORE, 0), bad[0] + 1) if bad.size else ()
+    rows = sorted({*range(0, count, every), *last})
+    columns = {name: values[rows].tolist() for name, values in epoch.telemetry.items()}
     return [
         {"kind": "step", **labels, "epoch": epoch.number, "step": epoch.first_step + row}
         | {name: values[i] for name, values in columns.items()}

@@ -64,7 +64,7 @@ def _idle(ax: Axes, history: History, hidden: int, colours: Sequence[str]) -> No
             look = {"marker": MARKERS[i % len(MARKERS)], "markersize": 5}
             figures.line(ax, epochs, shares, "_", colours[i], style, **look)
     ax.plot([], [], "-", color=GREY, label="for every image (dead)")
-    ax.plot([], [], "--", color=GREY, label="for an image (saturated)")
+    ax.plot([], [], "--", color=GREY, label="for an image")
     ax.set_ylim(-3, 128)  # space for the legend
     ax.set_yticks(range(0, 101, 20))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
