@@ -77,6 +77,20 @@ def test_growth_in_spite_of_a_rule():
     ).findings[0]  # fmt: skip
 
 
+def test_growth_in_spite_of_a_monitor():
+    """A monitor bounds nothing, whatever its leaves are called."""
+    count = np.arange(1, STEPS + 1)
+    monitors = {
+        "m/norm": GROWN,
+        "m/count": count,
+        "m/nonfinite_count": count,
+        "m/norm/count": GROWN,
+    }
+    assert (
+        "jaxclip.clip_by_global_norm(20)" in diagnosis.of_metrics(log(GROWN) | monitors).findings[0]
+    )
+
+
 def test_quiet_then_nan_is_a_bad_batch():
     found = diagnosis.of_metrics(log(QUIET, grads__count=np.arange(101, 121)))
     assert found.finding == "non-finite"

@@ -249,8 +249,10 @@ def test_exported():
         assert name < other
 
 
-def test_factor_with_a_zero_gradient_layer():
-    """Twice as far apart in depth, twice the logarithm."""
+def test_slope_with_layers_without_a_gradient():
+    """The norm falls by 1.3 a layer, which is little, and by 1.69 from one positive to the next."""
+    norms = [0.0 if i % 2 else 1.3**i for i in range(30)]
+    assert jaxclip.diagnose(ladder(*norms)).finding == "zero"
     found = jaxclip.diagnose(ladder(1.0, 0.0, 100.0, 1000.0))
     np.testing.assert_allclose(found.factor, 0.1, rtol=1e-6)
 

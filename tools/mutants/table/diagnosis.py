@@ -37,7 +37,7 @@ CHANGES = {
              "tests/diagnosis/test_monitor_log.py::test_errors"),
         ],
     },
-    "diagnosis/findings.py": {
+    "diagnosis/trend.py": {
         "": [
             ("the limit per layer is 1.6",
              "PER_LAYER = 1.5", "PER_LAYER = 1.6",
@@ -45,16 +45,17 @@ CHANGES = {
             ("two layers make a trend",
              "LAYERS = 3", "LAYERS = 2",
              "tests/diagnosis/test_findings.py::test_limits_over_depth"),
+            ("norms that add up over time explode",
+             "IN_TIME = 10.0", "IN_TIME = 1.0",
+             "tests/diagnosis/test_through_time.py::test_limits_over_time"),
         ],
-        "Trend.finding": [
+        "Trend._finding": [
             ("the limit of a growing norm is 200 in all",
              "self.near > IN_ALL * self.far", "self.near > 2 * IN_ALL * self.far",
              "tests/diagnosis/test_findings.py::test_limits_over_depth"),
-        ],
-        "first_nonfinite": [
-            ("the non-finite layer nearest the input is named",
-             "or hit)[-1].name", "or hit)[0].name",
-             "tests/diagnosis/test_findings.py::test_nan_is_located_and_left_out_of_the_factor"),
+            ("the ends alone make a trend",
+             "self.slope < 1 / least and", "",
+             "tests/diagnosis/test_findings.py::test_limits_over_depth"),
         ],
         "Trend.__init__": [
             ("steps in which some layers are not finite count",
@@ -63,19 +64,160 @@ CHANGES = {
             ("zeros in any layer count as zeros from the input on",
              "np.sum(np.cumprod(finite == 0))", "np.sum(finite == 0)",
              "tests/diagnosis/test_findings.py::test_limits_over_depth"),
+            ("the factor is that of one layer more than there are",
+             "steps = self.span - 1", "steps = self.span",
+             "tests/diagnosis/test_networks.py::test_scaled_weights -k 'nnx-mlp'"),
+        ],
+        "Trend.level": [
+            ("ends that differ much are sound",
+             "return within or self.level_in_all", "return True",
+             "tests/diagnosis/test_findings.py::test_limits_over_depth"),
+        ],
+        "_slope": [
             ("layers without a gradient shorten the distance between others",
              "(logs[j] - logs[i]) / (where[j] - where[i])", "(logs[j] - logs[i]) / (j - i)",
-             "tests/diagnosis/test_findings.py::test_factor_with_a_zero_gradient_layer"),
+             "tests/diagnosis/test_findings.py::test_slope_with_layers_without_a_gradient"),
         ],
-        "growth": [
+        "_joined": [
+            ("of the layers at one place the last one counts",
+             "np.hypot(found[place], norms) if place in found else norms", "norms",
+             "tests/diagnosis/test_places.py::test_a_place_is_the_norm_of_all_that_stands_there"),
+        ],
+    },
+    "diagnosis/layer_order.py": {
+        "_Walk._used": [
+            ("a sum with a parameter is one layer deeper",
+             "eqn.primitive.name not in _BESIDE and", "",
+             "tests/diagnosis/test_layer_order.py::test_side_by_side_and_residual"),
+            ("a leaf that is used at several depths has the first",
+             "if self.places.setdefault(i, place) != place",
+             "if not self.places.setdefault(i, place)",
+             "tests/diagnosis/test_layer_order.py::test_tied_weights_have_no_place"),
+        ],
+        "_Walk._scan": [
+            ("a loop in reverse has its layers in the order of the slices",
+             'places[::-1] if eqn.params["reverse"] else places', "places",
+             "tests/diagnosis/test_layer_order.py::test_each_slice_of_a_stack_has_a_depth"),
+            ("what follows a stack stands behind its first layer",
+             "_Value(v.depth + more)", "v",
+             "tests/diagnosis/test_layer_order.py::test_each_slice_of_a_stack_has_a_depth"),
+            ("positions that a loop takes are layers",
+             "x.aval.ndim > 2", "x.aval.ndim > 1",
+             "tests/diagnosis/test_layer_order.py::test_positions_that_a_loop_takes_are_no_stack"),
+        ],
+        "_Walk._loop": [
+            ("a state that starts as a constant stays one",
+             "v if a.depth is None else entry", "v",
+             "tests/diagnosis/test_layer_order.py::test_recurrent_cells"),
+            ("no leaf is recurrent",
+             "self.loop | _params(values[:held])", "self.loop",
+             "tests/diagnosis/test_layer_order.py::test_recurrent_cells"),
+        ],
+        "layer_order": [
+            ("data that the function closes over is none",
+             "if not walk.places:", "if False:",
+             "tests/diagnosis/test_layer_order.py::test_arguments"),
+        ],
+    },
+    "diagnosis/course.py": {
+        "Course.bound": [
+            ("a bound does not depend on the first update",
+             "(USUAL / ratio if ratio > USUAL else 1.0)", "1.0",
+             "tests/diagnosis/test_course.py::test_a_bound_for_updates_of_a_thousandth_of_the_weights"),
+        ],
+        "ends": [
             ("a single spike is growth",
-             "median(finite[-size:])", "median(finite[-1:])",
+             "median(finite[len(finite) - size :])", "median(finite[-1:])",
              "tests/diagnosis/test_monitor_log.py::test_growth_over_time"),
+        ],
+        "counts": [
+            ("a projection is a rule that clips",
+             'and not name.rpartition("/")[2].startswith("project_")', "",
+             "tests/diagnosis/test_course.py::test_rules_that_are_not_judged"),
+            ("a monitor is a rule",
+             'and series(f"{name}/nonfinite_count").size == series(f"{name}/scale").size', "",
+             "tests/diagnosis/test_course.py::test_growth_in_spite_of_a_monitor"),
+        ],
+    },
+    "diagnosis/findings.py": {
+        "": [
+            ("an explosion is a growth of 10,000",
+             "GROWTH = 1000.0", "GROWTH = 10000.0",
+             "tests/diagnosis/test_monitor_log.py::test_growth_over_time"),
+        ],
+        "first_nonfinite": [
+            ("the non-finite layer nearest the input is named",
+             "max(placed)[1] if placed", "min(placed)[1] if placed",
+             "tests/diagnosis/test_findings.py::test_nan_is_located_and_left_out_of_the_factor"),
+        ],
+        "say_nonfinite": [
+            ("growth until an overflow is a bad batch",
+             "if _grew(before):", "if False:",
+             "tests/diagnosis/test_course.py::test_growth_until_it_overflows_needs_a_bound"),
+            ("a guard that is there is recommended",
+             'cure = f"{guards}." if guards else', "cure =",
+             "tests/diagnosis/test_course.py::test_quiet_then_nan_with_a_guard"),
+            ("one step is enough to exclude growth",
+             "if row == 1:", "if False:",
+             "tests/diagnosis/test_course.py::test_nan_in_the_first_and_in_the_second_step"),
+        ],
+        "_bounded": [
+            ("a rule that is there is recommended",
+             "if not course.rules:", "if True:",
+             "tests/diagnosis/test_course.py::test_growth_in_spite_of_a_rule"),
+        ],
+        "_where": [
+            ("without an order the place of a NaN is told",
+             "if not places or len(places) < len(hit):", "if False:",
+             "tests/diagnosis/test_places.py::test_nan_without_an_order"),
+        ],
+        "say_zero": [
+            ("a layer without a gradient is not reported",
+             "if rest and", "if False and",
+             "tests/diagnosis/test_findings.py::test_limits_over_depth"),
+        ],
+        "say_time": [
+            ("a gradient of 0 in the first time steps is sound",
+             ' or time.zeros:', ":",
+             "tests/diagnosis/test_through_time.py::test_cells -k 'nnx and how2'"),
         ],
         "say_units": [
             ("ReLU layers are called saturated",
              "u.bounded and u.saturated > SATURATED", "u.saturated > SATURATED",
              "tests/diagnosis/test_activations.py::test_units_are_findings"),
+        ],
+    },
+    "diagnosis/habits.py": {
+        "": [
+            ("three in ten clipped steps are many",
+             "OFTEN = 0.5", "OFTEN = 0.3",
+             "tests/diagnosis/test_course.py::test_share_of_clipped_steps"),
+            ("an update of 0.029 of the weights is far from usual",
+             "FAR = 30.0", "FAR = 25.0",
+             "tests/diagnosis/test_course.py::test_updates_far_from_a_thousandth"),
+        ],
+        "say_loss": [
+            ("a loss at chance is sound",
+             "last > AT_CHANCE * course.chance", "last > 2 * course.chance",
+             "tests/diagnosis/test_course.py::test_two_records_of_many_steps_are_enough_for_the_loss"),
+        ],
+        "say_unclipped": [
+            ("a rule without a threshold never clips",
+             " and np.isfinite(rule.thresholds[-1])", "",
+             "tests/diagnosis/test_course.py::test_rules_that_are_not_judged"),
+        ],
+        "sound": [
+            ("level weights are sound although the biases vanish",
+             "{norms.over_depth, biases.over_depth}", "{norms.over_depth}",
+             "tests/diagnosis/test_networks.py::test_scaled_weights -k 'exploding-nnx-mlp'"),
+        ],
+        "say_unknown": [
+            ("who has no order is not told how to get one",
+             "and order is None:", "and False:",
+             "tests/diagnosis/test_places.py::test_numbers"),
+            ("nobody is told that time was not judged",
+             "if order.recurrent and time is None:", "if False:",
+             "tests/diagnosis/test_through_time.py::test_cells -k 'nnx and how0'"),
         ],
     },
     "diagnosis/activations.py": {
@@ -105,6 +247,27 @@ CHANGES = {
              "np.where(self.weight == 0, 0.0, self.weight)",
              "tests/diagnosis/test_findings.py::test_ratio_of_zero_weights_and_the_table"),
         ],
+        "_numbered": [
+            ("a second series does not contradict the first",
+             "if len(stems) != 1 or not all(", "if not stems or not all(",
+             "tests/diagnosis/test_places.py::test_numbers"),
+            ("a number outside of the series does not contradict it",
+             "next(iter(stems)).startswith(other) for other in others", "True for other in others",
+             "tests/diagnosis/test_places.py::test_numbers"),
+            ("a number that does not vary is a place",
+             "len(values[stem]) > 1 and name", "name",
+             "tests/diagnosis/test_places.py::test_numbers"),
+        ],
+        "_split": [
+            ("leaves of one node have one place",
+             "else {leaf: [leaf] for leaf in own}", "else {name: own}",
+             "tests/diagnosis/test_places.py::test_leaves_of_one_node_at_several_depths"),
+        ],
+        "_role": [
+            ("the gain of a normalization in Equinox is a bias",
+             "if gain or key in", "if key in",
+             "tests/diagnosis/test_places.py::test_the_gain_of_a_normalization_in_equinox"),
+        ],
         "from_leaves": [
             ("biases count in a network with normalization layers",
              'normalized = "normalization" in roles.values()', "normalized = False",
@@ -112,6 +275,16 @@ CHANGES = {
         ],
     },
     "diagnosis/monitor_log.py": {
+        "steps": [
+            ("steps are not those that the monitor counted",
+             "numbers.astype(int) - 1 if numbers.size else", "",
+             "tests/diagnosis/test_course.py::test_quiet_then_nan_is_a_bad_batch"),
+        ],
+        "counted": [
+            ("a leaf that is called count is a rule",
+             'if "/norm/" not in key', "",
+             "tests/diagnosis/test_course.py::test_growth_in_spite_of_a_monitor"),
+        ],
         "_values": [
             ("values of rank 2 are accepted",
              "if widest.ndim > 1 or", "if widest.ndim > 2 or",
@@ -125,12 +298,17 @@ CHANGES = {
     },
     "diagnosis/report.py": {
         "conclude": [
-            ("the step does not count from first_step",
-             "nonfinite[0] + first_step, nonfinite[1]", "nonfinite[0], nonfinite[1]",
+            ("the number of a step is that of its row",
+             "(int(course.steps[broken[0]]), broken[1])", "broken",
              "tests/diagnosis/test_monitor_log.py::test_first_nonfinite_step_and_layer"),
-            ("layers that do not count are in the trend",
-             "deep = [layer for layer in layers if layer.deep]", "deep = list(layers)",
-             "tests/diagnosis/test_layers.py::test_normalizations_are_not_layers_of_depth"),
+            ("skipped steps are told twice",
+             "*([] if broken else habits.say_skipped(course))", "*habits.say_skipped(course)",
+             "tests/diagnosis/test_course.py::test_quiet_then_nan_with_a_guard"),
+        ],
+        "_unit_table": [
+            ("the table shows the saturation of ReLU",
+             "u.saturated if u.bounded else None", "u.saturated",
+             "tests/diagnosis/test_activations.py::test_units_are_findings"),
         ],
     },
 }  # fmt: skip
