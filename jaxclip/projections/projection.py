@@ -20,7 +20,7 @@ from jaxclip._core.measure import measure
 from jaxclip._core.state import ClipState, Record
 from jaxclip._numerics import collectives
 from jaxclip._numerics.rounding import is_narrow, rounded
-from jaxclip._numerics.scaled_float import accumulator, widened
+from jaxclip._numerics.scaled_float import accumulator, read_apart, widened
 from jaxclip._types import AxisName, Mask, PyTree, Stacked, UnitAxes
 from jaxclip.projections.constraints import Landing, Set
 
@@ -70,17 +70,17 @@ def _chosen(weights: Flat, mask: Mask, stacked: Stacked) -> list[bool]:
 
 
 def _given(w: jax.Array, u: jax.Array) -> jax.Array:
-    """The update in the dtype of computations, rounded to the dtype of narrow weights.
+    """The update in the dtype of computations, as a number of the dtype of narrow weights.
 
     A wider update becomes the one that leads to the weights nearest to w + u.
     """
-    wide = widened(u, accumulator(w))
     if not is_narrow(w.dtype):
-        return wide
-    if u.dtype != w.dtype:
-        moved = _moved(w, wide)
-        wide = jnp.where(jnp.isfinite(moved), moved - widened(w, wide.dtype), wide)
-    return rounded(wide, w.dtype)
+        return widened(u, accumulator(w))
+    if u.dtype == w.dtype:  # XLA would leave out the conversion to it, if it came just before
+        return widened(read_apart(u), accumulator(w))
+    wide = widened(u, accumulator(w))
+    moved = _moved(w, wide)
+    return rounded(jnp.where(jnp.isfinite(moved), moved - widened(w, wide.dtype), wide), w.dtype)
 
 
 def _moved(w: jax.Array, u: jax.Array) -> jax.Array:

@@ -28,7 +28,7 @@ CHANGES = {
         ],
         "_given": [
             ("a float32 update of 16-bit weights is rounded by itself",
-             "if u.dtype != w.dtype:", "if False:",
+             "moved = _moved(w, wide)", "return rounded(wide, w.dtype)",
              "tests/projections/test_narrow.py::test_updates_inside_are_unchanged[bfloat16]"),
             ("an infinite sum of weight and update becomes NaN",
              "jnp.where(jnp.isfinite(moved), moved - widened(w, wide.dtype), wide)",
