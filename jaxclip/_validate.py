@@ -185,7 +185,8 @@ def number(value: Any) -> jax.Array:
     whole = isinstance(value, (int, np.integer))
     if whole or (isinstance(value, np.ndarray) and value.dtype.kind in "iu"):
         value = np.asarray(value, np.float64)
-    if jax.config.jax_debug_infs and jnp.issubdtype(jnp.result_type(value), jnp.floating):
+    config: Any = jax.config  # whose attributes type checkers do not know
+    if config.jax_debug_infs and jnp.issubdtype(jnp.result_type(value), jnp.floating):
         most = float(jnp.finfo(jnp.result_type(value)).max)
         xp = jnp if isinstance(value, jax.Array) else np
         value = xp.clip(value, -most, most)

@@ -129,7 +129,8 @@ def unlimited(dtype: Any) -> float:
 
     JAX keeps a compiled program when the flag changes, so no jitted function here depends on it.
     """
-    return float(jnp.finfo(dtype).max) if jax.config.jax_debug_infs else math.inf
+    config: Any = jax.config  # whose attributes type checkers do not know
+    return float(jnp.finfo(dtype).max) if config.jax_debug_infs else math.inf
 
 
 def narrowed(x: jax.Array, dtype: Any) -> jax.Array:

@@ -7,10 +7,10 @@ CHANGES = {
     "_numerics/scaled_float.py": {
         "unlimited": [
             ("no limit is inf under debug_infs",
-             "if jax.config.jax_debug_infs else", "if False else",
+             "if config.jax_debug_infs else", "if False else",
              f"{TESTS}::test_without_jit[clip_by_global_norm_None]"),
             ("no limit is the largest float",
-             "if jax.config.jax_debug_infs else", "if True else",
+             "if config.jax_debug_infs else", "if True else",
              f"{TESTS}::test_a_flag_leaves_no_trace"),
         ],
         "Norm.number": [
@@ -20,6 +20,11 @@ CHANGES = {
              "value = jnp.where(jnp.isfinite(value), within, value)", "value = within",
              f"{TESTS}::test_a_bad_gradient_is_reported[infs-True]"),
         ],
+        "Norm.times": [
+            ("an infinite multiple is computed before it is replaced",
+             "jnp.where(known, factor, 1)", "factor",
+             f"{TESTS}::test_without_jit[adaptive_grad_clip_inf]"),
+        ],
         "within": [
             ("a norm beyond float32 is recorded as inf under debug_infs",
              "jnp.clip(x, -most, most)", "x", f"{BEYOND}[float64]"),
@@ -27,13 +32,13 @@ CHANGES = {
         "hypot": [
             ("the standard deviation of equal norms is NaN",
              "jnp.where(most == 0, jnp.ones_like(most), most)", "most",
-             f"{TESTS}::test_without_jit[zclip_global]"),
+             "tests/thresholds/test_constant_gradients.py"),
         ],
     },
     "_validate.py": {
         "number": [
             ("an argument of inf stays inf under debug_infs",
-             "if jax.config.jax_debug_infs and", "if False and",
+             "if config.jax_debug_infs and", "if False and",
              f"{TESTS}::test_an_infinite_limit_of_any_kind"),
         ],
     },
@@ -50,11 +55,21 @@ CHANGES = {
              f"{TESTS}::test_without_jit[autoclip_leaf]"),
         ],
     },
+    "thresholds/window.py": {
+        "Spread.limit": [
+            ("infinitely many deviations are computed before they are replaced",
+             "jnp.where(known, k, 0) * std", "k * std",
+             f'"{TESTS}::test_without_jit_everywhere[mean_plus_sigma_inf]"'),
+        ],
+    },
     "thresholds/moving_average.py": {
         "_ZScore.following": [
             ("a z-score is divided by 0",
              "float(info.tiny) * jnp.maximum(jnp.abs(off), 1)", "0",
              f'"{TESTS}::test_without_jit_everywhere[zscore_max]"'),
+            ("an infinite z-score is multiplied by a deviation of 0",
+             "bound = jnp.where(is_known, bound, 1)", "",
+             f'"{TESTS}::test_without_jit_everywhere[zscore_inf]"'),
         ],
         "ema_ratio.following": [
             ("an infinite warmup_norm is multiplied by 0",

@@ -177,9 +177,9 @@ CHANGES = {
     },
     "_numerics/scaled_float.py": {
         "Norm.times": [
-            ("a norm beyond the range times 0 is NaN",
-             "jnp.where(known, factor, 1)", "factor",
-             "tests/contract/test_arguments.py::test_infinite_factor_clips_nothing"),
+            ("a multiple of 0 is no limit",
+             "jnp.where(factor <= 0, 0, most)", "most",
+             "tests/contract/test_edges.py -k 'zero and adaptive_grad_clip'"),
             ("a multiple of a norm beyond the range is infinite",
              "1) * value * unit", "1) * (value * unit)",
              "tests/thresholds/test_fixed.py::test_relative_threshold_with_params_beyond_float32_max"),
