@@ -318,7 +318,7 @@ CHANGES = {
         ],
         "_exceeds": [
             ("a norm at its limit is a spike",
-             "return x > limit.astype(x.dtype)", "return x >= limit.astype(x.dtype)",
+             "return x > narrowed(limit, x.dtype)", "return x >= narrowed(limit, x.dtype)",
              "tests/thresholds/test_constant_gradients.py::test_spike_of_one_percent_is_skipped"),
         ],
         "_loss": [
