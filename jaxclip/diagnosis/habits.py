@@ -26,11 +26,11 @@ def say_loss(course: Course) -> Iterator[str]:
     if not np.isfinite(course.loss[-1]):
         return
     first, last = courses.ends(course.loss)
-    trend = f"it falls from {first:.3g} to {last:.3g}"
+    trend = f"it falls from {first:.4g} to {last:.4g}"
     if last >= first:
-        trend = f"it does not fall; it is {first:.3g} at the start and {last:.3g} at the end"
+        trend = f"it does not fall; it is {first:.4g} at the start and {last:.4g} at the end"
     if course.chance is not None and last > AT_CHANCE * course.chance:
-        yield f"loss: {trend}, no better than the {course.chance:.3g} of a constant guess."
+        yield f"loss: {trend}, no better than the {course.chance:.4g} of a constant guess."
     elif last >= first:
         yield f"loss: {trend}."
 
@@ -65,20 +65,33 @@ def say_skipped(course: Course) -> Iterator[str]:
             yield f"skipped: {guard.name} left {guard.acted} of {guard.updates} steps out."
 
 
-def say_updates(layers: Sequence[Layer]) -> Iterator[str]:
-    """Layers whose updates are far from 1e-3 of the weights."""
-    known = [(x.name, median(x.ratio)) for x in layers if x.deep and x.ratio is not None]
-    known.sort(key=lambda pair: pair[1])
+def say_updates(layers: Sequence[Layer], *, alone: bool) -> Iterator[str]:
+    """Layers whose updates are far from 1e-3 of the weights.
+
+    The learning rate may be the cause if it stands `alone`: no gradient vanishes or explodes.
+    """
+    known = _ratios(layers)
     for far, word, rate in (
-        ([pair for pair in known if pair[1] < USUAL / FAR], "below", "low"),
-        ([pair for pair in known[::-1] if pair[1] > USUAL * FAR], "above", "high"),
+        ([pair for pair in known if pair[0] < USUAL / FAR], "below", "low"),
+        ([pair for pair in known[::-1] if pair[0] > USUAL * FAR], "above", "high"),
     ):
         if far:
-            names = listed([f"{ratio:.2g} in {name}" for name, ratio in far])
+            names = listed([f"{ratio:.2g} in {name}" for ratio, name in far])
+            cause = f": the learning rate may be too {rate}" if alone else ""
             yield (
-                f"updates: update/weight is {names}; more than {FAR:.0f} times {word} the usual "
-                f"{USUAL:g}, the learning rate may be too {rate}."
+                f"updates: update/weight is {names}, more than {FAR:.0f} times {word} the usual "
+                f"{USUAL:g}{cause}."
             )
+
+
+def _ratios(layers: Sequence[Layer]) -> list[tuple[float, str]]:
+    """Update over weight of each layer, in the steps that changed it, if any; the least first."""
+    known: list[tuple[float, str]] = []
+    for layer in layers:
+        if layer.deep and layer.ratio is not None:
+            moved = layer.ratio[layer.ratio > 0]
+            known.append((median(moved if moved.size else layer.ratio), layer.name))
+    return sorted(known, key=lambda pair: pair[0])
 
 
 def sound(
@@ -94,20 +107,23 @@ def sound(
             "layers"
         )
     if time is not None and time.finite >= LAYERS and not time.zeros and time.level_in_all:
-        parts.append(f"it changes by a factor of {time.factor:.3g} a time step, over {time.span}")
+        parts.append(
+            f"through time it changes by a factor of {time.factor:.3g} a time step, over "
+            f"{time.span} steps"
+        )
     if len(course.steps) > 1 and np.isfinite(course.norms).all() and not course.growth > GROWTH:
         first, last = courses.ends(course.norms)
         parts.append(
-            f"over {len(course.steps)} recorded steps it is finite, {first:.2g} in the first and "
-            f"{last:.2g} in the last"
+            f"the norm of all gradients is finite in {len(course.steps)} recorded steps, "
+            f"{first:.2g} in the first and {last:.2g} in the last"
         )
-    ratios = [median(x.ratio) for x in layers if x.deep and x.ratio is not None]
-    if ratios and USUAL / FAR <= min(ratios) <= max(ratios) <= USUAL * FAR:
-        parts.append(f"update/weight is {min(ratios):.2g} to {max(ratios):.2g}")
+    ratios = [ratio for ratio, _ in _ratios(layers)]
+    if ratios and USUAL / FAR <= ratios[0] <= ratios[-1] <= USUAL * FAR:
+        parts.append(f"update/weight is {ratios[0]:.2g} to {ratios[-1]:.2g}")
     if course.loss is not None and len(course.loss) > 1 and not list(say_loss(course)):
         first, last = courses.ends(course.loss)
         if last < first:
-            parts.append(f"the loss falls from {first:.3g} to {last:.3g}")
+            parts.append(f"the loss falls from {first:.4g} to {last:.4g}")
     return parts
 
 

@@ -61,17 +61,20 @@ def conclude(
     """Collects the findings, the worst first."""
     norms, biases = trend.of_layers(layers), trend.of_biases(layers)
     broken = findings.first_nonfinite(layers)
-    bad = [
+    worst = [
         *findings.say_nonfinite(layers, broken, course),
         *findings.say_exploding(norms, biases, broken, course),
         *findings.say_vanishing(layers, norms, biases),
         *findings.say_time(time, course),
         *findings.say_zero(layers, norms),
+    ]
+    bad = [
+        *worst,
         *findings.say_units(units),
         *habits.say_loss(course),
         *habits.say_clipped(course),
         *([] if broken else habits.say_skipped(course)),
-        *habits.say_updates(layers),
+        *habits.say_updates(layers, alone=not worst),
     ]
     parts = habits.sound(layers, norms, biases, time, course)
     good = [f"{'sound' if bad else 'healthy'}: {'; '.join(parts)}."] if parts else []

@@ -124,6 +124,14 @@ def test_recurrent_cells():
         assert found.recurrent == {"b", "h", "i"}
 
 
+def test_a_state_meets_its_weights_although_it_starts_as_a_constant():
+    """The first weight would else seem to stand beside the data that is added to its output."""
+    params = {"first": W, "second": W}
+    body = lambda p: lambda h, x: (jnp.tanh((h @ p["first"] + x) @ p["second"]), None)  # noqa: E731
+    loss = lambda p, xs: jax.lax.scan(body(p), V, xs)[0]  # noqa: E731
+    assert places(loss, params, jnp.ones((5, 3))) == {"first": 1, "second": 2}
+
+
 def test_positions_that_a_loop_takes_are_no_stack():
     params = {"pos": jnp.ones((5, 3)), "h": W}
     body = lambda p: lambda h, x: (jnp.tanh((h + x[0] + x[1]) @ p["h"]), None)  # noqa: E731

@@ -134,7 +134,7 @@ def test_cells(library, kind, how, factor, finding):
         assert "a time step" in said or factor is None
         assert "gated cells (LSTM, GRU)" in said
     else:
-        assert "a time step, over 20" in said
+        assert "a time step, over 20 steps" in said
     without = jaxclip.diagnose(grads, order=order)
     assert "give through_time= to see whether" in without.findings[-1]
 
