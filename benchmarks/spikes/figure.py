@@ -1,116 +1,122 @@
-"""The figure of `benchmarks.spikes`: four rules step by step, and the final losses of all rules.
+"""The figure of `benchmarks.spikes`: an explosion under four rules, and where all rules end.
 
-The colours are Okabe and Ito's; the scenarios also differ in their marks.
+The colours are Okabe and Ito's; the scenarios differ in their marks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, NullLocator
 
-from benchmarks.spikes.training import failed
 from jaxclip.train.reporting.figures import BLUE, FONT, GREY, ORANGE
 
-SEED = 0  # its curve is highlighted, and its bad steps are marked
-LINES = ("no rule", "clip_by_history()", "skip_spikes", "zclip(max_norm=None)")
-TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
-TOP = 10.0  # higher losses are drawn at this value
+SEED = 0  # its curve is highlighted
+EXPLOSION = "rnn", ("high", "calm")  # the section and setting of the curves
+LINES = (
+    "no rule",
+    "autoclip(50, window=100, factor=2)",
+    "zclip(max_norm=None)",
+    "clip_by_global_norm(1.0)",
+)
+BOTTOM, TOP = 0.1, 1e6  # of the curves: higher losses are drawn at the top
 HEAD = {"fontsize": FONT + 2, "fontweight": "bold"}
 MARKS = {
-    "calm": {"marker": "o", "mfc": "white", "mec": GREY, "label": "no bad batch"},
-    "spiked": {"marker": "D", "color": ORANGE, "label": "2 % bad batches"},
+    ("sound", "calm"): {"marker": "o", "mfc": "white", "mec": BLUE},
+    ("sound", "spiked"): {"marker": "D", "color": BLUE},
+    ("high", "calm"): {"marker": "o", "mfc": "white", "mec": ORANGE},
+    ("high", "spiked"): {"marker": "D", "color": ORANGE},
+}
+LABELS = {"sound": "sound learning rate", "high": "ten times that"} | {
+    "calm": "no bad batch",
+    "spiked": "2 to 4 % bad batches",
 }
 
 
-def draw(tables: Sequence[Any], plans: Mapping[str, Any], path: Path) -> None:
-    """Draws the final losses of the tables that have both scenarios, and curves of the first."""
-    both = [table for table in tables if table.scenarios == tuple(MARKS)]
-    figure = Figure(figsize=(12, 11.4), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(0.34, 0.66), hspace=0.03)
-    _curves(upper, both[0], np.flatnonzero(plans["spiked"].kind[SEED]))
-    _ends(lower, both)
-    figure.savefig(path, dpi=110)
+def draw(tables: Sequence[Any], path: Path) -> None:
+    """Draws the curves, and the final losses of the tables that have all settings."""
+    whole = [table for table in tables if set(table.rows[0].numbers) == set(MARKS)]
+    rules = list(dict.fromkeys(row.rule for table in whole for row in table.rows))
+    height = 2.2 + 0.62 * len(rules)
+    figure = Figure(figsize=(16, 4 + height), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(4, height), hspace=0.03)
+    section, setting = EXPLOSION
+    _curves(upper, next(table for table in whole if table.section.name == section), setting)
+    _ends(lower, whole, rules)
+    figure.savefig(path, dpi=100)
 
 
-def _curves(figure: Any, table: Any, bad: np.ndarray) -> None:
-    figure.suptitle(f"Bad batches, step by step: {table.title}", **HEAD)
-    rows = {row.rule: row for row in table.rows}
-    shown = [rows[name] for name in LINES if name in rows]
+def _curves(figure: Any, table: Any, setting: tuple[str, str]) -> None:
+    rate = table.section.rates[setting[0]]
+    title = f"An explosion, step by step: {table.section.title}, learning rate {rate:g}"
+    figure.suptitle(title, **HEAD)
+    shown = [row for name in LINES for row in table.rows if row.rule == name]
     axes = figure.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0]
     for ax, row in zip(axes, shown, strict=True):
-        _curve(ax, row, bad)
-    axes[0].set_ylabel("loss on clean images", fontsize=FONT)
-    place = {"xycoords": axes[0].get_xaxis_transform(), "textcoords": "offset points"}
-    small = {"color": ORANGE, "fontsize": FONT - 1}
-    axes[0].annotate("bad batches, blue run", (bad[0], 0.03), (-4, 9), **small, **place)
+        ax.set_title(row.rule, fontsize=FONT, loc="left")
+        curves = np.clip(np.nan_to_num(row.losses[setting], nan=np.inf), None, TOP)
+        for curve in np.delete(curves, SEED, axis=0):
+            ax.plot(curve, color=GREY, linewidth=0.8, alpha=0.5)
+        ax.plot(curves[SEED], color=BLUE, linewidth=1.4)
+        ax.set_xlabel("step", fontsize=FONT)
+        ax.set_yscale("log")
+        ax.set_ylim(BOTTOM, TOP)
+        _frame(ax)
+    axes[0].set_ylabel("loss", fontsize=FONT)
 
 
-def _curve(ax: Axes, row: Any, bad: np.ndarray) -> None:
-    ends = row.numbers["spiked"]["final_loss"]
-    said = f"{sum(map(failed, ends))} of {len(ends)} fail"
-    ax.set_title(row.rule, fontsize=FONT, loc="left")
-    text = {"ha": "right", "va": "top", "fontsize": FONT, "transform": ax.transAxes}
-    ax.text(0.97, 0.95, said, **text)
-    curves = np.minimum(row.curves["spiked"], TOP)
-    for curve in np.delete(curves, SEED, axis=0):
-        ax.plot(curve, color=GREY, linewidth=0.8, alpha=0.5)
-    ax.plot(curves[SEED], color=BLUE, linewidth=1.4)
-    # The vertical axis has axis coordinates, so the marks stay at the bottom.
-    marks = {"linestyle": "", "marker": "|", "color": ORANGE, "ms": 9, "mew": 1.8}
-    ax.plot(bad, np.full(len(bad), 0.03), transform=ax.get_xaxis_transform(), **marks)
-    ax.set_xlabel("step", fontsize=FONT)
-    ax.set_yscale("log")
-    _frame(ax, ax.yaxis)
-
-
-def _frame(ax: Axes, losses: Axis) -> None:
-    losses.set_major_locator(FixedLocator(TICKS))
-    losses.set_major_formatter(lambda value, _: f"{value:g}")
-    losses.set_minor_formatter(NullFormatter())
+def _frame(ax: Axes) -> None:
     ax.tick_params(labelsize=FONT - 1)
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _ends(figure: Any, tables: Sequence[Any]) -> None:
-    figure.suptitle(
-        "Where every rule ends: one mark a seed, failed where the loss is above 1", **HEAD
-    )
-    names = list(dict.fromkeys(row.rule for table in tables for row in table.rows))
-    axes = figure.subplots(1, len(tables), sharex=True, sharey=True, squeeze=False)[0]
+def _ends(figure: Any, tables: Sequence[Any], rules: list[str]) -> None:
+    figure.suptitle("Where every rule ends: one mark a seed, lost on the right of the line", **HEAD)
+    axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     for ax, table in zip(axes, tables, strict=True):
-        ax.set_title(table.title, fontsize=FONT, loc="left")
-        ax.set_xscale("log")
+        ax.set_title(table.section.title, fontsize=FONT, loc="left")
         for row in table.rows:
-            _end(ax, row, names.index(row.rule))
-        for name in set(names) - {row.rule for row in table.rows}:
-            at = (0.04, names.index(name))
+            _end(ax, row, rules.index(row.rule), table.lost)
+        for name in set(rules) - {row.rule for row in table.rows}:
+            at = (0.04, rules.index(name))
             ax.text(*at, "not run", color=GREY, va="center", transform=ax.get_yaxis_transform())
-        first = table.rows[0].numbers["calm"]["final_loss"]
-        line = {"color": GREY, "linestyle": ":", "linewidth": 1.3, "zorder": 0}
-        ax.axvline(np.median(first), label="median of no rule, no bad batch", **line)
-        ax.set_yticks(range(len(names)), names, family="monospace")
-        ax.set_ylim(len(names) - 0.5, -0.6)
+        ax.axvline(table.lost, color=GREY, linestyle=":", linewidth=1.5)
+        ax.set_yticks(range(len(rules)), rules, family="monospace")
+        ax.set_ylim(len(rules) - 0.5, -0.6)
         ax.set_xlabel("final loss", fontsize=FONT)
-        _frame(ax, ax.xaxis)
-    right = max(ax.get_xlim()[1] for ax in axes)
-    axes[0].set_xlim(right=2.2 * right)  # space for "failed"
+        _frame(ax)
+        _losses(ax, table)
     handles, labels = axes[0].get_legend_handles_labels()
     kinds = dict(zip(labels, handles, strict=True))
     below = {"loc": "outside lower center", "ncols": len(kinds), "frameon": False}
     figure.legend(kinds.values(), kinds.keys(), fontsize=FONT, **below)
 
 
-def _end(ax: Axes, row: Any, y: int) -> None:
-    for (scenario, marks), shift in zip(MARKS.items(), (-0.15, 0.15), strict=True):
-        x = np.minimum(row.numbers[scenario]["final_loss"], TOP)
-        ax.plot(x, np.full(len(x), y + shift), linestyle="", markersize=6, **marks)
-        if count := sum(map(failed, x)):
-            text = {"va": "center", "fontsize": FONT - 1, "color": ORANGE}
-            at = max(value for value in x if failed(value)), y + shift
-            ax.annotate(f"{count} failed", at, (8, 0), textcoords="offset points", **text)
+def _losses(ax: Axes, table: Any) -> None:
+    """Scales the axis of losses: from the best run to a little above the loss of a lost one."""
+    numbers = [n["final_loss"] for row in table.rows for n in row.numbers.values()]
+    left, lost = min(np.nanmin(numbers), table.lost / 1.5), table.lost
+    room = lost / left
+    ax.set_xscale("log")
+    ax.set_xlim(left / room**0.05, lost * room**0.45)
+    ticks = [t for t in (0.05, 0.1, 0.2, 0.5, 1, 2, 2.5, 3) if left <= t <= lost]
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+def _end(ax: Axes, row: Any, y: int, lost: float) -> None:
+    for (setting, marks), shift in zip(MARKS.items(), (-0.3, -0.1, 0.1, 0.3), strict=True):
+        losses = np.array(row.numbers[setting]["final_loss"], float)
+        kept = losses[losses <= lost]
+        label = ", ".join(LABELS[name] for name in setting)
+        ax.plot(kept, np.full(len(kept), y + shift), linestyle="", ms=5, label=label, **marks)
+        if count := len(losses) - len(kept):
+            colour = marks.get("color", marks.get("mec"))
+            text = {"va": "center", "fontsize": FONT - 4, "color": colour}
+            place = {"xytext": (5, 0), "textcoords": "offset points"}
+            ax.annotate(f"{count} lost, {setting[1]}", (lost, y + shift), **place, **text)

@@ -1,46 +1,43 @@
-"""The rules, optimizers and scenarios of `benchmarks.spikes`."""
+"""The rules of `benchmarks.spikes`, and the sections that compare them.
+
+To add a rule, add it to `RULES`: every network trains with it.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
 import jaxclip
-from benchmarks.spikes import training
+from benchmarks.spikes.training import Optimizer
 
 Transformation = optax.GradientTransformation
-Rule = Callable[[Transformation], Transformation]  # from the optimizer to the whole transformation
-
-RATES = {"momentum": 0.2, "adam": 0.03}
-OPTIMIZERS = {
-    "momentum": optax.sgd(RATES["momentum"], momentum=0.9),
-    "adam": optax.adam(RATES["adam"]),
-    "adam-b1-0": optax.adam(RATES["adam"], b1=0),
-}
-
-_FINITE = (training.LABELS, training.SCALED)
-SCENARIOS = {
-    "calm": training.Scenario(),
-    "spiked": training.Scenario(_FINITE),
-    "rare": training.Scenario(_FINITE, rarer=4),
-    "nan": training.Scenario((training.NAN,)),
-}
+# From the direction of the optimizer, and its step along it, to the whole transformation.
+Rule = Callable[[Transformation, Transformation], Transformation]
 
 
 def _before(rule: Transformation) -> Rule:
-    return lambda optimizer: optax.chain(rule, optimizer)
+    return lambda *optimizer: optax.chain(rule, *optimizer)
+
+
+def _around(guard: Callable[[Transformation], Transformation], *rules: Transformation) -> Rule:
+    return lambda *optimizer: guard(optax.chain(*rules, *optimizer))
+
+
+def _stable_adam(_: Transformation, step: Transformation, b1: float = 0.9) -> Transformation:
+    return optax.chain(jaxclip.scale_by_stable_adam(b1=b1), step)
 
 
 _ONE = jaxclip.clip_by_global_norm(1.0)
-_ADAM_RATE = optax.scale_by_learning_rate(RATES["adam"])
-_STABLE_ADAM = optax.chain(jaxclip.scale_by_stable_adam(), _ADAM_RATE)
 
 RULES: dict[str, Rule] = {
-    "no rule": lambda optimizer: optimizer,
-    "no rule, a tenth of the rate": lambda optimizer: optax.chain(optimizer, optax.scale(0.1)),
+    "no rule": optax.chain,
     "clip_by_global_norm(1.0)": _before(_ONE),
     "clip_by_global_norm(10.0)": _before(jaxclip.clip_by_global_norm(10.0)),
     "clip_by_global_norm(0.1)": _before(jaxclip.clip_by_global_norm(0.1)),
+    "clip_by_norm(1.0)": _before(jaxclip.clip_by_norm(1.0)),
     "adaptive_grad_clip(0.01)": _before(jaxclip.adaptive_grad_clip(0.01)),
     "autoclip()": _before(jaxclip.autoclip()),
     "autoclip(50, window=100, factor=2)": _before(jaxclip.autoclip(50, window=100, factor=2)),
@@ -51,28 +48,20 @@ RULES: dict[str, Rule] = {
     "zclip(max_norm=None)": _before(jaxclip.zclip(max_norm=None)),
     "adagc()": _before(jaxclip.adagc()),
     "clip_by_history()": _before(jaxclip.clip_by_history()),
-    "skip_nonfinite": jaxclip.skip_nonfinite,
-    "skip_spikes": jaxclip.skip_spikes,
-    "skip_spikes, clip_by_global_norm(1.0)": lambda optimizer: jaxclip.skip_spikes(
-        optax.chain(_ONE, optimizer)
-    ),
+    "skip_nonfinite": _around(jaxclip.skip_nonfinite),
+    "skip_spikes": _around(jaxclip.skip_spikes),
+    "skip_spikes, clip_by_global_norm(1.0)": _around(jaxclip.skip_spikes, _ONE),
 }
 ADAM_RULES = RULES | {
-    "scale_by_stable_adam()": lambda optimizer: _STABLE_ADAM,
-    "skip_spikes, scale_by_stable_adam()": lambda optimizer: jaxclip.skip_spikes(_STABLE_ADAM),
-}
-SMOKE_RULES = {  # by section
-    "momentum": ("no rule", "clip_by_history()", "skip_nonfinite"),
-    "adam": ("no rule", "scale_by_stable_adam()"),
-    "rare": ("no rule", "clip_by_history()"),
-    "nan": ("no rule", "skip_nonfinite"),
+    "scale_by_stable_adam()": _stable_adam,
+    "skip_spikes, scale_by_stable_adam()": lambda *optimizer: jaxclip.skip_spikes(
+        _stable_adam(*optimizer)
+    ),
 }
 MOMENT_RULES = {
     "no rule": RULES["no rule"],
     "clip_by_global_norm(1.0)": RULES["clip_by_global_norm(1.0)"],
-    "scale_by_stable_adam(b1=0)": lambda optimizer: optax.chain(
-        jaxclip.scale_by_stable_adam(b1=0), _ADAM_RATE
-    ),
+    "scale_by_stable_adam(b1=0)": lambda *optimizer: _stable_adam(*optimizer, b1=0),
 }
 RARE_RULES = {
     name: RULES[name]
@@ -84,34 +73,89 @@ NAN_RULES = {name: RULES[name] for name in ("no rule", "clip_by_global_norm(1.0)
     ),
     "skip_nonfinite": RULES["skip_nonfinite"],
     "skip_spikes": RULES["skip_spikes"],
-    "skip_nonfinite, clip_by_global_norm(1.0)": lambda optimizer: jaxclip.skip_nonfinite(
-        optax.chain(_ONE, optimizer)
-    ),
+    "skip_nonfinite, clip_by_global_norm(1.0)": _around(jaxclip.skip_nonfinite, _ONE),
 }
 
 
 class Section(NamedTuple):
-    """Rules with one optimizer, in one or two scenarios: one table."""
+    """Rules with one network and optimizer, at every rate and in every scenario: one table."""
 
     name: str
     title: str
-    optimizer: str
+    network: str
+    direction: Transformation
+    rates: Mapping[str, float]
     rules: Mapping[str, Rule]
-    scenarios: tuple[str, ...]
+    scenarios: tuple[str, ...] = ("calm", "spiked")
+    decay: float = 0.0  # of the weights, as in AdamW
+    warmup: int = 1  # steps in which the learning rate rises linearly
+
+    def optimizer(self, rule: Rule) -> Optimizer:
+        """Returns the transformation of a rule, a function of the learning rate."""
+
+        def at(rate: jax.Array) -> Transformation:
+            def now(count: jax.Array) -> jax.Array:
+                return rate * jnp.minimum(1, (count + 1) / self.warmup)
+
+            decay = [optax.add_decayed_weights(self.decay)] if self.decay else []
+            return rule(self.direction, optax.chain(*decay, optax.scale_by_learning_rate(now)))
+
+        return at
 
 
-_MOMENTUM = f"SGD with momentum 0.9, learning rate {RATES['momentum']}"
-_ADAM = f"Adam, learning rate {RATES['adam']}"
-SECTIONS = (
-    Section("momentum", _MOMENTUM, "momentum", RULES, ("calm", "spiked")),
-    Section("adam", _ADAM, "adam", ADAM_RULES, ("calm", "spiked")),
-    Section(
-        "adam-b1-0",
-        f"{_ADAM}, no first moment (b1=0)",
-        "adam-b1-0",
-        MOMENT_RULES,
-        ("spiked",),
-    ),
-    Section("rare", f"Fewer bad batches, {_MOMENTUM}", "momentum", RARE_RULES, ("rare",)),
-    Section("nan", f"NaN batches, {_MOMENTUM}", "momentum", NAN_RULES, ("nan",)),
+def _rates(high: float) -> dict[str, float]:
+    return {"sound": high / 10, "high": high}
+
+
+_MOMENTUM, _ADAM = optax.trace(0.9), optax.scale_by_adam()
+_MLP_MOMENTUM = Section(
+    "mlp-momentum", "MLP, SGD with momentum 0.9", "mlp", _MOMENTUM, _rates(0.2), RULES
 )
+_MLP_ADAM = Section("mlp-adam", "MLP, Adam", "mlp", _ADAM, _rates(0.03), ADAM_RULES)
+COMPARED = (
+    _MLP_MOMENTUM,
+    _MLP_ADAM,
+    Section("rnn", "RNN, SGD with momentum 0.9", "rnn", _MOMENTUM, _rates(0.05), RULES),
+    Section(
+        "transformer",
+        "Transformer, AdamW",
+        "transformer",
+        _ADAM,
+        _rates(0.03),
+        ADAM_RULES,
+        decay=0.01,
+        warmup=30,
+    ),
+)
+_HIGH = {"high": _MLP_MOMENTUM.rates["high"]}
+SECTIONS = (
+    *COMPARED,
+    _MLP_ADAM._replace(
+        name="mlp-adam-b1-0",
+        title="MLP, Adam without a first moment (b1=0)",
+        direction=optax.scale_by_adam(b1=0),
+        rates={"high": _MLP_ADAM.rates["high"]},
+        rules=MOMENT_RULES,
+        scenarios=("spiked",),
+    ),
+    _MLP_MOMENTUM._replace(
+        name="mlp-rare",
+        title="Fewer bad batches: MLP, SGD with momentum 0.9",
+        rates=_HIGH,
+        rules=RARE_RULES,
+        scenarios=("rare",),
+    ),
+    _MLP_MOMENTUM._replace(
+        name="mlp-nan",
+        title="NaN batches: MLP, SGD with momentum 0.9",
+        rates=_HIGH,
+        rules=NAN_RULES,
+        scenarios=("nan",),
+    ),
+)
+SMOKE_RULES = {  # by section
+    "mlp-momentum": ("no rule", "skip_nonfinite"),
+    "rnn": ("no rule", "clip_by_global_norm(1.0)"),
+    "transformer": ("no rule", "scale_by_stable_adam()"),
+    "mlp-nan": ("no rule", "skip_nonfinite"),
+}

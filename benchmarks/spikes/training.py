@@ -1,10 +1,11 @@
 """The training runs of `benchmarks.spikes`, and the numbers computed from them.
 
-All random numbers are drawn with NumPy, independently of the rule: with the same seed, two rules
-get the same weights, the same batches and the same bad steps.
+Nothing that is random depends on the rule: with the same seed, two rules get the same weights, the
+same batches and the same bad steps.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,34 +14,37 @@ import numpy as np
 import optax
 
 import jaxclip
+from benchmarks.spikes.networks import INPUTS, LOSS, NAN, TARGETS, Network
 from jaxclip import norms
-from jaxclip.train.data import Data
-from jaxclip.train.training import losses, model
 
 Tree = Any
-LABELS, SCALED, NAN = 1, 2, 3  # the kinds of a bad batch; 0 is an ordinary one
-KINDS = {LABELS: "random labels", SCALED: "inputs too large", NAN: "inputs NaN"}
+Optimizer = Callable[[jax.Array], optax.GradientTransformation]  # from a learning rate
 
 
 class Size(NamedTuple):
-    """The size of the experiment."""
+    """The size of the runs of a network."""
 
     seeds: int
     steps: int
     batch: int
-    hidden: tuple[int, ...]
-    images: int  # training images, the first ones
-    probe: int  # of these, the first ones, on which the loss is recorded
     first_bad: int  # the first step that may be bad, after every rule's warm-up
     quiet: int  # the last steps, without bad batches, which give the final loss
-    bad_share: float  # of the steps between, unless the scenario is `rare`
+    bad_share: float  # of the steps between
 
 
 class Scenario(NamedTuple):
-    """The kinds of bad batches, which take turns, and a divisor of their number."""
+    """How many of the steps that `Size.bad_share` makes bad are bad, and their kinds."""
 
-    kinds: tuple[int, ...] = ()
-    rarer: int = 1
+    share: float
+    kinds: tuple[int, ...] | None = None  # None for those of the network
+
+
+SCENARIOS = {
+    "calm": Scenario(0),
+    "spiked": Scenario(1),
+    "rare": Scenario(1 / 4),
+    "nan": Scenario(1, (NAN,)),
+}
 
 
 class Plan(NamedTuple):
@@ -48,109 +52,98 @@ class Plan(NamedTuple):
 
     kind: np.ndarray
     examples: np.ndarray
-    labels: np.ndarray
-    factor: np.ndarray  # of the inputs
-
-
-class Task(NamedTuple):
-    """The images, and the networks of all seeds as one stacked tree."""
-
-    data: Data
-    size: Size
-    params: Tree
-    stats: Tree
-    apply: Callable[..., Any]
+    targets: np.ndarray  # the examples whose targets are given
+    input_factor: np.ndarray
+    loss_factor: np.ndarray
 
 
 class Result(NamedTuple):
-    """The result of training with a rule; the first axis is the seed, the second the step."""
+    """The results of runs; the last axes are seed and step."""
 
     loss: np.ndarray  # of the batch, before each step
-    probe_loss: np.ndarray  # of the clean probe, after it
     norm: np.ndarray  # of the gradient, before any rule
     touched: np.ndarray  # bool: clipped or skipped
-    test_accuracy: np.ndarray  # at the end
 
 
-def task(data: Data, size: Size) -> Task:
-    """Draws the networks."""
-    data = data._replace(
-        train_images=data.train_images[: size.images], train_labels=data.train_labels[: size.images]
-    )
-    sizes = (data.train_images.shape[1], *size.hidden, int(data.train_labels.max()) + 1)
-    networks = [
-        model.build(sizes, seed, activation="relu", init="he", init_std=1.0)
-        for seed in range(size.seeds)
-    ]
-    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(n.params for n in networks))
-    return Task(data, size, params, networks[0].stats, networks[0].apply)
-
-
-def plan(given: Task, scenario: Scenario) -> Plan:
+def plan(network: Network, size: Size, scenario: Scenario) -> Plan:
     """Draws the batches of all seeds."""
-    plans = [_plan(given, seed, scenario) for seed in range(given.size.seeds)]
+    plans = [_plan(network, size, scenario, seed) for seed in range(size.seeds)]
     return Plan(*map(np.stack, zip(*plans, strict=True)))
 
 
-def _plan(given: Task, seed: int, scenario: Scenario) -> Plan:
-    size, labels = given.size, given.data.train_labels
+def _plan(network: Network, size: Size, scenario: Scenario, seed: int) -> Plan:
     random = np.random.default_rng((seed, 3))
     # Everything is drawn in every scenario, so scenarios differ only in the bad steps.
-    examples = random.integers(0, len(labels), (size.steps, size.batch), dtype=np.int32)
-    wrong = random.integers(0, labels.max() + 1, examples.shape, dtype=np.int32)
+    drawn = random.integers(0, len(network.inputs), (2, size.steps, size.batch), dtype=np.int32)
     large = np.exp(random.uniform(np.log(10), np.log(30), size.steps))
     where = random.permutation(np.arange(size.first_bad, size.steps - size.quiet))
+    bad = where[: round(scenario.share * size.bad_share * len(where))]
     kind = np.zeros(size.steps, np.int8)
-    if scenario.kinds:
-        bad = where[: round(size.bad_share * len(where) / scenario.rarer)]
-        kind[bad] = np.resize(scenario.kinds, len(bad))
-    factor = np.select([kind == SCALED, kind == NAN], [large, np.nan], 1.0)
-    given_labels = np.where((kind == LABELS)[:, None], wrong, labels[examples])
-    return Plan(kind, examples, given_labels.astype(np.int32), factor.astype(np.float32))
+    kind[bad] = np.resize(scenario.kinds or network.kinds, len(bad))
+    examples, others = drawn
+    targets = np.where((kind == TARGETS)[:, None], others, examples)
+    input_factor = np.where(kind == INPUTS, large, 1)
+    loss_factor = np.select([kind == LOSS, kind == NAN], [large, np.nan], 1)
+    return Plan(kind, examples, targets, np.float32(input_factor), np.float32(loss_factor))
 
 
-def program(given: Task, tx: optax.GradientTransformation) -> Callable[[Plan], Result]:
-    """Compiles the training of all seeds with a rule, for any plan."""
-    training = _training(given, optax.with_extra_args_support(tx))
-    trained = jax.jit(jax.vmap(training, in_axes=(None, 0, 0, 0, 0)))
-    images = jax.device_put(given.data[2:])
+def program(network: Network, optimizer: Optimizer) -> Callable[[Any, Any], Result]:
+    """Returns the training with an optimizer: a function of learning rates and plans.
 
-    def run(batches: Plan) -> Result:
-        arrays = trained(images, given.params, *batches[1:])
-        loss, probe_loss, norm, actions, accuracy = map(np.asarray, arrays)
-        touched = np.diff(actions, axis=1, prepend=0) > 0
-        return Result(loss, probe_loss, norm, touched, accuracy)
+    The first axes of its result are rate and plan. All runs are one compiled program.
+    """
+    data = jax.device_put((network.inputs, network.targets))
+    runs = jax.jit(partial(_runs, network, optimizer))
 
-    return run
+    def train(rates: Any, plans: Any) -> Result:
+        several = Plan(*map(np.stack, zip(*plans, strict=True)))
+        seeds = map(network.params, range(several.kind.shape[1]))
+        params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds)
+        recorded = runs(data, jnp.float32(rates), params, several)
+        shape = len(rates), *several.kind.shape
+        loss, norm, acted = (np.asarray(values).reshape(shape) for values in recorded)
+        return Result(loss, norm, np.diff(acted, axis=-1, prepend=0) > 0)
+
+    return train
 
 
-def _training(given: Task, tx: optax.GradientTransformationExtraArgs) -> Callable[..., Any]:
-    """Returns the training of one seed: a scan over its steps, and the scores at the end."""
+def _runs(
+    network: Network, optimizer: Optimizer, data: Any, rates: jax.Array, params: Tree, plans: Plan
+) -> Any:
+    """Trains rate by rate, plan by plan and seed by seed.
 
-    def outputs(params: Tree, x: jax.Array) -> jax.Array:
-        return given.apply(params, given.stats, x, train=False)[0]
+    One after the other: a network alone stays in the cache, and `vmap` takes up to twice as long.
+    """
 
-    def loss(params: Tree, x: jax.Array, y: jax.Array) -> jax.Array:
-        return losses.cross_entropy(outputs(params, x), y)
+    def one(index: tuple[Any, Any, Any]) -> Any:
+        rate, plan, seed = index
+        first = jax.tree.map(lambda leaf: leaf[seed], params)
+        batches = [leaf[plan, seed] for leaf in plans[1:]]
+        return _run(network, optimizer(rates[rate]), data, first, batches)
 
-    def training(data: tuple[jax.Array, ...], params: Tree, *batches: jax.Array) -> Any:
-        images, labels, test_images, test_labels = data
-        probe = images[: given.size.probe], labels[: given.size.probe]
+    counts = len(rates), *plans.kind.shape[:2]
+    return jax.lax.map(one, jnp.unravel_index(jnp.arange(np.prod(counts)), counts))
 
-        def step(state: tuple[Tree, Tree], now: tuple[jax.Array, ...]) -> tuple[Any, Any]:
-            (params, opt_state), (examples, given_labels, factor) = state, now
-            batch = factor * images[examples], given_labels
-            value, grads = jax.value_and_grad(loss)(params, *batch)
-            updates, opt_state = tx.update(grads, opt_state, params, value=value)
-            params = optax.apply_updates(params, updates)
-            actions = _actions(jaxclip.metrics(opt_state))
-            recorded = value, loss(params, *probe), norms.global_norm(grads), actions
-            return (params, opt_state), recorded
 
-        (params, _), recorded = jax.lax.scan(step, (params, tx.init(params)), batches)
-        return *recorded, losses.accuracy(outputs(params, test_images), test_labels)
+def _run(network: Network, transformation: Any, data: Any, params: Tree, batches: Any) -> Any:
+    """Trains once: a scan over the steps."""
+    tx = optax.with_extra_args_support(transformation)
 
-    return training
+    def loss(params: Tree, examples: Any, others: Any, input_factor: Any, loss_factor: Any) -> Any:
+        x, y = data[0][examples], data[1][others]
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            x = input_factor * x
+        return loss_factor * network.loss(params, x, y)
+
+    def step(state: tuple[Tree, Tree], batch: Any) -> tuple[Any, Any]:
+        params, opt_state = state
+        value, grads = jax.value_and_grad(loss)(params, *batch)
+        updates, opt_state = tx.update(grads, opt_state, params, value=value)
+        params = optax.apply_updates(params, updates)
+        acted = _actions(jaxclip.metrics(opt_state))
+        return (params, opt_state), (value, norms.global_norm(grads), acted)
+
+    return jax.lax.scan(step, (params, tx.init(params)), batches)[1]
 
 
 def _actions(metrics: Mapping[str, jax.Array]) -> jax.Array:
@@ -159,52 +152,29 @@ def _actions(metrics: Mapping[str, jax.Array]) -> jax.Array:
     return sum(counts, start=jnp.zeros((), jnp.int32))
 
 
-# Numbers of a result ------------------------------------------------------------------------
-
-WINDOW, JUMP, APART = 100, 2.0, 10
-FAILED = 1.0
-
-
 def measure(result: Result, batches: Plan, size: Size) -> dict[str, list[Any]]:
-    """Returns the numbers of a run, a list with one entry for each seed."""
+    """Returns the numbers of the runs of a plan, a list with one entry for each seed."""
     bad = batches.kind > 0
+    loss, norm = (values.astype(np.float64) for values in (result.loss, result.norm))
+    later = np.arange(size.steps) >= size.first_bad
     return {
-        "final_loss": result.loss[:, -size.quiet :].mean(axis=1).tolist(),
-        "test_accuracy": result.test_accuracy.tolist(),
-        "worst_loss": result.probe_loss[:, size.first_bad :].max(axis=1).tolist(),
-        "spikes": [count_spikes(loss) for loss in result.probe_loss],
-        "touched_all": _share(result.touched, np.ones_like(bad)),
-        "touched_ordinary": _share(result.touched, ~bad),
-        "touched_bad": _share(result.touched, bad),
+        "final_loss": loss[:, -size.quiet :].mean(axis=1).tolist(),
+        "loss_beside_bad": _means(loss, later & ~bad),
+        "touched_ordinary": _means(result.touched, ~bad),
+        "touched_bad": _means(result.touched, bad),
         "missed_steps": [np.flatnonzero(missed).tolist() for missed in bad & ~result.touched],
-        "median_norm_of_ordinary": _median(result.norm, ~bad),
-        "median_norm_of_bad": _median(result.norm, bad),
-        "first_nonfinite_step": [_first(~np.isfinite(loss)) for loss in result.probe_loss],
+        "median_norm_of_ordinary": _medians(norm, ~bad),
+        "median_norm_of_bad": _medians(norm, bad),
+        "first_nonfinite_step": [_first(~np.isfinite(seed)) for seed in loss],
     }
 
 
-def count_spikes(loss: np.ndarray) -> int:
-    """Counts how often the loss exceeds `JUMP` times the median of the `WINDOW` steps before.
-
-    Such steps less than `APART` steps apart belong to the same spike. A loss that is not finite
-    counts; the first `WINDOW` steps do not.
-    """
-    before = np.lib.stride_tricks.sliding_window_view(loss, WINDOW)[:-1]
-    now = loss[WINDOW:]
-    above = np.flatnonzero(~np.isfinite(now) | (now > JUMP * np.median(before, axis=1)))
-    return int(np.count_nonzero(np.diff(above, prepend=-APART) >= APART))
+def _means(values: np.ndarray, where: np.ndarray) -> list[float | None]:
+    pairs = zip(values, where, strict=True)
+    return [float(v[w].mean()) if w.any() else None for v, w in pairs]
 
 
-def failed(loss: float) -> bool:
-    """Returns whether a run with this final loss has learned nothing or diverged."""
-    return not loss <= FAILED
-
-
-def _share(touched: np.ndarray, where: np.ndarray) -> list[float | None]:
-    return [float(t[w].mean()) if w.any() else None for t, w in zip(touched, where, strict=True)]
-
-
-def _median(norm: np.ndarray, where: np.ndarray) -> list[float | None]:
+def _medians(norm: np.ndarray, where: np.ndarray) -> list[float | None]:
     pairs = zip(norm, where & np.isfinite(norm), strict=True)
     return [float(np.median(n[w])) if w.any() else None for n, w in pairs]
 
