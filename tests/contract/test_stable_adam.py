@@ -143,7 +143,9 @@ def test_signature_is_that_of_optax_and_more():
         assert (a.name, a.kind, a.default) == (b.name, b.kind, b.default)
     more = {p.name: (p.kind, p.default) for p in ours[len(theirs) :]}
     keyword = inspect.Parameter.KEYWORD_ONLY
-    assert more == {"threshold": (keyword, 1.0), "axis_name": (keyword, None)}
+    assert more == {
+        "threshold": (keyword, 1.0), "stacked": (keyword, None), "axis_name": (keyword, None)
+    }  # fmt: skip
 
 
 def test_odd_leaves():
