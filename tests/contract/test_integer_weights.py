@@ -76,6 +76,7 @@ def test_weights_without_a_gradient(name):
         registry.assert_same_bits(out["a"], alone["a"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROJECTIONS)
 def test_projections_leave_integer_weights(name):
     out, _ = PROJECTIONS[name].update(GRADS, PROJECTIONS[name].init(GRADS), _params("int8"))

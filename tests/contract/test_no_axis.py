@@ -66,6 +66,7 @@ def test_each_element_is_a_unit(name):
     np.testing.assert_allclose(run(jnp.asarray(x)), want, rtol=3e-7, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENTRIES)
 def test_three_axes_and_a_scalar(name):
     run, x, want = ENTRIES[name]

@@ -126,6 +126,7 @@ def test_trees(name):
     _short(*TREES[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VALUES)
 def test_values(name):
     _short(VALUES[name])

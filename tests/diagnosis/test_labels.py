@@ -40,6 +40,7 @@ def test_label_of_a_rule():
     np.testing.assert_allclose(found["head/clip_by_global_norm/norm"], 148**0.5, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.relaxed  # MultiSteps promotes
 def test_partition_in_chains_guards_and_wrappers():
     """The label stands before all that is inside, and not before what is outside."""

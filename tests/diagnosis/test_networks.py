@@ -17,7 +17,7 @@ pytestmark = pytest.mark.relaxed
 GAINS = {"linen": 2**0.5, "nnx": 2**0.5, "equinox": 6**0.5}
 LIBRARIES, DEEP, BLOCKS = tuple(GAINS), ("mlp", "cnn"), ("transformer", "normed")
 R = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
-QUICK = {("linen", "mlp"), ("nnx", "mlp"), ("equinox", "mlp")}
+QUICK = {("linen", "mlp")}
 
 
 class Network(NamedTuple):

@@ -129,6 +129,7 @@ def _monitors(choose):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_norms_of_a_monitor():
     """Against NumPy: those of slices, and that of everything; in steps of `scan`."""
     tree = jax.tree.map(jnp.asarray, stacks.stack(stacks.unrolled(), 1))
@@ -166,6 +167,7 @@ def test_several_states_at_once():
         np.testing.assert_array_equal(found["monitor/norm/1"], [0, 1, 0])
 
 
+@pytest.mark.slow
 def test_diagnosis_of_metrics():
     """Over the steps, as of monitors of the unrolled layers."""
     logs, tree = [], _falling()

@@ -15,7 +15,7 @@ import jaxclip
 pytestmark = pytest.mark.relaxed
 STEPS, WIDTH = 20, 3
 X = 1e-9 * np.random.default_rng(0).normal(size=(STEPS, WIDTH)).astype(np.float32)
-QUICK = ("nnx", "equinox")
+QUICK = ("nnx",)
 
 
 class _EquinoxRnn(eqx.Module):

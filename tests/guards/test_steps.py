@@ -73,7 +73,10 @@ def _trees(case):
 
 
 @pytest.mark.relaxed
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [case if i < 2 else pytest.param(case, marks=pytest.mark.slow) for i, case in enumerate(CASES)],
+)
 def test_step_is_skipped(case):
     inner, params, grads = _trees(case)
     alone, _ = inner.update(grads, inner.init(params), params)
@@ -156,6 +159,7 @@ def test_unchecked(guard):
     assert guards.types(states[-1]) == guards.types(same)
 
 
+@pytest.mark.slow
 @pytest.mark.relaxed
 def test_state_is_not_looked_at():
     """The square of 300 is inf in float16: the step is 0, and finite."""

@@ -41,7 +41,9 @@ def arrays(state):
     return jax.tree.leaves(state)
 
 
-@pytest.mark.parametrize("name", MOVES)
+@pytest.mark.parametrize(
+    "name", [x if i % 2 else pytest.param(x, marks=pytest.mark.slow) for i, x in enumerate(MOVES)]
+)
 def test_arrays_of_the_optimizer_arrive_to_the_bit(name):
     old, new = MOVES[name]
     state, fresh = run(old), new.init(PARAMS)
@@ -164,6 +166,7 @@ def test_train_state_of_linen():
     assert int(jaxclip.metrics(after)["skip_nonfinite/count"]) == 1
 
 
+@pytest.mark.slow
 def test_optimizer_of_nnx():
     """It wraps each array; the adopted arrays are put into its wrappers."""
     model, x = nnx.Linear(3, 2, rngs=nnx.Rngs(0)), jnp.ones((4, 3))

@@ -89,6 +89,7 @@ def _slow(*values):
     return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [_linen_state, *_slow(_nnx_optimizer, _equinox_step), _by_hand])
 @pytest.mark.parametrize("guard", ["skip_nonfinite", *_slow("skip_spikes")])
 def test_step_with_a_bad_loss_is_skipped(guard, train):

@@ -251,6 +251,7 @@ def gain(kernel, size):
     return np.linalg.norm(operator.reshape(size**2, size**2), 2)
 
 
+@pytest.mark.slow
 def test_gain_of_a_convolution():
     """The matrix of a patch is bounded, not the convolution: 2.8 for 1, and at most 3."""
     kernel = functional.project_spectral_norm(jnp.ones((3, 3, 1, 1)), 1.0)

@@ -13,9 +13,10 @@ from tests.support import modes, registry, weights
 from tests.support import oracles as o
 from tests.support.weights import apply, norms, zeros
 
-NARROW = ["bfloat16", "float16"]
 PLAIN = ["max", "min and max", "box", "spectral"]
-by_dtype = pytest.mark.parametrize("dtype", NARROW)
+by_dtype = pytest.mark.parametrize(
+    "dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)]
+)
 # Transformations with the distance of weights from the set, relative to its bound.
 SETS = {
     "max": (jaxclip.project_max_norm(1.0), lambda w: norms(w).max() - 1),

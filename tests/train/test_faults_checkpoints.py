@@ -234,6 +234,7 @@ def test_one_that_was_cut_off_is_removed(tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 200])
 def test_a_limit_on_the_size_of_files(limit, tmp_path):
     save(tmp_path, 1)

@@ -189,6 +189,7 @@ def test_order_of_the_chain():
     assert recorded["clipped/norm"] == pytest.approx(0.01 * math.sqrt(count))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "bound"),
     [("", [0, 1, 2]), (",layers=all", [0, 1, 2]), (",layers=hidden", [0, 1]), (",layers=1", [1])],

@@ -67,6 +67,7 @@ def by_hand(config, data, batches):
     return [w, b, v, c]
 
 
+@pytest.mark.slow
 def test_a_guard_skips_only_bad_steps(poisoned):
     config = settings("skip_nonfinite", clip=("global_norm=0.1",))
     (epoch,), said = epochs(config, poisoned)
