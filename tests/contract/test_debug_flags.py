@@ -26,6 +26,8 @@ SWITCHES = {"enable_checks": lambda: jax.enable_checks(True), "leaks": jax.check
 TREE = {"dense": {"kernel": (4, 3), "bias": (3,)}, "gain": (), "empty": (0, 2)}
 SMALL = {"kernel": (4, 3)}  # without jit every shape compiles
 FACTORS = (1.0, 0.0, 100.0, 2.0)
+WIDE, SIZES = ([pytest.param(x, marks=pytest.mark.slow) for x in values]
+              for values in (("float64", "complex64"), (0.0, 1e-30, 1e20)))  # fmt: skip
 
 
 def _bounds():
@@ -190,10 +192,7 @@ def test_an_infinite_limit_of_any_kind(limit):
     assert state.threshold == LARGEST
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    ["float32", *[pytest.param(x, marks=pytest.mark.slow) for x in ("float64", "complex64")]],
-)
+@pytest.mark.parametrize("dtype", ["float32", *WIDE])
 def test_a_norm_beyond_the_largest_float32_is_recorded_as_that(dtype):
     value = {"float32": 3e38, "float64": 1e200, "complex64": 3e38 + 3e38j}[dtype]
     with modes.maybe_x64(dtype), _under("both"):
@@ -233,9 +232,7 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize(
-    "factor", [1.0, *[pytest.param(x, marks=pytest.mark.slow) for x in (0.0, 1e-30, 1e20)]]
-)
+@pytest.mark.parametrize("factor", [1.0, *SIZES])
 def test_functions(factor):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)) * factor, jnp.float32)
     for key, function in FUNCTIONS.items():
