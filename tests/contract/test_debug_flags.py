@@ -1,7 +1,6 @@
 """JAX's flags for finding a bug: `debug_nans`, `debug_infs` and others that people switch on.
 
-With finite gradients nothing is reported, and the results are those without the flags, but for a
-limit that is recorded as inf: under `debug_infs` it is the largest float32.
+Finite gradients report nothing and give the results without flags; `debug_infs` records no inf.
 """
 
 import contextlib
