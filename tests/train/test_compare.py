@@ -144,7 +144,7 @@ def test_rows_hold_the_scores_of_the_records(first):
                 for score in ("train_loss", "test_loss", "test_accuracy", "grad_norm_max"):
                     assert row[score][i] == epochs[-1][score]
             else:
-                assert [r["step"] for r in steps] == [0]
+                assert [r["step"] for r in steps] == [0, 1]  # the last before the loss
                 assert [r["steps"] for r in epochs] == [2]
 
 
@@ -180,10 +180,12 @@ def test_a_second_comparison_sets_the_first_aside(first, tmp_path, capsys, monke
     assert "4 of 8 runs lost" not in said  # that is the figure's headline
     assert said.count("2 of 2") == 2
     aside = out / "earlier-1"
-    assert {p.name for p in aside.iterdir()} == {"compare.json", "compare.png"}
+    assert {p.name for p in aside.iterdir()} == {
+        "compare.json", "compare.png", "metrics.jsonl"
+    }  # fmt: skip
     assert (aside / "compare.json").read_bytes() == (first / "compare.json").read_bytes()
     assert matplotlib.image.imread(out / "compare.png").shape == (550, 1320, 4)
-    assert [r["kind"] for r in runs.records(out)].count("run") == 2
+    assert [r["kind"] for r in runs.records(out)].count("run") == 1
     for at_once, in_turn in zip(content(first)["rows"], content(out)["rows"], strict=True):
         assert at_once["lost_at_step"] == in_turn["lost_at_step"]
         np.testing.assert_allclose(at_once["train_loss"], in_turn["train_loss"], rtol=1e-5)
