@@ -153,10 +153,10 @@ class _Walk:
             return self._scan(eqn, values)
         if name == "while":
             skip, held = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-            body = eqn.params["body_jaxpr"].jaxpr
+            body = _opened(eqn.params["body_jaxpr"])
             return self._loop(body, values[skip:], held, len(values) - skip)
         if name == "cond":
-            branches = [self.run(b.jaxpr, values[1:]) for b in eqn.params["branches"]]
+            branches = [self.run(_opened(b), values[1:]) for b in eqn.params["branches"]]
             return [_joined(results) for results in zip(*branches, strict=True)]
         for inner in map(_opened, eqn.params.values()):
             if inner is not None and len(inner.invars) == len(values):
@@ -178,10 +178,13 @@ class _Walk:
         return _Value(depth)
 
     def _scan(self, eqn: Any, values: list[_Value]) -> list[_Value]:
-        held, carried = eqn.params["num_consts"], eqn.params["num_carry"]
-        length, end = eqn.params["length"], held + carried
+        # By shapes, since JAX has changed the parameters that say it.
+        body = _opened(eqn.params["jaxpr"])
+        carried = sum(map(_is_alike, body.outvars, eqn.outvars))
+        end = sum(map(_is_alike, body.invars, eqn.invars))
+        length, held = eqn.params["length"], end - carried
         before, entry = set(self.places), max([v.depth or 0 for v in values], default=0)
-        results = self._loop(eqn.params["jaxpr"].jaxpr, values, held, end)
+        results = self._loop(body, values, held, end)
         # A layer has a weight: a matrix in each slice. Positions, one vector a step, are no layer.
         pairs = list(zip(eqn.invars[end:], values[end:], strict=True))
         if not any(v.params and x.aval.ndim > 2 for x, v in pairs):
@@ -214,6 +217,10 @@ class _Walk:
 
 def _first(place: int | tuple[int, ...]) -> int:
     return place if isinstance(place, int) else min(place, default=0)
+
+
+def _is_alike(x: Any, y: Any) -> bool:
+    return x.aval.shape == y.aval.shape
 
 
 def _opened(x: Any) -> Any:
