@@ -139,10 +139,6 @@ def _spread(losses: Sequence[float]) -> str:
 def _number(loss: float) -> str:
     if not np.isfinite(loss):
         return "not finite"
-    return (
-        f"{loss:.3f}"
-        if loss < 10
-        else f"{loss:.3g}"
-        if loss < 1000
-        else f"{loss:.0e}".replace("+", "")
-    )
+    if loss >= 1e5:
+        return f"{loss:.0e}".replace("+", "")
+    return f"{loss:.3f}" if loss < 10 else f"{loss:.0f}"
