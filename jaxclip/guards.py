@@ -41,9 +41,9 @@ def skip_nonfinite(
     Inside `shard_map` one bad shard skips the step on every device.
 
     The step of `inner` may overflow or divide by zero where the gradient is finite, as that of Adam
-    in float16. `nonfinite_step_count` counts such steps, `nonfinite_count` what came in. The guard
-    does not look at the state of `inner`, which may rightly hold inf. A second moment that
-    overflows makes steps of 0, and no guard sees that: keep it in float32, as
+    in float16. `nonfinite_step_count` counts such steps, `nonfinite_count` gradients and losses.
+    The guard does not look at the state of `inner`, which may rightly hold inf. A second moment
+    that overflows makes steps of 0, and no guard sees that: keep it in float32, as
     `jaxclip.scale_by_stable_adam` does.
 
     Around `optax.MultiSteps` it skips a single bad micro-step, and the accumulation goes on. Inside

@@ -1,4 +1,4 @@
-"""The networks of `benchmarks.spikes`, each with its data, and what makes a batch of it bad.
+"""The networks of `benchmarks.spikes`, each with its data and its kinds of bad batches.
 
 Parameters are functions of a seed. The data are the same in every run.
 """
@@ -129,7 +129,7 @@ def transformer(
 
 
 def _block(random: np.random.Generator, width: int, layers: int) -> Tree:
-    """Draws a layer; what it adds shrinks with the number of layers."""
+    """Draws a layer, whose output shrinks with the number of layers."""
     shrink = np.float32((2 * layers) ** -0.5)
     return {
         "attention_norm": np.ones(width, np.float32),

@@ -1,4 +1,4 @@
-"""The course of a run: its steps, its norms, its loss, and what rules and guards did in it."""
+"""The course of a run: its steps, norms and loss, and the counts of its rules and guards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Series: TypeAlias = Callable[[str], np.ndarray]  # the recorded values of a key;
 
 
 class Counts(NamedTuple):
-    """What a rule or a guard did up to the last recorded step.
+    """The counts of a rule or a guard up to the last recorded step.
 
     Attributes:
         name: its name in the metrics.

@@ -181,13 +181,13 @@ def _acted(counts: Sequence[Counts], verb: str, end: str = "") -> str:
 
 
 def _bounds(course: Course) -> str:
-    """Who bounds the step: the rules of the run, or a rule to take."""
+    """The rules that bound the step: those of the run, or one to take."""
     names = [rule.name for rule in course.rules]
     return f"{listed(names) or 'jaxclip.clip_by_global_norm'} bounds the step"
 
 
 def _bounded(course: Course, end: int) -> str:
-    """A bound to take, or what the rules of the run did."""
+    """A bound to take, or the counts of the rules of the run."""
     if not course.rules:
         bound = f"jaxclip.clip_by_global_norm({course.bound(end):g})"
         return f"A bound on the norm helps, such as {bound}, and so does a lower learning rate."

@@ -97,7 +97,7 @@ def _ratios(layers: Sequence[Layer]) -> list[tuple[float, str]]:
 def sound(
     layers: Sequence[Layer], norms: Trend, biases: Trend, time: Trend | None, course: Course
 ) -> list[str]:
-    """What was looked at and is as it should be, as parts of a sentence."""
+    """The numbers that are as they should be, as parts of a sentence."""
     parts: list[str] = []
     judged = {norms.over_depth, biases.over_depth} == {"none"} and not norms.zeros
     if norms.finite >= LAYERS and judged and norms.level:

@@ -171,14 +171,14 @@ class _Walk:
         ranks = [x.aval.ndim for x, v in zip(eqn.invars, values, strict=True) if v.params]
         deeper = eqn.primitive.name not in _BESIDE and max(ranks) > 0
         depth = value.depth + deeper
-        place = max(depth, 1)  # what meets the data itself stands beside the first layer
+        place = max(depth, 1)  # a bias of the data itself stands beside the first layer
         if self.notes:
             self.shared |= {i for i in met if self.places.setdefault(i, place) != place}
             self.recurrent |= met & self.loop
         return _Value(depth)
 
     def _scan(self, eqn: Any, values: list[_Value]) -> list[_Value]:
-        # By shapes, since JAX has changed the parameters that say it.
+        # Counted by shapes: the parameters with these counts differ between versions of JAX.
         body = _opened(eqn.params["jaxpr"])
         carried = sum(map(_is_alike, body.outvars, eqn.outvars))
         end = sum(map(_is_alike, body.invars, eqn.invars))

@@ -14,13 +14,13 @@ from jaxclip.diagnosis.trend import Trend
 
 
 class Diagnosis(NamedTuple):
-    """Whether gradients vanish or explode, and what else is odd; `print` it.
+    """Whether gradients vanish or explode, and other findings; `print` it.
 
     Attributes:
         finding: the main finding, one of those in the table of `jaxclip.diagnosis`.
         findings: all findings, the main one first, as sentences that begin with the finding; then
             sentences that begin with `sound`, for numbers that are as they should be, and `note`,
-            for what could not be judged.
+            for numbers that could not be judged.
         layers: the layers, from input to output as far as the order is known.
         factor: the mean factor by which the gradient norm changes from one layer to the next
             towards the input, below 1 if it vanishes; NaN if the order is unknown or fewer than two

@@ -29,9 +29,9 @@ def project_spectral_norm(
     The matrix of a leaf has the axes of inputs as rows and the others as columns. For a kernel of
     attention in Flax, (in, heads, head size) or (heads, head size, out), pass
     `axis=jaxclip.projections.flax_units`. For a convolution, (H, W, in, out), the matrix is
-    (H W in, out): c bounds what one position of the output gets from its patch. The convolution
-    itself amplifies up to sqrt(H W) times as much, since up to H W patches share an input: 3 c for
-    3 x 3, and 2.8 c for a kernel of equal entries on an image of 9 x 9.
+    (H W in, out): c bounds the map from a patch of the input to one position of the output. The
+    convolution amplifies up to sqrt(H W) times as much, since up to H W patches share an input:
+    3 c for 3 x 3, and 2.8 c for a kernel of equal entries on an image of 9 x 9.
 
     The largest singular value lands at most 32 roundings above c (4e-6 in float32), and at most one
     rounding of its old value below, by both methods: measured for up to 512 columns and values up

@@ -16,9 +16,9 @@ import threading
 import time
 from collections.abc import Callable, Generator
 
+from jaxclip._core.start import NUMBERS
+
 SECONDS = 4.5  # from the first signal to the end, at most
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
-NUMBERS = tuple(int(getattr(signal, name)) for name in NAMES if hasattr(signal, name))
 
 
 class _Program:

@@ -39,7 +39,7 @@ def adopt(
     Every array of the old optimizer arrives bit for bit, or an error names the first difference.
     Rules, guards and monitors that `tx` does not have are left out, and so is the record of
     `optax.apply_if_finite`. `scale_by_stable_adam` continues `optax.scale_by_adam`: it keeps the
-    root of the second moment, which is rounded once. Two rules of one name are told apart by
+    root of the second moment, which is rounded once. Two rules of one name are distinguished by
     their order.
 
     Args:
@@ -47,7 +47,7 @@ def adopt(
         params: the parameters, as for `tx.init`.
         old_state: the state of the old chain. From a file it may also be the nested dicts and
             lists that Orbax and msgpack return without a target, from version 0.1.0 on; those do
-            not name the rules, which are then told apart by their memory and their order.
+            not name the rules, which their memory and their order then distinguish.
 
     Returns:
         The state of `tx`, with the shapes and dtypes of `tx.init(params)`. It shares arrays with
@@ -123,8 +123,8 @@ def _described(leaf: Leaf | None) -> str:
         return "nothing"
     owners = [name[0] for name in leaf.names if isinstance(name, tuple)]
     path = _validate.cut(jax.tree_util.keystr(leaf.path))
-    what = f"{' '.join(owners[-1:])} {path}".strip() or "a leaf"
-    return f"{what} of shape {leaf.kind[1]}, dtype {leaf.kind[2]}"
+    place = f"{' '.join(owners[-1:])} {path}".strip() or "a leaf"
+    return f"{place} of shape {leaf.kind[1]}, dtype {leaf.kind[2]}"
 
 
 def _any(tree: PyTree, test: Callable[[Any], bool]) -> bool:

@@ -39,7 +39,7 @@ _STABLE_ADAM = named(ClipState, "scale_by_stable_adam")
 
 _Attribute = jax.tree_util.GetAttrKey
 
-_Key: TypeAlias = tuple[Any, ...]  # name, what its memory has, and place
+_Key: TypeAlias = tuple[Any, ...]  # name, leaves of its memory, and place
 
 
 class _Place(NamedTuple):
@@ -142,7 +142,7 @@ class Parts:
         self.records.setdefault((rule, frozenset(known), place.names), []).append(own)
 
     def _below(self, place: _Place, node: Any, key: Any) -> tuple[tuple[int, str], _Place]:
-        """What to sort a child by, and its place."""
+        """The key that sorts a child, and its place."""
         name = _renamed(node, key)
         path = (*place.path, key)
         numbered = isinstance(key, jax.tree_util.SequenceKey) or (self.raw and name.isdigit())

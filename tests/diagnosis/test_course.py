@@ -1,4 +1,4 @@
-"""`of_metrics`: what is said of a run: how gradients ended, rules, guards, loss and updates."""
+"""The sentences of `of_metrics` about a run: its end, rules, guards, loss and updates."""
 
 import math
 
@@ -159,7 +159,7 @@ def test_skipped_steps():
 
 
 def test_metrics_of_a_real_chain():
-    """Rules and guards are found in what `metrics` returns; the guard's steps are the run's."""
+    """Rules and guards are those in the metrics; the guard's steps are the run's."""
     chain = optax.chain(jaxclip.clip_by_global_norm(1.0), optax.sgd(1e-3))
     tx = optax.chain(jaxclip.monitor(name="grads"), jaxclip.skip_nonfinite(chain))
     params = {f"Dense_{i}": {"kernel": jnp.ones((2, 2))} for i in range(3)}

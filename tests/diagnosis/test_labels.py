@@ -43,7 +43,7 @@ def test_label_of_a_rule():
 @pytest.mark.slow
 @pytest.mark.relaxed  # MultiSteps promotes
 def test_partition_in_chains_guards_and_wrappers():
-    """The label stands before all that is inside, and not before what is outside."""
+    """The label stands before the rules inside of the partition only."""
     inside = optax.chain(jaxclip.skip_nonfinite(optax.chain(rule(), rule())), rule())
     parts = optax.partition(
         {"x": inside, "y": optax.sgd(0.1)}, lambda u: {k: "x" if k == "a" else "y" for k in u}

@@ -1,4 +1,4 @@
-"""What a guard promises of the steps that it lets through, for every optimizer of Optax.
+"""A guard returns the steps of the optimizer, for every optimizer of Optax.
 
 Outside of `jit` a step is that of the optimizer bit for bit. In one program XLA joins products and
 sums otherwise than it does without the guard, so it is the same up to roundings. A skipped step
@@ -68,7 +68,7 @@ def test_same_bits_outside_of_jit(name):
 
 @by_name
 def test_same_up_to_roundings_under_jit(name):
-    """Roundings of what the step is made from: the difference of two weights has theirs."""
+    """The difference of two weights has the roundings of the weights."""
     for want, got in _runs(name, jax.jit):
         for x, y in zip(want, got, strict=True):
             size = max(3.0, float(np.abs(x).max(initial=0)))  # the largest weight is 3

@@ -140,7 +140,7 @@ def test_max_consecutive(guard):
 
 @by_guard
 def test_counted_apart(guard):
-    """A step is counted only where what came in was finite."""
+    """A step is counted only where gradient and loss are finite."""
     tx = GUARDS[guard](optax.scale(1e38))
     _, states = guards.loop(tx, [1.0, float("nan"), 0.1, INF, 1.0])
     assert [int(s.nonfinite_step_count) for s in states] == [1, 1, 1, 1, 2]

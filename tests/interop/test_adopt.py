@@ -29,7 +29,7 @@ pytestmark = pytest.mark.relaxed  # Optax's Adam
 
 
 def arrays(state):
-    """The arrays of Optax's states: what stands outside of ours, and of `apply_if_finite`'s."""
+    """The arrays of Optax's states, without those of `apply_if_finite`."""
     if type(state).__module__.startswith("jaxclip"):
         return arrays(getattr(state, "guarded_state", ()))
     if isinstance(state, optax.ApplyIfFiniteState):

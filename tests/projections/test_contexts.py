@@ -214,7 +214,7 @@ WRAPPERS = {
     [pytest.param(w, marks=[] if w == "apply_if_finite" else pytest.mark.slow) for w in WRAPPERS],
 )
 def test_wrappers_of_16_bit_weights(wrapper, dtype):
-    """In a `scan`, which refuses a change of dtype; what a wrapper adds up is inside as well."""
+    """In a `scan`, which refuses a change of dtype; accumulated updates end inside as well."""
     tx = WRAPPERS[wrapper](optax.chain(optax.sgd(0.5), jaxclip.project_max_norm(1.0)))
     start = {"k": jnp.full((3, 2), 0.4, dtype), "b": jnp.ones(2, dtype)}
 

@@ -1,4 +1,4 @@
-"""Weights of 16 bits: updates have their dtype, and what they lead to is inside the set."""
+"""Weights of 16 bits: updates have their dtype, and the new weights are inside the set."""
 
 import equinox as eqx
 import jax
@@ -201,7 +201,7 @@ def test_no_limit_under_debug_infs(dtype):
 @pytest.mark.slow
 @by_dtype
 def test_no_erosion_of_small_singular_values(dtype):
-    """A matrix that is projected in every step: what is below the limit stays."""
+    """A matrix projected in every step keeps its singular values below the limit."""
     rng = np.random.default_rng(0)
     left, right = (np.linalg.qr(rng.normal(size=(16, 16)))[0] for _ in range(2))
     values = np.r_[1.0, np.full(15, 0.3)]

@@ -51,7 +51,7 @@ def test_a_projection_behind_all_changes_frozen_weights():
 
 @pytest.mark.parametrize("way", ["mask", "function", "partition", "masked"])
 def test_frozen_weights_stay(way):
-    """By `mask=`, or with the projection inside of what freezes the others."""
+    """By `mask=`, or by a projection inside the label of the trained ones."""
     project, sgd = jaxclip.project_max_norm, optax.sgd(0.1)
     frozen = {"f": optax.set_to_zero(), "t": sgd}
     kernels = jax.tree.map(lambda x: x.ndim == 2, both()["trained"])

@@ -14,7 +14,7 @@ from tests.support import oracles as o
 from tests.support import registry, weights
 
 pytestmark = [
-    pytest.mark.relaxed,  # biases have a lower rank than what they are added to
+    pytest.mark.relaxed,  # biases have a lower rank than the activations
     pytest.mark.slow,
 ]
 

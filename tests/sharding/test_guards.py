@@ -160,7 +160,7 @@ def test_loss_that_differs_between_devices():
 
 
 def test_loss_is_averaged_over_the_named_axis():
-    """Under `vmap` with an axis name, where no type says what varies."""
+    """Under `vmap` with an axis name, where types do not tell which arrays vary."""
     tx = jaxclip.skip_spikes(optax.identity(), window=3, min_history=2, axis_name="i")
 
     def step(u, loss):

@@ -17,7 +17,7 @@ def _makers():
 
 
 def _made(maker):
-    """The transformation, or `None` for what is none or needs more arguments."""
+    """The transformation; `None` if it needs more arguments or is none."""
     try:
         if "learning_rate" not in inspect.signature(maker).parameters:
             return None
@@ -40,6 +40,6 @@ def loss(params):
 
 
 def extra(name, value, grads):
-    """What optimizers driven by the loss ask for; the line search refuses what it does not know."""
+    """The extra arguments of optimizers driven by the loss; the line search refuses others."""
     more = {"obj_fn": loss} if name == "sophia" else {}
     return {"value": value, "grad": grads, "value_fn": loss} | more

@@ -12,7 +12,7 @@ PROGRAMS = [
     (["/usr/local/bin/jaxclip", "demo"], ["python3", "/usr/local/bin/jaxclip", "demo"], True),
     (["C:\\venv\\Scripts\\jaxclip"], ["python.exe"], True),
     (["-m"], ["python3", "-m", "mine.training", "-m", "jaxclip"], False),
-    (["/home/me/mine.py"], ["python3", "mine.py", "-m", "jaxclip"], False),
+    (["scripts/mine.py"], ["python3", "mine.py", "-m", "jaxclip"], False),
     (["-c"], ["python3", "-c", "import jaxclip"], False),
     (["bin/pytest", "jaxclip"], ["python3", "bin/pytest", "jaxclip"], False),
     ([""], ["python3"], False),

@@ -97,7 +97,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
 
     def _unraisable(self, event: "sys.UnraisableHookArgs") -> None:
-        """Leaves out what Orbax's tasks say that outlive a failure to write."""
+        """Leaves out the errors of Orbax's tasks that outlive a failure to write."""
         if not isinstance(event.exc_value, RuntimeError | OSError | ValueError):
             self._hook(event)
 

@@ -26,7 +26,7 @@ CHANGES = {
         "_matched": [
             ("shapes may differ",
              "old.kind != new.kind", "old.names != new.names", f'"{REFUSED}[another shape]"'),
-            ("what is left over is dropped",
+            ("leaves without a place are dropped",
              "itertools.zip_longest(olds, news)", "zip(olds, news)", f'"{REFUSED}[no schedule]"'),
         ],
     },

@@ -1,0 +1,28 @@
+"""The code of each page of the documentation runs alone, in order, as its comments say."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support import modes
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = ("weights", "stacks", "moving", "diagnosis")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.skipif(not DOCS.exists(), reason="the documentation is not beside the tests")
+def test_code_runs(page, capsys):
+    text = (DOCS / f"{page}.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert blocks
+    names = {}
+    with modes.relaxed():
+        for block in blocks:
+            exec(compile(block, f"{page}.md", "exec"), names)
+    printed = capsys.readouterr().out
+    promised = re.findall(r"# ([\d.]+)$|# .* a factor of ([\d.]+) a layer", text, re.M)
+    for number in map("".join, promised):
+        assert number in printed, number
