@@ -23,13 +23,8 @@ def pairs(*axes: Iterable[Any]) -> list[tuple[Any, ...]]:
     """
     values = [list(axis) for axis in axes]
     product = list(itertools.product(*(range(len(axis)) for axis in values)))
-    if len(values) < 3:
-        chosen = product
-    else:
-        chosen = sorted(_cover(product))
-    return [
-        tuple(axis[place] for axis, place in zip(values, case, strict=True)) for case in chosen
-    ]
+    chosen = product if len(values) < 3 else sorted(_cover(product))
+    return [tuple(axis[i] for axis, i in zip(values, case, strict=True)) for case in chosen]
 
 
 def _cover(product: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
