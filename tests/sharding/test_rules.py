@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxclip
 from tests.support import learned, registry
+from tests.support.contexts import case
 from tests.support.weights import PROJECTIONS
 
 pytestmark = pytest.mark.relaxed  # Adam of Optax promotes
@@ -27,11 +28,16 @@ def _sides(projection):
     return lambda **k: projection.make(projection.c / 4, **KERNELS, **k)
 
 
+# Learned rules: one of each scope, of both kinds of memory. `test_learned` and `test_states` take
+# all of them to meshes.
+LEARNED = {
+    f"{name}_{scope}": functools.partial(learned.RULES[name], scope=scope)
+    for name, scope in (("autoclip", "global"), ("adagc", "leaf"), ("zclip", "unit"))
+}
 # Rules by the arrays of one norm, which determine all that a device needs to know.
 WHOLE = {
     **{r.name: functools.partial(r.make, r.c) for r in registry.SHARDABLE},
-    **{f"{name}_{scope}": functools.partial(make, scope=scope)
-       for name, make in learned.RULES.items() for scope in ("global", "leaf")},
+    **{name: rule for name, rule in LEARNED.items() if name != "zclip_unit"},
     "skip_nonfinite": lambda **k: jaxclip.skip_nonfinite(
         optax.chain(jaxclip.clip_by_global_norm(1.0, **k), optax.trace(0.9)), **k),
     "skip_spikes": lambda **k: jaxclip.skip_spikes(
@@ -49,19 +55,35 @@ ELEMENTS = {
 }  # fmt: skip
 UNITS = {
     **{r.name: functools.partial(r.make, r.c) for r in registry.RULES if r.kind == "unit"},
-    **{f"{name}_unit": functools.partial(make, scope="unit")
-       for name, make in learned.RULES.items()},
+    "zclip_unit": LEARNED["zclip_unit"],
+    "adagc_unit": functools.partial(learned.RULES["adagc"], scope="unit"),
     **{p.name: _sides(p) for p in PROJECTIONS if p.units},
 }  # fmt: skip
 SPECTRAL = {p.name: _sides(p) for p in PROJECTIONS if p.function == "project_spectral_norm"}
 ALL = WHOLE | ELEMENTS | UNITS | SPECTRAL
 ROWS = ("clip_by_block_rms_axis", "unit_rms")  # whose units are rows; those of others, columns
-# In every plain run; the others in the slow one.
+# In every plain run, one in a program; the others in the slow one, several in a program.
 PLAIN = ("clip_by_global_norm",)
+PLAIN_UNITS = ("clip_by_norm_axis",)
+# Of each mechanism one or two.
+FEW = (
+    *("clip_by_norm", "leaf_inf", "global_3", "adagc_leaf", "skip_spikes", "scale_by_stable_adam"),
+    *("element", "adaptive_grad_clip", "zclip_unit", "max_norm"),
+    *("spectral_clip_iterative", "spectral_scale_eigh"),
+)
 
 
-def _rules(names):
-    return [pytest.param(name, marks=[] if name in PLAIN else [pytest.mark.slow]) for name in names]
+def _together(*tables, plain=PLAIN):
+    """Names of rules that share a program: each of `plain` alone, the others by table."""
+    shared = {label: tuple(n for n in table if n not in plain) for label, table in tables}
+    return [
+        *(pytest.param((name,), id=name) for name in plain),
+        *(pytest.param(ns, id=label, marks=pytest.mark.slow) for label, ns in shared.items()),
+    ]
+
+
+TABLES = (("whole", WHOLE), ("elements", ELEMENTS))
+ON_TWO_AXES = (*TABLES, ("units", UNITS), ("spectral", SPECTRAL))
 
 
 def _trees(keys=tuple(SPECS)):
@@ -70,16 +92,29 @@ def _trees(keys=tuple(SPECS)):
     return p, u
 
 
-def _steps(tx, u, p):
-    """Some updates of different sizes, one of them broken: the outputs, and the last state."""
+def _steps(rules, u, p):
+    """Some updates of different sizes, one of them broken.
+
+    Returns:
+        The outputs and the last state of each rule, by its name.
+    """
     factors = jnp.array([1.0, 0.25, jnp.nan, 4.0], jnp.float32)
+    found = {}
+    for name, tx in rules.items():
 
-    def body(state, factor):
-        out, state = tx.update(jax.tree.map(lambda x: x * factor, u), state, p)
-        return state, out
+        def body(state, factor, tx=tx):
+            out, state = tx.update(jax.tree.map(lambda x: x * factor, u), state, p)
+            return state, out
 
-    state, outs = jax.lax.scan(body, tx.init(p), factors)
-    return outs, state
+        with case(name):
+            state, outs = jax.lax.scan(body, tx.init(p), factors)
+            found[name] = outs, state
+    return found
+
+
+def _all(names, **keywords):
+    """`_steps` of these rules."""
+    return functools.partial(_steps, {name: ALL[name](**keywords) for name in names})
 
 
 def _close(got, want):
@@ -109,44 +144,47 @@ def _specs(axes):
 
 
 def _meshes():
-    """Two axes for all; one for those that `test_rules` and others do not take there already."""
-    elsewhere = {r.name for r in registry.RULES} | {p.name for p in PROJECTIONS}
-    for name in ALL:
-        for axes in (2,) if name in elsewhere else (1, 2):
-            marks = [] if name in (*PLAIN, "clip_by_norm_axis") else [pytest.mark.slow]
-            yield pytest.param(axes, name, marks=marks)
+    """Every rule on two axes, by types; those of `FEW` without types, and on one axis, as well."""
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        for axes in (2,) if kind is AxisType.Auto else (1, 2):
+            every = kind is AxisType.Explicit and axes == 2
+            tables = ON_TWO_AXES if every else [("few", dict.fromkeys(FEW))]
+            cases = _together(*tables, plain=(*PLAIN, *PLAIN_UNITS) if axes == 2 else ())
+            for (names,), marks, label in cases:
+                yield pytest.param(kind, axes, names, marks=marks, id=f"{kind}-{axes}-{label}")
 
 
-@pytest.mark.parametrize(("axes", "name"), list(_meshes()))
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-def test_jit(axes, kind, name):
+@pytest.mark.parametrize(("kind", "axes", "names"), list(_meshes()))
+def test_jit(kind, axes, names):
     """Kernels sharded along the reduced axis, along the other, along both and not at all."""
     specs, mesh = _specs(axes), _mesh(axes, kind)
     p, u = _trees(specs)
-    run = jax.jit(functools.partial(_steps, ALL[name]()))
+    run = jax.jit(_all(names))
     one = run(u, p)
     with jax.set_mesh(mesh):
         put = [
             {k: jax.device_put(x, NamedSharding(mesh, specs[k])) for k, x in tree.items()}
             for tree in (u, p)
         ]
-        outs, state = jax.block_until_ready(run(*put))
-    _close(jax.device_get((outs, state)), one)
-    _same_on_all_devices((outs, state))
+        many = jax.block_until_ready(run(*put))
+    _close(jax.device_get(many), one)
+    _same_on_all_devices(many)
 
 
-@pytest.mark.parametrize("name", _rules(WHOLE | ELEMENTS))
-def test_shard_map_checked(name):
+@pytest.mark.parametrize("names", _together(*TABLES))
+def test_shard_map_checked(names):
     """Nothing to say. That the state leaves as replicated is proof, and its copies agree too."""
     p, u = _trees()
-    run = functools.partial(_steps, ALL[name]())
+    run = _all(names)
     one = jax.jit(run)(u, p)
-    state = jax.tree.map(lambda x: P(), one[1])
-    for moments in ("guarded_state", "memory"):  # of each element: sharded as the leaves are
-        kept = getattr(one[1], moments, None)
-        spec = jax.tree.map(lambda x: P(), kept)
-        state = state if kept is None else state._replace(**{moments: _as_leaves(kept, spec)})
-    specs = ({k: P(None, *s) for k, s in SPECS.items()}, state)
+    specs = {}
+    for name, (_, last) in one.items():
+        state = jax.tree.map(lambda x: P(), last)
+        for moments in ("guarded_state", "memory"):  # of each element: sharded as the leaves are
+            kept = getattr(last, moments, None)
+            spec = jax.tree.map(lambda x: P(), kept)
+            state = state if kept is None else state._replace(**{moments: _as_leaves(kept, spec)})
+        specs[name] = {k: P(None, *s) for k, s in SPECS.items()}, state
     mapped = jax.shard_map(run, mesh=_mesh(2), in_specs=(SPECS, SPECS), out_specs=specs)
     many = jax.jit(mapped)(u, p)
     _close(jax.device_get(many), one)
@@ -170,12 +208,15 @@ def _pruned(kept, specs, is_tree):
     return jax.tree.unflatten(treedef, [P()] * len(leaves))
 
 
-@pytest.mark.parametrize("name", _rules(WHOLE | ELEMENTS))
-def test_axis_name(name):
-    """shard_map without checking, over both axes; pmap and vmap over one: all states agree."""
+@pytest.mark.parametrize("names", _together(*TABLES))
+def test_axis_name(names):
+    """shard_map without checking, over both axes; vmap over one: all states agree.
+
+    Those of `FEW`, and the plain ones, in pmap as well.
+    """
     p, u = _trees("c")
-    named = functools.partial(_steps, ALL[name](axis_name=AXES))
-    one = jax.device_get(jax.jit(functools.partial(_steps, ALL[name]()))(u, p))
+    named = _all(names, axis_name=AXES)
+    one = jax.device_get(jax.jit(_all(names))(u, p))
 
     def side_by_side(u, p):
         return jax.tree.map(lambda x: x[None, None], named(u, p))
@@ -184,15 +225,13 @@ def test_axis_name(name):
         side_by_side, mesh=_mesh(2), in_specs=P("data", "model"), out_specs=P("data", "model"),
         check_vma=False,
     )  # fmt: skip
-    outs, state = jax.device_get(jax.jit(mapped)(u, p))
-    _every_device(outs, one[0], (4, 2))
-    _every_device(state, one[1], (4, 2))
-    over = functools.partial(_steps, ALL[name](axis_name="x"))
+    _every_device(jax.device_get(jax.jit(mapped)(u, p)), one, (4, 2))
     split = [{"c": tree["c"].reshape(4, 2, 4)} for tree in (u, p)]
-    for run in (jax.pmap(over, "x"), jax.jit(jax.vmap(over, axis_name="x"))):
-        outs, state = jax.device_get(run(*split))
-        _every_device(outs, one[0], (4,))
-        _every_device(state, one[1], (4,))
+    over = _all(names, axis_name="x")
+    _every_device(jax.device_get(jax.jit(jax.vmap(over, axis_name="x"))(*split)), one, (4,))
+    few = [name for name in names if name in (*PLAIN, *FEW)]
+    over = jax.pmap(_all(few, axis_name="x"), "x")
+    _every_device(jax.device_get(over(*split)), {name: one[name] for name in few}, (4,))
 
 
 def _every_device(got, want, grid):
@@ -213,18 +252,21 @@ def _every_device(got, want, grid):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", UNITS)
-def test_units_in_shard_map(name):
-    """A unit spread over one axis of two, the same whether JAX checks or not."""
-    spread = ("model", P(None, "model")) if name in ROWS else ("data", P("data"))
-    axis_name, spec = spread[0], {"a": spread[1]}
+@pytest.mark.parametrize("check", [True, False])
+def test_units_in_shard_map(check):
+    """Units spread over one axis of two, the same whether JAX checks or not."""
     p, u = _trees("a")
-    keywords = {} if "axis" in name or "unit" in name else {"axis": 0}
-    one = jax.jit(functools.partial(_steps, ALL[name](**keywords)))(u, p)[0]
-    for check in (True, False):
-        tx = ALL[name](axis_name=axis_name, **keywords)
+    for spread, spec in (("model", P(None, "model")), ("data", P("data"))):
+        names = [name for name in UNITS if (name in ROWS) == (spread == "model")]
+        along = {n: {} if "axis" in n or "unit" in n else {"axis": 0} for n in names}
+        one, many = (
+            functools.partial(_steps, {n: ALL[n](**along[n], **which) for n in names})
+            for which in ({}, {"axis_name": spread})
+        )
         mapped = jax.shard_map(
-            lambda u, p, tx=tx: _steps(tx, u, p)[0], mesh=_mesh(2), in_specs=(spec, spec),
-            out_specs={"a": P(None, *spec["a"])}, check_vma=check,
+            lambda u, p, many=many: {name: outs for name, (outs, _) in many(u, p).items()},
+            mesh=_mesh(2), in_specs=({"a": spec},) * 2, out_specs=P(None, *spec),
+            check_vma=check,
         )  # fmt: skip
-        _close(jax.device_get(jax.jit(mapped)(u, p)), one)
+        want = {name: outs for name, (outs, _) in jax.jit(one)(u, p).items()}
+        _close(jax.device_get(jax.jit(mapped)(u, p)), want)

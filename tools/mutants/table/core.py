@@ -39,7 +39,7 @@ CHANGES = {
              "tests/sharding/test_entries.py::test_unit_scope_with_sharded_vector"),
             ("elements are compared across devices",
              'mesh.append(() if self.scope == "element" else axes)', "mesh.append(axes)",
-             "tests/sharding/test_rules.py::test_shard_map_checked[element]"),
+             "tests/sharding/test_rules.py::test_shard_map_checked[elements]"),
         ],
         "Measure.of_tree": [
             ("means are joined as if of equal sizes",
