@@ -38,11 +38,9 @@ from jaxclip.thresholds import moving_average as _moving_average
 from jaxclip.thresholds import quantiles as _quantiles
 from jaxclip.thresholds import window as _window
 from jaxclip.transforms import guard as _guard
-from jaxclip.transforms.adaptive import adagc as adagc
-from jaxclip.transforms.adaptive import autoclip as autoclip
-from jaxclip.transforms.adaptive import clip_by_history as clip_by_history
-from jaxclip.transforms.adaptive import zclip as zclip
 from jaxclip.transforms.adoption import adopt as adopt
+from jaxclip.transforms.averages import adagc as adagc
+from jaxclip.transforms.averages import zclip as zclip
 from jaxclip.transforms.clip_by import clip_by as clip_by
 from jaxclip.transforms.clipping import adaptive_grad_clip as adaptive_grad_clip
 from jaxclip.transforms.clipping import clip_by_average_norm as clip_by_average_norm
@@ -52,6 +50,8 @@ from jaxclip.transforms.clipping import clip_by_norm as clip_by_norm
 from jaxclip.transforms.elementwise import clip as clip
 from jaxclip.transforms.elementwise import clip_by_value as clip_by_value
 from jaxclip.transforms.stable_adam import scale_by_stable_adam as scale_by_stable_adam
+from jaxclip.transforms.windows import autoclip as autoclip
+from jaxclip.transforms.windows import clip_by_history as clip_by_history
 
 __version__ = "0.1.0"
 

@@ -5,7 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from jaxclip import _validate
+from jaxclip._numerics.scaled_float import narrowed, unlimited
 from jaxclip._types import PyTree
 
 
@@ -43,6 +46,11 @@ class Threshold(NamedTuple):
     gradient for a while is not held at zero afterwards. The memory has the dtype of the norms given
     to `init` and does not grow. Derivatives treat it as a constant.
 
+    A threshold that follows the norms follows an explosion too. With `max_growth=m` the largest
+    norm allowed is at most m times the one before, in a warm-up too, and the first is at most m
+    times the first norm. Norms that really rise by a factor f are reached in ln f / ln m updates:
+    1,150 for ten times as much at 1.002.
+
     Attributes:
         init: `init(norms) -> memory`, given zeros of the shapes and dtypes of the norms.
             The memory is a pytree of arrays whose structure, shapes and dtypes stay fixed.
@@ -54,23 +62,45 @@ class Threshold(NamedTuple):
     update: Callable[[PyTree, Measured], tuple[list[jax.Array], PyTree]]
 
 
+_MOST_GROWTH = 1000.0
+
+
+class Growth(NamedTuple):
+    """A memory whose threshold grows by a bounded factor.
+
+    Attributes:
+        memory: the memory of the threshold.
+        allowed_norm: the largest norm allowed at the last observation; 0 before the first.
+    """
+
+    memory: Any
+    allowed_norm: jax.Array
+
+
 def learned(
     first: Callable[[jax.Array], Any],
-    following: Callable[..., tuple[jax.Array, Any]],
+    following: Callable[..., tuple[jax.Array, jax.Array, Any]],
+    max_growth: ArrayLike | None = None,
     shared: Callable[[Measured], tuple[Any, ...]] = lambda measured: (),
 ) -> Threshold:
     """A threshold that learns from each group separately.
 
     Args:
         first: `first(zeros) -> memory` of one group.
-        following: `following(memory, norm, seen, *shared) -> (threshold, memory)` of one group,
-            with the norm in the memory's dtype. `seen` says where the norm is an observation;
-            elsewhere the norm is given as 0 and the memory must not change.
+        following: `following(memory, norm, seen, *shared) -> (threshold, allowed, memory)` of one
+            group, with the norm in the memory's dtype. `seen` says where the norm is an
+            observation; elsewhere the norm is given as 0 and the memory must not change. `allowed`
+            is the largest norm that would be left as it is: the threshold of a spike may be less.
+        max_growth: the largest factor from one norm allowed to the next; `None` for any.
         shared: more arguments of `following`, the same for all groups.
     """
+    check_growth(max_growth)
 
     def init(norms: list[jax.Array]) -> list[Any]:
-        return [first(n) for n in norms]
+        memories = [first(n) for n in norms]
+        if max_growth is None:
+            return memories
+        return [Growth(m, jnp.zeros_like(n)) for m, n in zip(memories, norms, strict=True)]
 
     def update(memory: list[Any], measured: Measured) -> tuple[list[jax.Array], Any]:
         more = jax.lax.stop_gradient(shared(measured))
@@ -78,7 +108,14 @@ def learned(
         for group, norm in zip(memory, measured.norms, strict=True):
             n = jax.lax.stop_gradient(norm).astype(jax.tree.leaves(group)[0].dtype)
             seen = jnp.isfinite(n) & (n > 0)
-            c, after = following(group, jnp.where(seen, n, jnp.zeros_like(n)), seen, *more)
+            x = jnp.where(seen, n, jnp.zeros_like(n))
+            if max_growth is None:
+                c, _, after = following(group, x, seen, *more)
+            else:
+                most = _grown(group.allowed_norm, x, max_growth)
+                c, allowed, after = following(group.memory, x, seen, *more)
+                c, allowed = jnp.minimum(c, most), jnp.minimum(allowed, most)
+                after = Growth(after, jnp.where(seen, allowed, group.allowed_norm))
             limit = jnp.maximum(c, jnp.zeros_like(c)).astype(norm.dtype)  # of traced arguments
             if norm.dtype != n.dtype:  # a norm within its threshold in the memory's dtype is kept
                 limit = jnp.where(n <= c, jnp.maximum(limit, norm), limit)
@@ -87,6 +124,27 @@ def learned(
         return thresholds, memories
 
     return Threshold(init, update)
+
+
+def check_growth(max_growth: ArrayLike | None) -> None:
+    """Checks the largest factor between two thresholds."""
+    if max_growth is not None:
+        _validate.between(max_growth, 1, _MOST_GROWTH, "max_growth")
+
+
+def growth_factor(max_growth: ArrayLike, dtype: Any) -> jax.Array:
+    """The factor in a dtype; a traced one is moved into its interval."""
+    return jnp.clip(narrowed(_validate.number(max_growth), dtype), 1, _MOST_GROWTH)
+
+
+def _grown(last: jax.Array, n: jax.Array, max_growth: ArrayLike) -> jax.Array:
+    """The largest norm that may be allowed after `last`, or after the first norm; finite."""
+    info = jnp.finfo(last.dtype)
+    factor = growth_factor(max_growth, last.dtype)
+    start = jnp.where(last > 0, last, n)
+    least_that_overflows = float(info.max) * (1 - 2 * float(info.eps)) / factor
+    most = jnp.maximum(start, jnp.minimum(start, least_that_overflows) * factor)
+    return jnp.where(start > 0, most, unlimited(last.dtype))
 
 
 def over_norm_plus(threshold: Threshold, eps: float) -> Threshold:

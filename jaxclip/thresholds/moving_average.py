@@ -1,4 +1,4 @@
-r"""Thresholds from moving averages of the norms: a z-score, and a ratio to the average."""
+r"""A threshold from moving averages of the norms: a z-score."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxclip import _validate
-from jaxclip._numerics.scaled_float import hypot, narrowed, power_of_two_near, unlimited
+from jaxclip._numerics.scaled_float import hypot, narrowed, unlimited
 from jaxclip._types import Mode
-from jaxclip.thresholds.base import Measured, Threshold, learned
+from jaxclip.thresholds.base import Threshold, learned
 
 
 class Moments(NamedTuple):
@@ -71,6 +71,15 @@ class Moments(NamedTuple):
         return jnp.where(restart, 0, count), jnp.where(restart, 0, run)
 
 
+class Average(NamedTuple):
+    """The moving average of the clipped norms; 0 before the first.
+
+    `ema_ratio` keeps it; pickled states name this module.
+    """
+
+    mean: jax.Array
+
+
 def zscore(
     *,
     z_threshold: ArrayLike = 2.5,
@@ -83,6 +92,7 @@ def zscore(
     skip_update_on_spike: bool = False,
     restart_after: int | None = 200,
     min_spread: ArrayLike = 1e-3,
+    max_growth: ArrayLike | None = None,
 ) -> Threshold:
     r"""Bounds norms that lie many standard deviations above their moving average.
 
@@ -111,6 +121,8 @@ def zscore(
         restart_after: after this many consecutive spikes, restart the warm-up. `None` is the
             published rule, which clips a norm that has really changed to its old average for ever.
         min_spread: s, the least relative spread, so that equal norms are no spikes; 0 for none.
+        max_growth: the largest growth of the largest norm that is no spike, from one norm to the
+            next, a factor between 1 and 1000; `None` for any. See `Threshold`.
 
     Returns:
         A threshold whose memory is four numbers for every norm.
@@ -152,7 +164,7 @@ def zscore(
         restart_after=patience,
         min_spread=_checked(min_spread, "min_spread"),
     )
-    return learned(Moments.empty, rule.following)
+    return learned(Moments.empty, rule.following, max_growth)
 
 
 def _checked(value: ArrayLike, name: str) -> ArrayLike:
@@ -176,8 +188,8 @@ class _ZScore(NamedTuple):
 
     def following(
         self, memory: Moments, n: jax.Array, seen: jax.Array
-    ) -> tuple[jax.Array, Moments]:
-        """The threshold and the next memory of one group."""
+    ) -> tuple[jax.Array, jax.Array, Moments]:
+        """The threshold, the largest norm that is no spike, and the next memory of one group."""
         bound, add, factor, alpha, least, max_norm = (
             narrowed(_validate.number(x), n.dtype)
             for x in (
@@ -203,97 +215,10 @@ class _ZScore(NamedTuple):
         c = memory.mean if self.mode == "mean" else factor * (memory.mean + reach)
         # Without a spike the threshold recorded is the largest norm that would not be one.
         largest = jnp.maximum(usual, memory.mean + bound * spread)
-        limit = jnp.where(warm & is_known, jnp.maximum(n, largest), unlimited(n.dtype))
-        limit = jnp.where(spike, c, limit)
+        kept = jnp.where(spike, largest, jnp.maximum(n, largest))
+        kept = jnp.where(warm & is_known, kept, unlimited(n.dtype))
+        limit, allowed = (jnp.minimum(x, max_norm) for x in (jnp.where(spike, c, kept), kept))
         learn = seen & ~spike if self.skip_update_on_spike else seen
         averages = memory.observed(jnp.where(spike, c, n), learn, warm, alpha)
         counts = memory.counted(seen, spike, self.restart_after)
-        return jnp.minimum(limit, max_norm), Moments(*averages, *counts)
-
-
-class Average(NamedTuple):
-    """The moving average of the clipped norms; 0 before the first."""
-
-    mean: jax.Array
-
-
-def ema_ratio(
-    *,
-    max_ratio: ArrayLike = 1.05,
-    beta: ArrayLike = 0.98,
-    warmup_steps: int = 100,
-    warmup_norm: ArrayLike = 1.0,
-    floor: ArrayLike = 1e-8,
-) -> Threshold:
-    r"""A multiple of the moving average of the clipped norms: $c = \lambda \gamma$.
-
-    $$\gamma \leftarrow \beta \gamma + (1 - \beta) \min(n, \lambda \gamma)$$
-
-    The first `warmup_steps` updates are clipped together, by the norm of the whole tree, to
-    `warmup_norm`, and $\gamma$ is the smallest clipped norm so far.
-
-    An update multiplies the average by at most $1 + (1 - \beta) (\lambda - 1)$, 1.001 by default: a
-    norm that really changes by a factor f is followed in $1000 \ln f$ updates.
-
-    Args:
-        max_ratio: lambda, a number >= 0.
-        beta: the smoothing of the average, between 0 and 1.
-        warmup_steps: the number of updates of the warm-up.
-        warmup_norm: the bound on the norm of the tree in the warm-up.
-        floor: lower bound on the average, so that a leaf with a tiny gradient in the warm-up can
-            grow. A leaf without any gradient stays in the warm-up until it has one.
-
-    Returns:
-        A threshold whose memory is one number for every norm.
-
-    Raises:
-        TypeError: if an argument has a wrong type.
-        ValueError: if an argument has a wrong value.
-
-    Example:
-        >>> import jax.numpy as jnp, jaxclip
-        >>> threshold = jaxclip.thresholds.ema_ratio(warmup_steps=1, warmup_norm=10.0)
-        >>> rule = jaxclip.clip_by(threshold, scope="leaf")
-        >>> state = rule.init(jnp.zeros(1))
-        >>> for grad in (1.0, 1.0, 100.0):
-        ...     updates, state = rule.update(jnp.array([grad]), state)
-        ...     print(updates)
-        [1.]
-        [1.]
-        [1.05]
-
-    References:
-        Wang et al., AdaGC: improving training stability for large language model pretraining,
-        2025, arXiv:2502.11034.
-    """
-    _validate.between(beta, 0, 1, "beta")
-    for name, value in (("max_ratio", max_ratio), ("warmup_norm", warmup_norm), ("floor", floor)):
-        _validate.real_number(value, name)
-    warmup = _validate.whole_number(warmup_steps, "warmup_steps", 0)
-
-    def following(
-        memory: Average, n: jax.Array, seen: jax.Array, whole: jax.Array, count: jax.Array
-    ) -> tuple[jax.Array, Average]:
-        ratio, weight, most, least = (
-            narrowed(_validate.number(x), n.dtype) for x in (max_ratio, beta, warmup_norm, floor)
-        )
-        known = memory.mean > 0
-        early = (count < warmup) | ~known
-        # By a power of two, since the reciprocal of a large norm underflows.
-        whole = whole.astype(n.dtype)
-        over = whole > most
-        whole = jnp.where(over, whole, jnp.ones_like(whole))
-        down = 1 / power_of_two_near(whole)
-        clipped = jnp.where(over, most, 1) * ((n * down) / (whole * down))
-        clipped = jnp.where(over, clipped, n)
-        c = jnp.where(early, clipped, ratio * memory.mean)
-        left = jnp.minimum(n, c)
-        smallest = jnp.where(known, jnp.minimum(memory.mean, left), left)
-        mean = jnp.where(early, smallest, weight * memory.mean + (1 - weight) * left)
-        mean = jnp.where(seen, jnp.maximum(mean, least), memory.mean)
-        return jnp.where(early & ~seen, most, c), Average(mean)
-
-    def together(measured: Measured) -> tuple[jax.Array, jax.Array]:
-        return measured.of_tree(), measured.count
-
-    return learned(lambda zeros: Average(jnp.zeros_like(zeros)), following, together)
+        return limit, allowed, Moments(*averages, *counts)

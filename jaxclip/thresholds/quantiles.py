@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxclip import _validate
 from jaxclip._numerics.scaled_float import narrowed, unlimited
-from jaxclip.thresholds.base import Threshold, learned
+from jaxclip.thresholds.base import Threshold, check_growth, growth_factor, learned
 from jaxclip.thresholds.window import Ring, empty
 
 
@@ -28,7 +28,13 @@ class Window(NamedTuple):
     ring: Ring
 
 
-def quantile(q: ArrayLike, *, window: int = 10_000, factor: ArrayLike = 1.0) -> Threshold:
+def quantile(
+    q: ArrayLike,
+    *,
+    window: int = 10_000,
+    factor: ArrayLike = 1.0,
+    max_growth: ArrayLike | None = None,
+) -> Threshold:
     r"""A quantile of the last norms, or a multiple of it: $c = \lambda \, Q_q(n_1, \dots, n_t)$.
 
     The current norm is among them. Between two norms the quantile is interpolated linearly, as
@@ -38,6 +44,8 @@ def quantile(q: ArrayLike, *, window: int = 10_000, factor: ArrayLike = 1.0) -> 
         q: the quantile, between 0 and 1.
         window: the number of norms in memory.
         factor: lambda, a number >= 0.
+        max_growth: the largest growth of the threshold from one norm to the next, a factor between
+            1 and 1000; `None` for any. See `Threshold`.
 
     Returns:
         A threshold whose memory is twice `window` numbers for every norm. An update costs a few
@@ -72,15 +80,18 @@ def quantile(q: ArrayLike, *, window: int = 10_000, factor: ArrayLike = 1.0) -> 
         ring = empty(size, zeros)
         return Window(jnp.full_like(ring.observations, _largest(zeros)), ring)
 
-    def following(memory: Window, n: jax.Array, seen: jax.Array) -> tuple[jax.Array, Window]:
+    def following(
+        memory: Window, n: jax.Array, seen: jax.Array
+    ) -> tuple[jax.Array, jax.Array, Window]:
         old = jnp.sum(jnp.where(memory.ring.next_place, memory.ring.observations, 0), 0)
         old = jnp.where(memory.ring.filled < memory.ring.window, _largest(n), old)
         ordered = _replaced(memory.ordered, old, jnp.where(seen, n, old), memory.ring.places)
         ring = memory.ring.pushed(n, seen)
         c = _interpolated(ordered, ring, q) * narrowed(_validate.number(factor), n.dtype)
-        return jnp.where(ring.filled > 0, c, unlimited(c.dtype)), Window(ordered, ring)
+        c = jnp.where(ring.filled > 0, c, unlimited(c.dtype))
+        return c, c, Window(ordered, ring)
 
-    return learned(first, following)
+    return learned(first, following, max_growth)
 
 
 def _largest(x: jax.Array) -> float:
@@ -136,7 +147,11 @@ class Tracked(NamedTuple):
 
 
 def tracked_quantile(
-    q: ArrayLike = 0.5, *, eta: ArrayLike = 0.2, initial: ArrayLike | None = None
+    q: ArrayLike = 0.5,
+    *,
+    eta: ArrayLike = 0.2,
+    initial: ArrayLike | None = None,
+    max_growth: ArrayLike | None = None,
 ) -> Threshold:
     r"""A quantile of the norms tracked with one number, for runs of any length.
 
@@ -149,7 +164,9 @@ def tracked_quantile(
     Args:
         q: the quantile, between 0 and 1.
         eta: the rate at which it moves, a number >= 0.
-        initial: the first threshold; `None` for the first norm.
+        initial: the first threshold, whatever `max_growth`; `None` for the first norm.
+        max_growth: the largest growth of the threshold from one norm to the next, a factor between
+            1 and 1000: eta is at most ln(max_growth) / q. `None` for any.
 
     Returns:
         A threshold whose memory is one number for every norm.
@@ -177,18 +194,26 @@ def tracked_quantile(
     _validate.real_number(eta, "eta")
     if initial is not None:
         _validate.real_number(initial, "initial")
+    check_growth(max_growth)
 
     def first(zeros: jax.Array) -> Tracked:
         start = 0 if initial is None else initial
         return Tracked(zeros + narrowed(_validate.number(start), zeros.dtype))
 
-    def following(memory: Tracked, n: jax.Array, seen: jax.Array) -> tuple[jax.Array, Tracked]:
+    def following(
+        memory: Tracked, n: jax.Array, seen: jax.Array
+    ) -> tuple[jax.Array, jax.Array, Tracked]:
         c = jnp.where(memory.threshold > 0, memory.threshold, n)
         below = (n <= c).astype(c.dtype)
         rate, share = narrowed(_validate.number(eta), c.dtype), _validate.number(q).astype(c.dtype)
         info = jnp.finfo(c.dtype)
+        if max_growth is not None:
+            # A slower rate keeps the quantile; a bound on the way up alone would not.
+            most = jnp.log(growth_factor(max_growth, c.dtype))
+            fast = rate * share > most
+            rate = jnp.where(fast, most / jnp.where(fast, share, 1), rate)
         moved = jnp.clip(c * jnp.exp(rate * (share - below)), float(info.tiny), float(info.max))
         known = jnp.where(c > 0, c, unlimited(c.dtype))
-        return known, Tracked(jnp.where(seen, moved, memory.threshold))
+        return known, known, Tracked(jnp.where(seen, moved, memory.threshold))
 
     return learned(first, following)

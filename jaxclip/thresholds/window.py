@@ -121,6 +121,7 @@ def mean_plus_sigma(
     window: int = 128,
     min_history: int = 64,
     min_spread: ArrayLike = 1e-3,
+    max_growth: ArrayLike | None = None,
 ) -> Threshold:
     r"""The mean of the last norms plus some standard deviations.
 
@@ -134,6 +135,8 @@ def mean_plus_sigma(
         window: the number of norms in memory.
         min_history: the number of earlier norms from which on norms are clipped.
         min_spread: s, the least relative spread, so that equal norms are no spikes; 0 for none.
+        max_growth: the largest growth of the threshold from one norm to the next, a factor between
+            1 and 1000; `None` for any. See `Threshold`.
 
     Returns:
         A threshold whose memory is a ring of `window` numbers for every norm.
@@ -159,7 +162,8 @@ def mean_plus_sigma(
     """
     history = spread(sigma, window, min_history, min_spread, least=1)
 
-    def following(ring: Ring, n: jax.Array, seen: jax.Array) -> tuple[jax.Array, Ring]:
-        return history.limit(ring, correction=0), ring.pushed(n, seen)
+    def following(ring: Ring, n: jax.Array, seen: jax.Array) -> tuple[jax.Array, jax.Array, Ring]:
+        c = history.limit(ring, correction=0)
+        return c, c, ring.pushed(n, seen)
 
-    return learned(history.empty, following)
+    return learned(history.empty, following, max_growth)

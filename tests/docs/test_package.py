@@ -237,11 +237,11 @@ def test_signatures_of_peers():
 
 
 LEARNED = {
-    "autoclip": {"percentile", "window", "factor"},
+    "autoclip": {"percentile", "window", "factor", "max_growth"},
     "zclip": {"z_threshold", "alpha", "eps", "warmup_steps", "max_norm", "clip_factor", "mode",
-              "skip_update_on_spike", "restart_after", "min_spread"},
-    "adagc": {"max_ratio", "beta", "warmup_steps", "warmup_norm", "floor"},
-    "clip_by_history": {"sigma", "window", "min_history", "min_spread"},
+              "skip_update_on_spike", "restart_after", "min_spread", "max_growth"},
+    "adagc": {"max_ratio", "beta", "warmup_steps", "warmup_norm", "floor", "max_growth"},
+    "clip_by_history": {"sigma", "window", "min_history", "min_spread", "max_growth"},
 }  # fmt: skip
 
 

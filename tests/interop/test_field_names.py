@@ -45,6 +45,7 @@ def _transformations():
         jaxclip.monitor(),
         *rules,
         tracked,
+        jaxclip.zclip(max_growth=1.1),
         jaxclip.scale_by_stable_adam(),
         jaxclip.project_box(0, 1),
     )
@@ -57,6 +58,7 @@ def test_fields_differ_from_those_of_optax():
     nodes = list(_nodes(_transformations().init(PARAMS)))
     kinds = {type(node).__name__ for node in nodes}
     assert {"SkipSpikesState", "MonitorState", "ZclipState", "Moments", "Ring", "Average"} <= kinds
+    assert "Growth" in kinds
     for node in nodes:
         assert not theirs & set(node._fields), type(node)
 

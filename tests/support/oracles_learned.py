@@ -21,6 +21,28 @@ def hard(n, c):
     return c / n if math.isfinite(n) and n > c else 1.0
 
 
+class Grown:
+    """A reference whose largest norm allowed, `allowed`, grows by at most a factor.
+
+    `added` is what the rule adds to the norm in the quotient.
+    """
+
+    def __init__(self, oracle, max_growth, added=0.0):
+        self.oracle, self.max_growth, self.added, self.last = oracle, max_growth, added, None
+
+    def __call__(self, n, total=None):
+        factor, limit = self.oracle(n, total)
+        if self.last is None and not is_observed(n):
+            return factor, limit
+        most = self.max_growth * (n if self.last is None else self.last)
+        if is_observed(n):
+            self.last = min(self.oracle.allowed, most)
+            if n > most:
+                factor = min(factor, most / (n + self.added))
+                most = most / (1 + self.added / n)
+        return factor, most if limit > most else limit
+
+
 class Quantile:
     def __init__(self, q, window, factor=1.0):
         self.q, self.window, self.factor, self.seen = q, window, factor, []
@@ -29,12 +51,13 @@ class Quantile:
         if is_observed(n):
             self.seen = [*self.seen, n][-self.window :]
         c = self.factor * np.percentile(self.seen, 100 * self.q) if self.seen else INF
+        self.allowed = c
         return hard(n, c), c
 
 
 class TrackedQuantile:
-    def __init__(self, q=0.5, eta=0.2, initial=INF):
-        self.q, self.eta, self.c = q, eta, initial
+    def __init__(self, q=0.5, eta=0.2, initial=INF, max_growth=INF):
+        self.q, self.eta, self.c = q, min(eta, math.log(max_growth) / q), initial
 
     def __call__(self, n, total=None):
         if is_observed(n) and self.c == INF:
@@ -58,7 +81,7 @@ class MeanPlusSigma:
 
     def __call__(self, n, total=None):
         ready = len(self.seen) >= self.min_history
-        c = largest_usual(self.seen, self.sigma, self.min_spread) if ready else INF
+        c = self.allowed = largest_usual(self.seen, self.sigma, self.min_spread) if ready else INF
         if is_observed(n):
             self.seen = [*self.seen, n][-self.window :]
         return hard(n, c), c
@@ -89,7 +112,7 @@ class ZScore:
         return min(max(largest, self.mu * (1 + self.min_spread)), self.max_norm)
 
     def __call__(self, n, total=None):
-        limit = self.highest_kept()
+        limit = self.allowed = self.highest_kept()
         if not is_observed(n):
             return 1.0, limit
         e = self.warm_up(n) if self.mu is None else self.bound(n)
@@ -133,6 +156,7 @@ class EmaRatio:
         warm = self.t < self.warmup_steps or self.gamma is None
         self.t += 1
         after = math.nan if warm else self.max_ratio * self.gamma
+        self.allowed = INF if warm else after
         if not is_observed(n):
             return 1.0, after
         h = min(self.warmup_norm / total if warm else after / n, 1.0)

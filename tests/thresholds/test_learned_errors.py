@@ -13,6 +13,8 @@ WHOLE = [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError),
 SHARE = [(-0.1, ValueError), (1.1, ValueError), (NAN, ValueError), (True, TypeError),
          ("x", TypeError), (None, TypeError)]  # fmt: skip
 SIZE = [(-1.0, ValueError), (NAN, ValueError), (True, TypeError), ("x", TypeError)]
+GROWTH = [(0.5, ValueError), (NAN, ValueError), (float("inf"), ValueError), (1001, ValueError),
+          (True, TypeError), ("a", TypeError)]  # fmt: skip
 ARGUMENTS = [
     (jaxclip.autoclip, "percentile", [(-1.0, ValueError), (100.5, ValueError), *SHARE[2:]]),
     (jaxclip.autoclip, "window", WHOLE),
@@ -46,6 +48,15 @@ ARGUMENTS = [
     (thresholds.zscore, "z_threshold", SIZE),
     (thresholds.ema_ratio, "beta", SHARE),
     (thresholds.mean_plus_sigma, "sigma", SIZE),
+    (jaxclip.autoclip, "max_growth", GROWTH),
+    (jaxclip.clip_by_history, "max_growth", GROWTH),
+    (jaxclip.zclip, "max_growth", GROWTH),
+    (jaxclip.adagc, "max_growth", GROWTH),
+    (lambda **k: thresholds.quantile(0.5, **k), "max_growth", GROWTH),
+    (thresholds.tracked_quantile, "max_growth", GROWTH),
+    (thresholds.mean_plus_sigma, "max_growth", GROWTH),
+    (thresholds.zscore, "max_growth", GROWTH),
+    (thresholds.ema_ratio, "max_growth", GROWTH),
 ]
 NAMED = [jaxclip.autoclip, jaxclip.zclip, jaxclip.adagc, jaxclip.clip_by_history]
 

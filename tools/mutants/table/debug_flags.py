@@ -71,6 +71,8 @@ CHANGES = {
              "bound = jnp.where(is_known, bound, 1)", "",
              f'"{TESTS}::test_without_jit_everywhere[zscore_inf]"'),
         ],
+    },
+    "thresholds/ratio.py": {
         "ema_ratio.following": [
             ("an infinite warmup_norm is multiplied by 0",
              "jnp.where(over, most, 1) *", "most *",

@@ -131,10 +131,36 @@ CHANGES = {
             ),
         ],
     },
-    "transforms/adaptive.py": {
-        "_rule": [
+    "transforms/windows.py": {
+        "autoclip": [
             (
-                "learned rules ignore stacked",
+                "autoclip ignores stacked",
+                "stacked=stacked,",
+                "",
+                "tests/contract/test_stacked.py::test_a_stack_is_clipped_as_its_layers -k 'auto'",
+            ),
+        ],
+        "clip_by_history": [
+            (
+                "clip_by_history ignores stacked",
+                "stacked=stacked,",
+                "",
+                "tests/contract/test_stacked.py::test_a_stack_is_clipped_as_its_layers -k 'hist'",
+            ),
+        ],
+    },
+    "transforms/averages.py": {
+        "zclip": [
+            (
+                "zclip ignores stacked",
+                "stacked=stacked,",
+                "",
+                "tests/contract/test_stacked.py::test_a_stack_is_clipped_as_its_layers -k 'zclip'",
+            ),
+        ],
+        "adagc": [
+            (
+                "adagc ignores stacked",
                 "stacked=stacked,",
                 "",
                 "tests/contract/test_stacked.py::test_a_stack_is_clipped_as_its_layers -k 'adagc'",

@@ -147,25 +147,32 @@ CHANGES = {
              "tests/contract/test_eps.py::test_adaptive_grad_clip_with_tiny_norms"),
         ],
     },
-    "transforms/adaptive.py": {
+    "transforms/windows.py": {
         "autoclip": [
             ("autoclip ignores factor",
-             "quantile(percentile / 100, window=window, factor=factor)",
-             "quantile(percentile / 100, window=window)",
+             "window=window, factor=factor, max_growth", "window=window, max_growth",
              "tests/thresholds/test_learned.py::test_more_in_float32[quantile]"),
+            ("autoclip ignores max_growth",
+             "factor=factor, max_growth=max_growth)", "factor=factor)",
+             "tests/thresholds/test_growth.py::test_explosion_in_the_warm_up"),
             ("autoclip treats a percentile as a fraction",
              "quantile(percentile / 100, window", "quantile(percentile / 1000, window",
              "tests/thresholds/test_learned_edges.py::test_derivative_treats_memory_as_constant"),
         ],
         "clip_by_history": [
             ("clip_by_history ignores min_history",
-             "min_history=min_history, min_spread=min_spread)", "min_spread=min_spread)",
+             "min_history=min_history,", "",
              "tests/thresholds/test_learned_edges.py::test_history_of_extreme_norms"),
             ("clip_by_history ignores min_spread",
-             "min_history=min_history, min_spread=min_spread)", "min_history=min_history)",
+             "min_spread=min_spread,", "",
              "tests/thresholds/test_constant_gradients.py::test_spike_of_one_percent_is_clipped"
              "[clip_by_history]"),
+            ("clip_by_history ignores max_growth",
+             "max_growth=max_growth,", "",
+             "tests/thresholds/test_learned_errors.py::test_bad_values -k 'max_growth'"),
         ],
+    },
+    "transforms/averages.py": {
         "zclip": [
             ("zclip ignores skip_update_on_spike",
              "skip_update_on_spike=skip_update_on_spike,", "",
@@ -177,11 +184,17 @@ CHANGES = {
              "min_spread=min_spread,", "",
              "tests/thresholds/test_constant_gradients.py::test_spike_of_one_percent_is_clipped"
              "[zclip]"),
+            ("zclip ignores max_growth",
+             "max_growth=max_growth,", "",
+             "tests/thresholds/test_growth.py::test_explosion_in_the_warm_up"),
         ],
         "adagc": [
             ("adagc ignores warmup_norm",
              "warmup_norm=warmup_norm,", "",
              "tests/thresholds/test_learned_errors.py::test_bad_values -k 'warmup_norm'"),
+            ("adagc ignores max_growth",
+             "max_growth=max_growth,", "",
+             "tests/thresholds/test_growth.py::test_explosion_in_the_warm_up"),
         ],
     },
     "transforms/stable_adam.py": {
