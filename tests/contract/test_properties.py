@@ -135,7 +135,7 @@ def test_clip_by_guarantees(data):
 
 
 @pytest.mark.slow
-@hypothesis.settings(max_examples=60)
+@hypothesis.settings(max_examples=30)
 @hypothesis.given(st.data())
 def test_clip_by_guarantees_with_more_examples(data):
     _check_guarantees(data)
@@ -169,7 +169,7 @@ def _check_guarantees(data):
 
 
 @pytest.mark.slow
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=12)
 @hypothesis.given(st.data())
 def test_idempotence(data):
     """But for the rounding of the first time, by which the norm may still be above the threshold.
@@ -190,7 +190,7 @@ def test_idempotence(data):
 
 
 @pytest.mark.slow
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=12)
 @hypothesis.given(st.data())
 def test_scale_equivariance(data):
     """A power of two goes through exactly where the norm's powers and roots let it."""
@@ -213,7 +213,7 @@ def test_scale_equivariance(data):
 
 
 @pytest.mark.slow
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=12)
 @hypothesis.given(st.data())
 def test_result_does_not_depend_on_the_split(data):
     """The same elements as one vector, and cut into random pieces."""
@@ -233,7 +233,7 @@ def test_result_does_not_depend_on_the_split(data):
 
 
 @pytest.mark.slow
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=12)
 @hypothesis.given(st.data())
 def test_derivatives(data):
     """Against central differences of the oracle, away from where the rule has a corner."""
