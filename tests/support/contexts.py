@@ -289,4 +289,3 @@ def equinox_model(rule, c, u, p):
 PLAIN = [eager, jit, grad, vmap, scan, multi_steps, masked, partition, inject, apply_if_finite,
          chain, named_chain, pmap]  # fmt: skip
 MODELS = [nnx_optimizer, linen_train_state, equinox_model]
-QUICK = [vmap, scan]  # for the combinations on the engine
