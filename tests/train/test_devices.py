@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import PartitionSpec as P
 
 from jaxclip.train.config import presets
@@ -37,6 +38,20 @@ SETTINGS_OF = {
     "shard_map": tuple(SETTINGS),
     "fsdp": ("guarded", "batch_norm", "columns", "whole_kernels"),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_anew():
+    """No compilation cache: jaxlib 0.10.2 crashes on a CPU in some programs that it read back.
+
+    So `rows` in shard_map passed with an empty cache, and ended the process with a full one.
+    """
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()
 
 
 def config(**changes):
