@@ -13,7 +13,7 @@ from tests.train import runs
 
 pytestmark = pytest.mark.slow  # a dozen processes
 
-KILLS, EPOCHS = 4, 60
+KILLS, EPOCHS = 3, 45
 
 
 def start(out, *more):

@@ -63,26 +63,18 @@ def largest_rows(epoch):
 
 
 @pytest.mark.slow
-def test_max_norm_bounds_the_rows_of_both_hidden_kernels(real_mnist):
-    epoch = epochs("max-norm", first_images(real_mnist, 20_000), epochs=1)[0]
-    rows = largest_rows(epoch)
-    assert max(rows[:2]) <= 1 + 1e-6
-    assert epoch.telemetry["project_max_norm/clipped_count"][-1] > 0
-    assert epoch.test_accuracy > 0.9
-
-
-@pytest.mark.slow
 def test_max_norm_is_as_accurate_as_no_projection(real_mnist):
-    """In four epochs every row stays within its limit, and accuracy does not drop."""
+    """In two epochs every row stays within its limit, and accuracy does not drop."""
     scores, rows = {}, {}
     for project in (("max_norm=1.0,axis=1,layers=hidden",), ()):
-        settings = presets.get("max-norm").override({"project": project, "epochs": 4})
+        settings = presets.get("max-norm").override({"project": project, "epochs": 2})
         assert project or settings.project == ()
         for epoch in loop.train(loop.prepare(settings, real_mnist), real_mnist):
             rows.setdefault(project, []).append(largest_rows(epoch)[:2])
+            assert not project or epoch.telemetry["project_max_norm/clipped_count"][-1] > 0
         scores[project] = epoch.test_accuracy
     (bound, bound_rows), (free, free_rows) = zip(scores.values(), rows.values(), strict=True)
-    assert np.max(bound_rows) <= 1 + 1e-5
-    assert np.min(free_rows[-1]) > 1.1
-    assert bound > 0.97
+    assert np.max(bound_rows) <= 1 + 1e-6
+    assert np.min(free_rows[-1]) > 1.05
+    assert bound > 0.96
     assert bound >= free - 0.002  # twenty images: rounding differs between machines
