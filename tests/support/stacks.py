@@ -36,17 +36,20 @@ def stack(tree, axis=0):
     return {**tree, "blocks": blocks}
 
 
-def unstack(tree, axis=0, layers=LAYERS):
-    """The inverse of `stack`, for a result; leaves may have axes in front, as `scan` adds them."""
+def unstack(tree, like, axis=0):
+    """The inverse of `stack`, for a result; leaves may have axes in front, as `scan` adds them.
+
+    `like` is an unrolled tree without these axes.
+    """
 
     def layer(i):
         def one(x, like):
             front = x.ndim - like.ndim
             return np.take(x, i, front + _axis(axis, like.ndim))
 
-        return jax.tree.map(one, tree["blocks"], stack(unrolled(layers=layers), axis)["blocks"])
+        return jax.tree.map(one, tree["blocks"], stack(like, axis)["blocks"])
 
-    return {**tree, "blocks": [layer(i) for i in range(layers)]}
+    return {**tree, "blocks": [layer(i) for i in range(len(like["blocks"]))]}
 
 
 def stacked(axis=0):
