@@ -71,22 +71,24 @@ def _stacked(trees):
     return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
-def scan(txs, trees):
-    return jax.jit(functools.partial(_steps, txs))(_stacked(trees), PARAMS)
+def scan(txs):
+    run = jax.jit(functools.partial(_steps, txs))
+    return lambda trees: run(_stacked(trees), PARAMS)
 
 
-def shard_map(txs, trees):
+def shard_map(txs):
     """The rows of every leaf on four devices, one of which has the bad element."""
     mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
     rows = P(None, "x")
-    run = jax.shard_map(
+    mapped = jax.shard_map(
         functools.partial(_steps, txs), mesh=mesh, in_specs=(rows, P("x")),
         out_specs=(rows, P()),
     )  # fmt: skip
-    return jax.jit(run)(_stacked(trees), PARAMS)
+    run = jax.jit(mapped)
+    return lambda trees: run(_stacked(trees), PARAMS)
 
 
-def multi_steps(txs, trees):
+def multi_steps(txs):
     """Each step two micro-steps, the second one as given: for the accumulated mean to be bad.
 
     Every step has a state of `MultiSteps` of its own, since that does not recover, around the state
@@ -106,30 +108,48 @@ def multi_steps(txs, trees):
             found[k] = jaxclip.metrics(state)
         return states, (outs, found)
 
-    second = _stacked(trees)
-    first = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, jnp.ones_like(x)), second)
-    with modes.relaxed():  # MultiSteps promotes
-        states = {k: tx.init(PARAMS) for k, tx in txs.items()}
-        return jax.jit(lambda pairs: jax.lax.scan(body, states, pairs)[1])((first, second))
+    states = {k: tx.init(PARAMS) for k, tx in txs.items()}
+    program = jax.jit(lambda pairs: jax.lax.scan(body, states, pairs)[1])
 
+    def run(trees):
+        second = _stacked(trees)
+        first = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, jnp.ones_like(x)), second)
+        with modes.relaxed():  # MultiSteps promotes
+            return program((first, second))
 
-def _slow_but(plain, names):
-    """All of them, one of which the plain tests take."""
-    slow = pytest.mark.slow
-    return [pytest.param(n, marks=[] if str(n) == plain else slow, id=str(n)) for n in names]
+    return run
 
 
 CONTEXTS = [scan, shard_map, multi_steps]
-by_context = pytest.mark.parametrize("context", CONTEXTS, ids=lambda f: f.__name__)
-by_context_slowly = pytest.mark.parametrize(
-    "context",
-    [pytest.param(f, marks=[] if f is scan else pytest.mark.slow) for f in CONTEXTS],
-    ids=lambda f: f.__name__,
-)
+# Under `scan` every rule; on several devices one of each kind of norm, in Optax's wrapper fewer.
+ELSEWHERE = {
+    shard_map: ("clip_by_norm", "clip_by_global_norm", "adaptive_grad_clip", "leaf_inf",
+                "autoclip", "zclip", *GUARDS),
+    multi_steps: ("clip_by_global_norm", "adaptive_grad_clip", "adagc", "clip_by_history", *GUARDS),
+}  # fmt: skip
 
 
-def _run(context, txs, trees=STEPS):
-    outs, found = jax.device_get(context(txs, trees))
+def _cases(rules, plain):
+    """Rules and contexts; those whose id does not begin so are slow."""
+    cases = []
+    for context, rule in itertools.product(CONTEXTS, rules):
+        name = f"{rule}-{context.__name__}"
+        if str(rule) in ELSEWHERE.get(context, [str(rule)]):
+            marks = [] if name.startswith(plain) else pytest.mark.slow
+            cases.append(pytest.param(rule, context, marks=marks, id=name))
+    return cases
+
+
+def _run(context, txs):
+    return _runs(context, txs, STEPS)[0]
+
+
+def _runs(context, txs, *runs):
+    program = context(txs)  # one for all runs
+    return [_by_step(txs, *jax.device_get(program(trees)), trees) for trees in runs]
+
+
+def _by_step(txs, outs, found, trees):
     return {
         k: [
             (jax.tree.map(lambda x, i=i: x[i], outs[k]), {n: v[i] for n, v in found[k].items()})
@@ -162,8 +182,7 @@ def _check(rule, policy, u, clean, kind, out):
             np.testing.assert_allclose(got[~bad], want[~bad], rtol=1e-6)
 
 
-@by_context
-@pytest.mark.parametrize("rule", _slow_but("clip_by_global_norm", NORM_RULES))
+@pytest.mark.parametrize(("rule", "context"), _cases(NORM_RULES, "clip_by_global_norm-"))
 def test_rules(rule, context):
     more = _unit_keywords(rule, context)
     txs = {p: rule.make(LIMIT, nonfinite=p, **more) for p in POLICIES}
@@ -180,14 +199,13 @@ def test_rules(rule, context):
                     assert clipped == 0
 
 
-@pytest.mark.slow
-@by_context
-@pytest.mark.parametrize("name", learned.RULES)
+@pytest.mark.parametrize(("name", "context"), _cases(learned.RULES, "none"))
 def test_learned_rules(name, context):
     """A bad update leaves no trace in learned state, except where its finite part counts."""
     txs = {p: learned.RULES[name](nonfinite=p, scope="global") for p in POLICIES}
-    without = {p: iter(steps) for p, steps in _run(context, txs, GOOD_STEPS).items()}
-    for policy, steps in _run(context, txs).items():
+    good, given = _runs(context, txs, GOOD_STEPS, STEPS)
+    without = {p: iter(steps) for p, steps in good.items()}
+    for policy, steps in given.items():
         for kind, u, (out, found) in zip(KINDS, STEPS, steps, strict=True):
             with case(f"{policy} {kind}"):
                 arrays = jax.tree.leaves(out)
@@ -207,15 +225,14 @@ def test_learned_rules(name, context):
                     assert not any(x.any() for x in arrays)
 
 
-@by_context_slowly
-@pytest.mark.parametrize("guard", _slow_but("skip_nonfinite", GUARDS))
+@pytest.mark.parametrize(("guard", "context"), _cases(GUARDS, "skip_nonfinite-scan"))
 def test_guards(guard, context):
     """The inner state, momentum, goes on as if the bad updates had not been."""
     inner = optax.chain(jaxclip.clip_by_global_norm(LIMIT), optax.trace(0.9))
     txs = {guard: GUARDS[guard](inner)}
-    without = iter(_run(context, txs, GOOD_STEPS)[guard])
-    bad = 0
-    for kind, (out, found) in zip(KINDS, _run(context, txs)[guard], strict=True):
+    good, given = _runs(context, txs, GOOD_STEPS, STEPS)
+    without, bad = iter(good[guard]), 0
+    for kind, (out, found) in zip(KINDS, given[guard], strict=True):
         with case(kind):
             bad += kind is not None
             assert found[f"{guard}/skipped"] == (kind is not None)
@@ -227,7 +244,9 @@ def test_guards(guard, context):
                 assert not any(x.any() for x in jax.tree.leaves(out))
 
 
-@by_context_slowly
+@pytest.mark.parametrize(
+    "context", [scan, *(pytest.param(f, marks=pytest.mark.slow) for f in CONTEXTS[1:])]
+)
 def test_monitor_names_the_nonfinite_leaf(context):
     """A monitor before a rule that hides the bad update, and around a guard."""
     cleaning = jaxclip.clip_by_global_norm(LIMIT, nonfinite="zero")
