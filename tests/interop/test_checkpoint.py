@@ -45,27 +45,19 @@ def test_orbax_round_trip_is_bit_exact(tmp_path):
     registry.assert_same_bits(*after)
 
 
-def _process(part, folder):
+def _run(part, folder):
     root = str(Path(__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": root, "XLA_FLAGS": ""}
     command = [sys.executable, "-m", "tests.support.disk", part, str(folder)]
-    return subprocess.Popen(
-        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
-def _wait(process):
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said.decode()
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 @pytest.mark.slow
 def test_resume_in_a_new_process_is_bit_exact(tmp_path):
     """Everything that remembers, guards around, spikes and NaN before and after the cut."""
-    whole, first = _process("whole", tmp_path), _process("first", tmp_path)
-    _wait(first)
-    _wait(_process("rest", tmp_path))
-    _wait(whole)
+    for part in ("whole", "rest"):
+        _run(part, tmp_path)
     want, cut, got = (np.load(tmp_path / f"{part}.npz") for part in ("whole", "first", "rest"))
     assert sorted(got) == sorted(want)
     for key in want:

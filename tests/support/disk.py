@@ -1,12 +1,14 @@
 """A run with everything that remembers, to be cut in two by a state on disk.
 
-`python -m tests.support.disk PART FOLDER` with PART `whole`, `first` or `rest` runs all steps,
-those up to the checkpoint, or those after it, and writes the final state to FOLDER/PART.npz.
+`python -m tests.support.disk PART FOLDER` with PART `whole` or `rest` runs all steps, or those
+after the checkpoint that `whole` made on its way, and writes the final state to FOLDER/PART.npz.
+`whole` writes the state at the checkpoint to FOLDER/first.npz.
 
 With PART `keep` it writes files to commit with a new version, which later versions must be able to
 read: FOLDER/VERSION-cut.msgpack, the state at the cut, and FOLDER/VERSION-end.msgpack.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -62,7 +64,8 @@ def grads(step):
     return jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)) * size, params())
 
 
-def run(weights, state, steps):
+@functools.cache
+def _step():
     tx = transformation()
 
     @jax.jit
@@ -70,6 +73,11 @@ def run(weights, state, steps):
         updates, state = tx.update(u, state, weights, value=loss)
         return optax.apply_updates(weights, updates), state
 
+    return one
+
+
+def run(weights, state, steps):
+    one = _step()
     for step in steps:
         weights, state = one(weights, state, grads(step), jnp.float32(step % 3))
     return weights, state
@@ -78,16 +86,20 @@ def run(weights, state, steps):
 def main(part, folder):
     import orbax.checkpoint
 
-    start = params(), transformation().init(params())
-    steps = {"whole": range(STEPS), "first": range(CUT), "rest": range(CUT, STEPS)}[part]
+    cut = start = params(), transformation().init(params())
     with orbax.checkpoint.StandardCheckpointer() as disk:
         if part == "rest":
-            start = disk.restore(folder / "state", jax.eval_shape(lambda: start))
-        end = run(*start, steps)
-        if part == "first":
-            disk.save(folder / "state", end)
+            cut = disk.restore(folder / "state", jax.eval_shape(lambda: start))
+        else:
+            cut = run(*start, range(CUT))
+            disk.save(folder / "state", cut)
             disk.wait_until_finished()
-    leaves = jax.tree_util.tree_leaves_with_path(end)
+            _write(folder, "first", cut)
+    _write(folder, part, run(*cut, range(CUT, STEPS)))
+
+
+def _write(folder, part, state):
+    leaves = jax.tree_util.tree_leaves_with_path(state)
     np.savez(folder / f"{part}.npz", **{jax.tree_util.keystr(p): np.asarray(x) for p, x in leaves})
 
 
