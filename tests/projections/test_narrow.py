@@ -127,9 +127,9 @@ def test_updates_inside_are_unchanged(dtype):
         jaxclip.project_box(-9.0, 9.0),
         jaxclip.project_spectral_norm(90.0),
     ):
-        run = jax.jit(lambda w, u, tx=tx: step(tx, w, u))
-        registry.assert_same_bits(run(w, u.astype(dtype))[0], u.astype(dtype))
-        update, after = run(w, u)
+        run = jax.jit(lambda w, u, tx=tx: (step(tx, w, u), step(tx, w, u.astype(w.dtype))[0]))
+        (update, after), narrow = run(w, u)
+        registry.assert_same_bits(narrow, u.astype(dtype))
         assert update.dtype == dtype
         registry.assert_same_bits(after["by hand"], (w.astype(jnp.float32) + u).astype(dtype))
 
@@ -159,7 +159,7 @@ def test_norms_of_one_are_right_to_a_rounding(dtype):
     assert np.abs(found.mean()) <= registry.eps(dtype) / 20
     registry.assert_same_bits(run(after["optax"], w * 0)[1]["optax"], after["optax"])
     tx = jaxclip.project_unit_norm()
-    _, state = tx.update(w * 0, tx.init(w), after["optax"])
+    _, state = jax.jit(tx.update)(w * 0, tx.init(w), after["optax"])
     assert float(state.fraction) == 0.0
 
 
@@ -184,10 +184,9 @@ def test_infinite_weights_and_wide_updates(step_dtype):
     np.testing.assert_array_equal(o.wide(after["optax"]), [[np.inf, np.inf], [0.0, 0.5]])
 
 
-@by_dtype
-def test_no_limit_under_debug_infs(dtype):
+def test_no_limit_under_debug_infs():
     """A limit of `None` or inf is a number there, and so is every number that is made from it."""
-    w = jnp.full((3, 2), 0.5, dtype)
+    w = jnp.full((3, 2), 0.5, jnp.bfloat16)
     with jax.debug_infs(True):
         for tx in (
             jaxclip.project_max_norm(float("inf")),
@@ -226,7 +225,7 @@ def test_no_erosion_of_small_singular_values(dtype):
 @by_dtype
 def test_single_weights_stay_within_one_epsilon_below(dtype):
     """Single weights, whose rounding nothing evens out, pushed at the limit by small steps."""
-    steps, limits = 40, np.linspace(0.5, 4, 23)
+    steps, limits = 40, np.linspace(0.5, 4, 13)
     tx = jaxclip.project_max_norm(list(limits))
     p = [jnp.full((1, 1), c, dtype) for c in limits]
     sizes = np.random.default_rng(0).uniform(0, 2 * registry.eps(dtype), (steps, len(limits)))

@@ -111,6 +111,7 @@ BY_NAME = {p.name: p for p in PROJECTIONS}
 UNITS = [p for p in PROJECTIONS if p.units]
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def apply(tx, updates, params):
     """One step, in JAX's default promotion: unprojected updates may be wider than parameters."""
     new, _ = tx.update(updates, tx.init(params), params)
