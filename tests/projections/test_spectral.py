@@ -75,13 +75,13 @@ def test_limit_of_zero():
 @pytest.mark.slow
 def test_both_methods_agree():
     """And the default is one of them."""
-    x = registry.build((30, 12))
-    outs = bounded([x], 1.5)
+    arrays = [registry.build(shape) for shape in SHAPES]  # the program of the tests above
+    outs = bounded(arrays, 1.5)
     for how in ("clip", "scale"):
-        a, b = outs[how, "eigh"][0], outs[how, "iterative"][0]
-        np.testing.assert_allclose(a, b, rtol=0, atol=64 * EPS)
-        default = functional.project_spectral_norm(x, 1.5, how)
-        np.testing.assert_allclose(default, a, rtol=0, atol=64 * EPS)
+        for a, b in zip(outs[how, "eigh"], outs[how, "iterative"], strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=64 * EPS)
+        default = jax.jit(lambda x, h=how: functional.project_spectral_norm(x, 1.5, h))(arrays[0])
+        np.testing.assert_allclose(default, outs[how, "eigh"][0], rtol=0, atol=64 * EPS)
     assert np.abs(outs["clip", "eigh"][0] - outs["scale", "eigh"][0]).max() > 0.1
 
 
@@ -119,12 +119,15 @@ def test_derivatives(how, method):
     x, toward, slope = (np.random.default_rng(i).normal(size=(7, 5)) for i in range(3))
     h = 1e-6
     with modes.x64():
+        slopes = jax.jit(
+            jax.grad(
+                lambda x, c: (functional.project_spectral_norm(x, c, how, method) * slope).sum()
+            )
+        )
         for c in (0.5, 1.5, 3.0):
             want = (weights.singular(x + h * toward, c, how) * slope).sum()
             want = (want - (weights.singular(x - h * toward, c, how) * slope).sum()) / (2 * h)
-            found = jax.grad(
-                lambda x, c=c: (functional.project_spectral_norm(x, c, how, method) * slope).sum()
-            )(jnp.asarray(x))
+            found = slopes(jnp.asarray(x), c)
             np.testing.assert_allclose((found * toward).sum(), want, rtol=1e-5, atol=1e-5)
 
 
@@ -134,8 +137,9 @@ def test_derivatives(how, method):
 )
 def test_derivatives_where_singular_values_coincide(way):
     """Inside it is the identity; outside, and at zero, at least finite."""
-    for x in (0.1 * jnp.eye(3), 3 * jnp.eye(3), jnp.ones((3, 2)), jnp.zeros((3, 2))):
-        found = jax.grad(lambda x: functional.project_spectral_norm(x, 1.0, *way).sum())(x)
+    slope = jax.jit(jax.grad(lambda x: functional.project_spectral_norm(x, 1.0, *way).sum()))
+    for x in (0.1 * jnp.eye(3), 3 * jnp.eye(3), jnp.ones((3, 3)), jnp.zeros((3, 3))):
+        found = slope(x)
         assert np.isfinite(found).all()
         if np.linalg.norm(x, 2) < 1:
             np.testing.assert_array_equal(found, np.ones(x.shape))
