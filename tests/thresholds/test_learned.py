@@ -160,5 +160,6 @@ def test_more_in_float32(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
 def test_float64(name):
+    """Every second case: a formula that is wrong in another one is wrong in float32 as well."""
     with modes.x64():
-        learned.check_all(RULES[name](), "float64", 1e-9)
+        learned.check_all(_cases(name, slice(None, None, 2)), "float64", 1e-9)
