@@ -115,6 +115,15 @@ def counts(names: Sequence[str], series: Series) -> tuple[tuple[Counts, ...], tu
     )
 
 
+def between(values: np.ndarray, digits: str) -> str:
+    """The ends in words, which say that they are medians."""
+    (first, last), size = ends(values), min(WINDOW, int(np.isfinite(values).sum()) // 2)
+    start, end = f"{first:{digits}}", f"{last:{digits}}"
+    if size < 2:
+        return f"{start} in the first recorded step, {end} in the last"
+    return f"median {start} in the first {size} recorded steps, {end} in the last {size}"
+
+
 def ends(values: np.ndarray) -> tuple[float, float]:
     """The medians of the first and of the last finite values."""
     finite = values[np.isfinite(values)]

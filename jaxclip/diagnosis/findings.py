@@ -46,12 +46,13 @@ def say_nonfinite(
         return
     row, name = broken
     step, before = course.steps[row], course.norms[:row]
-    guards = _acted(course.guards, "left", "out")
+    guards = _acted(course.guards, "skipped")
     if _grew(before):
         yield (
             f"exploding: the norm of the gradient grew from {before[0]:.2g} at step "
             f"{course.steps[0]} to {before[-1]:.2g} at step {course.steps[row - 1]}, and is NaN or "
-            f"inf at step {step}. {_bounded(course, row)}" + (f" {guards}." if guards else "")
+            f"inf at step {step}. {_bounded(course, row)}"
+            + (f" {guards}, too late: the weights had changed before." if guards else "")
         )
         return
     when = f"at step {step}, " if len(course.steps) > 1 or step else ""
@@ -174,10 +175,8 @@ def _where(layers: Sequence[Layer], row: int, name: str) -> str:
     )
 
 
-def _acted(counts: Sequence[Counts], verb: str, end: str = "") -> str:
-    return ", ".join(
-        f"{c.name} {verb} {c.acted} of {c.updates} steps {end}".rstrip() for c in counts if c.acted
-    )
+def _acted(counts: Sequence[Counts], verb: str) -> str:
+    return ", ".join(f"{c.name} {verb} {c.acted} of {c.updates} steps" for c in counts if c.acted)
 
 
 def _bounds(course: Course) -> str:
@@ -204,8 +203,8 @@ def _say_depth(finding: str, norms: Trend, biases: Trend, cure: str) -> Iterator
     if trend is biases:
         number = "gradient norm of the biases"
         also = (
-            ". They show the error on its way back; in the weights' gradients the activations hide "
-            "it."
+            ". The gradient of a weight is also multiplied by the input of its layer, which hides "
+            "this."
         )
     yield (
         f"{finding}: from the output to the input the {number} {_change(trend)} a layer, from "

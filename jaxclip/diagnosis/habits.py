@@ -15,7 +15,8 @@ from jaxclip.diagnosis.trend import LAYERS, Trend, median
 
 SHORT = 10  # clipped steps and the loss are judged from this many steps on
 OFTEN = 0.5  # more than this share of the steps is clipped
-AT_CHANCE = 0.98  # the loss is above this share of that of a guess
+AT_CHANCE = 0.98  # the loss is above this share of that of a guess,
+HIGH = 10.0  # or above this multiple
 FAR = 30.0  # an update is more than this factor away from 1e-3 of the weights
 
 
@@ -26,11 +27,15 @@ def say_loss(course: Course) -> Iterator[str]:
     if not np.isfinite(course.loss[-1]):
         return
     first, last = courses.ends(course.loss)
-    trend = f"it falls from {first:.4g} to {last:.4g}"
-    if last >= first:
-        trend = f"it does not fall; it is {first:.4g} at the start and {last:.4g} at the end"
-    if course.chance is not None and last > AT_CHANCE * course.chance:
-        yield f"loss: {trend}, no better than the {course.chance:.4g} of a constant guess."
+    falls = "falls" if last < first else "does not fall"
+    trend = f"it {falls}: {courses.between(course.loss, '.4g')}"
+    if course.chance is not None and last > HIGH * course.chance:
+        yield (
+            f"loss: {trend}, far above the {course.chance:.4g} of a constant guess. Smaller "
+            "weights to start from, or a lower learning rate, keep it from such sizes."
+        )
+    elif course.chance is not None and last > AT_CHANCE * course.chance:
+        yield f"loss: {trend}, not yet better than the {course.chance:.4g} of a constant guess."
     elif last >= first:
         yield f"loss: {trend}."
 
@@ -42,7 +47,7 @@ def say_clipped(course: Course) -> Iterator[str]:
             share = percent(rule.acted / rule.updates)
             yield (
                 f"clipped: {rule.name} clipped {rule.acted} of {rule.updates} steps ({share}); "
-                f"{_norms(rule)}. So the threshold sets the length of most steps."
+                f"{_norms(rule)}. The threshold, not the gradient, sets the length of these steps."
             )
 
 
@@ -50,26 +55,34 @@ def say_unclipped(course: Course) -> Iterator[str]:
     """Rules that never clip."""
     for rule in course.rules:
         if rule.acted == 0 and rule.updates >= SHORT and np.isfinite(rule.thresholds[-1]):
-            yield f"unclipped: {rule.name} clipped none of {rule.updates} steps; {_norms(rule)}."
+            yield (
+                f"unclipped: {rule.name} clipped none of {rule.updates} steps; {_norms(rule)}. "
+                "Lower the threshold, or leave the rule out."
+            )
 
 
 def _norms(rule: Counts) -> str:
     finite = rule.norms[np.isfinite(rule.norms)].max(initial=0.0)
-    return f"its largest norm was {finite:.2g}, its last threshold {rule.thresholds[-1]:.2g}"
+    return (
+        f"the largest norm that it recorded is {finite:.2g}, its last threshold "
+        f"{rule.thresholds[-1]:.2g}"
+    )
 
 
 def say_skipped(course: Course) -> Iterator[str]:
     """Steps that guards skipped."""
     for guard in course.guards:
         if guard.acted:
-            yield f"skipped: {guard.name} left {guard.acted} of {guard.updates} steps out."
+            yield f"skipped: {guard.name} skipped {guard.acted} of {guard.updates} steps."
 
 
-def say_updates(layers: Sequence[Layer], *, alone: bool) -> Iterator[str]:
+def say_updates(layers: Sequence[Layer], course: Course, *, alone: bool) -> Iterator[str]:
     """Layers whose updates are far from 1e-3 of the weights.
 
-    The learning rate may be the cause if it stands `alone`: no gradient vanishes or explodes.
+    The learning rate, or the threshold of a rule that clips, may be the cause if it stands `alone`:
+    no gradient vanishes or explodes.
     """
+    clips = "the threshold or " if list(say_clipped(course)) else ""
     known = _ratios(layers)
     for far, word, rate in (
         ([pair for pair in known if pair[0] < USUAL / FAR], "below", "low"),
@@ -77,11 +90,8 @@ def say_updates(layers: Sequence[Layer], *, alone: bool) -> Iterator[str]:
     ):
         if far:
             names = listed([f"{ratio:.2g} in {name}" for ratio, name in far])
-            cause = f": the learning rate may be too {rate}" if alone else ""
-            yield (
-                f"updates: update/weight is {names}, more than {FAR:.0f} times {word} the usual "
-                f"{USUAL:g}{cause}."
-            )
+            cause = f": {clips}the learning rate may be too {rate}" if alone else ""
+            yield f"updates: update/weight is {names}, far {word} the usual {USUAL:g}{cause}."
 
 
 def _ratios(layers: Sequence[Layer]) -> list[tuple[float, str]]:
@@ -112,10 +122,9 @@ def sound(
             f"{time.span} steps"
         )
     if len(course.steps) > 1 and np.isfinite(course.norms).all() and not course.growth > GROWTH:
-        first, last = courses.ends(course.norms)
         parts.append(
-            f"the norm of all gradients is finite in {len(course.steps)} recorded steps, "
-            f"{first:.2g} in the first and {last:.2g} in the last"
+            f"the norm of all gradients is finite in all {len(course.steps)} recorded steps: "
+            f"{courses.between(course.norms, '.2g')}"
         )
     ratios = [ratio for ratio, _ in _ratios(layers)]
     if ratios and USUAL / FAR <= ratios[0] <= ratios[-1] <= USUAL * FAR:
@@ -123,7 +132,7 @@ def sound(
     if course.loss is not None and len(course.loss) > 1 and not list(say_loss(course)):
         first, last = courses.ends(course.loss)
         if last < first:
-            parts.append(f"the loss falls from {first:.4g} to {last:.4g}")
+            parts.append(f"the loss falls: {courses.between(course.loss, '.4g')}")
     return parts
 
 

@@ -74,10 +74,11 @@ def conclude(
         *habits.say_loss(course),
         *habits.say_clipped(course),
         *([] if broken else habits.say_skipped(course)),
-        *habits.say_updates(layers, alone=not worst),
+        *habits.say_updates(layers, course, alone=not worst),
     ]
     parts = habits.sound(layers, norms, biases, time, course)
-    good = [f"{'sound' if bad else 'healthy'}: {'; '.join(parts)}."] if parts else []
+    lead = "sound: nothing is wrong with these:" if bad else "healthy:"
+    good = [f"{lead} {'; '.join(parts)}."] if parts else []
     sentences = [*bad, *good, *habits.say_unclipped(course)]
     for unknown in habits.say_unknown(layers, norms, order, time):
         sentences.append(f"{'note' if sentences else 'none'}: {unknown}")

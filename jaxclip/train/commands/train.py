@@ -214,7 +214,10 @@ def _print_epoch(config: Config, epoch: Epoch, console: Console) -> None:
     problem = nonfinite.failure(epoch.first_step, epoch.telemetry)
     is_new = epoch.number == 0 or np.isfinite(epoch.telemetry["loss"][0])
     if problem and is_new and config.allow_nonfinite:
-        terminal.say(console, f"note: {problem}; training continues, --no-allow-nonfinite stops it")
+        terminal.say(
+            console,
+            f"note: {problem}; training goes on; to stop it there, give --no-allow-nonfinite",
+        )
 
 
 def _second_step(epoch: Epoch) -> list[str]:
@@ -251,4 +254,4 @@ def _print_summary(summary: dict[str, Any], past: History, folder: Path, console
     title = f"{summary['preset']} on {summary['data']}"
     console.print(terminal.summary_table(title, rows))
     for sentence in summary["findings"]:
-        terminal.say(console, f"- {sentence}")
+        terminal.say(console, f"- {terminal.as_flag(sentence)}")

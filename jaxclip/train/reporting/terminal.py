@@ -5,6 +5,7 @@ Lines are plain text of any width, so that a log can be searched; only tables an
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,12 +25,14 @@ def console(quiet: bool = False) -> Console:
 
 
 def number(value: float) -> str:
-    """Formats a loss or a norm as the tutorials do: 0.0811, 18.02, 302564, nan."""
+    """Formats a loss or a norm as the tutorials do: 0.0811, 18.02, 3.026e+05, nan."""
     if not math.isfinite(value):
         return str(float(value))
     size = abs(value)
     if size and size < 1e-3:
         return f"{value:.2e}"
+    if size >= 1e5:
+        return f"{value:.3e}"
     return f"{value:.{4 if size < 10 else 2 if size < 1e4 else 0}f}"
 
 
@@ -46,6 +49,12 @@ def numbers(values) -> str:
 def say(console: Console, text: str) -> None:
     """Prints a line without wrapping, colours and markup."""
     console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def as_flag(finding: str) -> str:
+    """A finding, with the flag of the rule that it recommends."""
+    rule = re.search(r"jaxclip\.clip_by_(global_norm)\((\S+)\)", finding)
+    return finding if rule is None else f"{finding} Here: --clip {rule[1]}={rule[2]}"
 
 
 def progress(console: Console) -> Progress:

@@ -82,6 +82,14 @@ CHANGES = {
             ("a loss at chance is sound",
              "last > AT_CHANCE * course.chance", "last > 2 * course.chance",
              "tests/diagnosis/test_course.py::test_loss"),
+            ("a loss far above a guess is only not yet better",
+             "last > HIGH * course.chance", "last > 1e9 * course.chance",
+             "tests/diagnosis/test_course.py::test_loss"),
+        ],
+        "say_updates": [
+            ("a threshold is not the cause of short updates",
+             "if list(say_clipped(course))", "if not list(say_clipped(course))",
+             "tests/diagnosis/test_course.py::test_updates_far_from_a_thousandth"),
         ],
         "_ratios": [
             ("skipped steps make the updates small",
