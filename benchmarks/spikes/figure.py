@@ -78,7 +78,7 @@ def _ends(figure: Any, tables: Sequence[Any], rules: list[str]) -> None:
     figure.suptitle("Where every rule ends: one mark a seed, lost on the right of the line", **HEAD)
     axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     for ax, table in zip(axes, tables, strict=True):
-        ax.set_title(table.section.title, fontsize=FONT, loc="left")
+        ax.set_title(table.section.title.replace(", ", "\n", 1), fontsize=FONT, loc="left")
         for row in table.rows:
             _end(ax, row, rules.index(row.rule), table.lost)
         for name in set(rules) - {row.rule for row in table.rows}:
