@@ -145,12 +145,6 @@ def gathered(x: jax.Array) -> jax.Array:
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
-def scattered(x: jax.Array, like: jax.Array) -> jax.Array:
-    """The array `x` sharded as the type of `like` says: the inverse of `gathered`."""
-    sharding = jax.typeof(like).sharding
-    return jax.sharding.reshard(x, sharding) if any(sharding.spec) else x
-
-
 def zeros_like_sum(
     x: jax.Array, axes: Sequence[int], summed: MeshAxes, shape: tuple[int, ...], dtype: Any
 ) -> jax.Array:

@@ -206,7 +206,6 @@ def singular_values(max_norm: LimitTree, how: How, method: Method | None) -> Set
             one = jnp.ones_like(largest)
             factor = jnp.where(keep, one, c / jnp.where(keep, one, largest))
             scale = Scale(~keep, jnp.isfinite(largest), factor, one, factor)
-            value = collectives.scattered(value, x)
             landed.append(Landing(keep, value, c, Norm(largest, one), scale))
         return landed
 

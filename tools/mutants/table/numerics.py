@@ -164,11 +164,6 @@ CHANGES = {
              "return x",
              "tests/projections/test_spectral.py::test_on_a_mesh_of_explicit_axes"),
         ],
-        "scattered": [
-            ("projected matrices stay whole on every device",
-             "return jax.sharding.reshard(x, sharding) if any(sharding.spec) else x", "return x",
-             "tests/projections/test_spectral.py::test_on_a_mesh_of_explicit_axes"),
-        ],
         "zeros_like_sum": [
             ("the first memory of sharded units has another type",
              "if not left and not kept:", "if not left or not kept:",
