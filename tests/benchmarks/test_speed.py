@@ -246,6 +246,7 @@ def test_errors_are_one_line(arguments, words, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("arguments", [["--smoke"], ["--only", "import"]])
+@pytest.mark.slow
 def test_partial_run_does_not_overwrite_the_report(arguments, tmp_path, monkeypatch, capsys):
     failed = {"failed": "not today", "took": 0.0}
     monkeypatch.setattr(jobs, "run", lambda *job: failed)

@@ -115,6 +115,7 @@ def test_infinite_factor_clips_nothing():
         np.testing.assert_array_equal(zero, [0.0, 0.0])
 
 
+@pytest.mark.slow
 def test_order_none_is_2():
     for make in (jaxclip.clip_by_norm, jaxclip.clip_by_global_norm):
         for u in (G, jnp.array([[3.0, 0.0], [0.0, 4.0]])):

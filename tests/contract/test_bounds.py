@@ -126,6 +126,7 @@ def test_derivative_at_zero(bound):
     np.testing.assert_array_equal(without, np.eye(3))
 
 
+@pytest.mark.slow
 def test_derivative_by_differences():
     x = np.array([[0.02, -0.01, 0.03], [0.5, -0.2, 0.4], [0.7, 0.6, -0.5], [30.0, 10.0, -20.0]])
     weights, c = np.array([0.3, -0.5, 1.0]), 0.9

@@ -231,6 +231,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("factor", [1.0, *SIZES])
+@pytest.mark.slow
 def test_functions(factor):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)) * factor, jnp.float32)
     for key, function in FUNCTIONS.items():

@@ -84,6 +84,7 @@ def test_clip_by_norm(ord, axis):
     assert (np.abs(want) < np.abs(x)).any()
 
 
+@pytest.mark.slow
 def test_no_axis_makes_each_element_a_unit():
     x = {"a": jnp.array([[3.0, -4.0], [0.5, 1e-30]]), "b": jnp.array(-2.0)}
     for ord in (2, "average"):

@@ -68,6 +68,7 @@ def test_float32_threshold_with_bfloat16_leaves(make):
         jax.jit(tx.update)(u, state)
 
 
+@pytest.mark.slow
 def test_bfloat16_updates_stay_bfloat16():
     u = {"w": jnp.asarray([[3.0], [4.0]], jnp.bfloat16)}
     for c in (0.5, jnp.float32(0.5)):
@@ -133,6 +134,7 @@ def test_agc_units_of_odd_shapes():
     np.testing.assert_allclose(out, o.scaled([u], [norms], [limits])[0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_agc_axes_that_a_leaf_lacks():
     u = {"kernel": registry.build((3, 4, 5), scale=5), "bias": registry.build((5,), scale=5)}
     p = jax.tree.map(jnp.ones_like, u)

@@ -130,6 +130,7 @@ def _dtypes():
 
 @hypothesis.settings(max_examples=5)
 @hypothesis.given(st.data())
+@pytest.mark.slow
 def test_clip_by_guarantees(data):
     _check_guarantees(data)
 

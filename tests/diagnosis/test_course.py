@@ -162,6 +162,7 @@ def test_skipped_steps():
     assert heads(diagnosis.of_metrics(log(ONES) | guard(0))) == ["healthy"]
 
 
+@pytest.mark.slow
 def test_metrics_of_a_real_chain():
     """Rules and guards are those in the metrics; the guard's steps are the run's."""
     chain = optax.chain(jaxclip.clip_by_global_norm(1.0), optax.sgd(1e-3))

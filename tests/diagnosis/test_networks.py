@@ -203,6 +203,7 @@ def test_dead_units_in_a_residual_branch(library, kind):
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.slow
 def test_names_without_an_order(library):
     """Nothing is said about depth, and how to get it is."""
     one = network(library, "mlp")

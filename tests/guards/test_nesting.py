@@ -97,6 +97,7 @@ def test_masked_around_and_inside():
     registry.assert_same_bits(out, U | {"w": 2 * U["w"]})
 
 
+@pytest.mark.slow
 def test_inject_hyperparams_around_and_inside():
     def rate(count):
         return 1.0 + count.astype(jnp.float32)

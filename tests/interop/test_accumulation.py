@@ -105,6 +105,7 @@ def test_rule_before_and_inside_multi_steps():
     np.testing.assert_allclose(_values(outs), [0, 0.8 * 10, 0, 0.8 * 7.5], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_learned_rules_before_and_inside_multi_steps():
     """Before, they learn from every micro-gradient; inside, from every mean."""
     history = jaxclip.clip_by_history(sigma=0.0, window=4, min_history=2, min_spread=0.0)

@@ -85,6 +85,7 @@ def test_run_goes_on_as_before():
     registry.assert_same_bits(arrays(moved), arrays(run(old, 3, run(old))))
 
 
+@pytest.mark.slow
 def test_rules_and_guards_keep_their_memory():
     """Whatever stands around them now; a new rule starts anew."""
     state = run(LEARNED)

@@ -52,6 +52,7 @@ def _transformations():
     return jaxclip.skip_spikes(jaxclip.skip_nonfinite(chain))
 
 
+@pytest.mark.slow
 def test_fields_differ_from_those_of_optax():
     theirs = _optax_fields()
     assert {"count", "scale", "inner_state", "mu", "trace", "hyperparams"} <= theirs

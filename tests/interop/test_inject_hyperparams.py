@@ -71,6 +71,7 @@ def test_inject_keeps_what_decides_the_program():
 # ---- objects of jaxclip.thresholds
 
 
+@pytest.mark.slow
 def test_threshold_objects():
     u = {"w": jnp.array([3.0, 4.0]), "b": jnp.array([0.1])}
     p = {"w": jnp.array([0.0, 10.0]), "b": jnp.array([0.0])}

@@ -102,6 +102,7 @@ def test_step_with_a_bad_loss_is_skipped(guard, train):
     assert all((np.asarray(a) != np.asarray(b)).any() for a, b in leaves)
 
 
+@pytest.mark.slow
 def test_step_without_a_loss_is_apply_gradients():
     """To the bit; with the loss, `apply_gradients` raises."""
     net, start, gradient = _linen()

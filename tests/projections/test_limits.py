@@ -111,6 +111,7 @@ def test_rate_of_zero():
         assert (float(state.fraction), float(state.smallest_scale)) == (0.0, 1.0)
 
 
+@pytest.mark.slow
 def test_schedules():
     p = registry.build((6, 4), scale=3)
 

@@ -163,6 +163,7 @@ def test_norms_of_one_are_right_to_a_rounding(dtype):
     assert float(state.fraction) == 0.0
 
 
+@pytest.mark.slow
 def test_bounds_that_16_bits_cannot_represent():
     """The bounds are the numbers of the dtype inside; the nearest ones where there is none."""
     w = jnp.full((2, 3), 0.3, jnp.bfloat16)

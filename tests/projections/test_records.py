@@ -11,6 +11,7 @@ from tests.support import registry
 from tests.support.weights import SMALL, UNITS, norms, zeros
 
 
+@pytest.mark.slow
 def test_records_of_units():
     p = registry.build({"kernel": (6, 4), "bias": (4,), "conv": (2, 3, 4, 5)}, scale=0.5)
     u = registry.build({"kernel": (6, 4), "bias": (4,), "conv": (2, 3, 4, 5)}, scale=0.5, seed=1)

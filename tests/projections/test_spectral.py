@@ -104,6 +104,7 @@ def test_16_bit_weights_land_an_epsilon_below(dtype):
     registry.assert_same_bits(functional.project_spectral_norm(out, 1.5), out)
 
 
+@pytest.mark.slow
 def test_float64():
     with modes.x64():
         x = registry.build((12, 7), "float64", scale=3)
@@ -145,6 +146,7 @@ def test_derivatives_where_singular_values_coincide(way):
             np.testing.assert_array_equal(found, np.ones(x.shape))
 
 
+@pytest.mark.slow
 def test_records_matrices():
     p = {"a": registry.build((6, 4), scale=2), "b": registry.build((2, 3, 5), scale=0.01)}
     tx = jaxclip.project_spectral_norm(1.5)

@@ -76,6 +76,7 @@ ENTRIES = {
 
 
 @pytest.mark.relaxed
+@pytest.mark.slow
 def test_replicated_leaf_declared_sharded():
     """Sharded over one axis, and declared sharded over the other, or over both."""
     tree = {"fine": jnp.ones((8, 4)), "k": jnp.ones((8, 4))}
@@ -138,6 +139,7 @@ def test_functions_of_units_in_shard_map(check):
             np.testing.assert_allclose(got, UNIT_FUNCTIONS[name](w, axis=axis), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_functions_of_leaves_with_axis_name():
     w = registry.build((8, 4))
 

@@ -163,6 +163,7 @@ def test_spike_of_one_percent_is_clipped(name):
     np.testing.assert_allclose(outs[-1], 1.0, rtol=5e-6)
 
 
+@pytest.mark.slow
 def test_spike_of_one_percent_is_skipped():
     guard = functools.partial(jaxclip.skip_spikes, optax.identity(), min_history=4)
     assert one_by_one(guard(), [*STEADY, 1.0005, 1.01])[0][-2:] == [np.float32(1.0005), 0.0]

@@ -78,6 +78,7 @@ def test_schedule_for_each_bound():
         np.testing.assert_array_equal(out, [-1.0, 0.0, high])
 
 
+@pytest.mark.slow
 def test_schedule_may_return_any_scalar():
     u = jnp.asarray([3.0, 4.0], jnp.bfloat16)
     for value in (1.0, 1, jnp.float32(1), jnp.bfloat16(1), np.float64(1), jnp.int32(1)):

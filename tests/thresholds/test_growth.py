@@ -162,6 +162,7 @@ def _check_level(cases, tree, level):
 FEW = ("twice the median", "zclip reciprocal None", "adagc", "tracked")
 
 
+@pytest.mark.slow
 def test_explosion_in_the_warm_up():
     _check_growth(_cases("leaf", FEW), _tree(EXPLOSION))
 

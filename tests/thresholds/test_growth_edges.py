@@ -84,6 +84,7 @@ def test_norms_that_do_not_count_change_nothing():
 
 
 @pytest.mark.parametrize("most", [1.0, 1.002, 1000.0])
+@pytest.mark.slow
 def test_constant_norms_are_kept(most):
     for name, (outs, *_) in _all(np.full(20, 0.7), max_growth=most).items():
         kept = outs[:1] if name == "tracked" else outs

@@ -100,6 +100,7 @@ def test_error_in_a_shell():
     )
 
 
+@pytest.mark.slow
 def test_missing_extra_names_the_package_to_install():
     code = (
         "import sys; sys.modules['flax'] = None; from jaxclip.train import cli; cli.main(['demo'])"

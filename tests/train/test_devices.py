@@ -132,6 +132,7 @@ def test_shards_on_each_device(way, trained):
         assert all(other.tobytes() == first.tobytes() for other in others), name
 
 
+@pytest.mark.slow
 def test_shard_map_does_not_shard_units(few_digits):
     def specs(way, **changes):
         settings = config(parallel=way, **changes)

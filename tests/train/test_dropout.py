@@ -81,6 +81,7 @@ def test_each_step_drops_other_units(standing):
     assert len({float(epoch.test_loss) for epoch in standing}) == 1
 
 
+@pytest.mark.slow
 def test_deterministic_for_a_seed(standing, few_digits):
     run = loop.prepare(config(dropout=RATE), few_digits)
     again = np.asarray(run.epoch(run.state, *_arguments(few_digits))[1]["loss"])

@@ -84,6 +84,7 @@ def test_deterministic_for_a_seed(few_digits):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_seeds_differ_in_weights_and_order(few_digits):
     one, other = config(shuffle=True, seed=3), config(shuffle=True, seed=4)
     drawn = [arrays(loop.build_network(c, few_digits).params)[1] for c in (one, other)]
@@ -91,6 +92,7 @@ def test_seeds_differ_in_weights_and_order(few_digits):
     assert (loop.batch_indices(one, 64, 0) != loop.batch_indices(other, 64, 0)).any()
 
 
+@pytest.mark.slow
 def test_traced_once_and_donated(few_digits):
     run = loop.prepare(config(epochs=3), few_digits)
     before = jax.tree.leaves(run.state)
@@ -140,6 +142,7 @@ def test_batch_larger_than_the_data(few_digits):
         loop.prepare(config(batch_size=65), few_digits)
 
 
+@pytest.mark.slow
 def test_non_finite_loss_raises_with_step_and_layer(few_digits):
     settings = config(learning_rate=1e30, clip=(), epochs=3)
     run = loop.prepare(settings, few_digits)

@@ -70,6 +70,7 @@ def test_outputs_without_activation_on_the_last_layer(name):
     np.testing.assert_allclose(outputs, hidden @ last, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_batch_norm_updates_statistics_in_training_only():
     net = network(batch_norm=True, sizes=(5, 4, 3))
     x = np.random.default_rng(0).normal(2, 3, (64, 5)).astype(np.float32)

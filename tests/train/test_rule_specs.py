@@ -176,6 +176,7 @@ def test_rules_are_functions_of_the_library():
         assert inspect.isfunction(getattr(jaxclip, rule.function))
 
 
+@pytest.mark.slow
 def test_order_of_the_chain():
     config = presets.get("forward").override({"clip": ("global_norm=1", "value=0.01")})
     chain = optimizer.build(config, PARAMS, lambda step: 0.5)
