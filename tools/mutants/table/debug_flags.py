@@ -8,7 +8,7 @@ CHANGES = {
         "unlimited": [
             ("no limit is inf under debug_infs",
              "if config.jax_debug_infs else", "if False else",
-             f"{TESTS}::test_without_jit[clip_by_global_norm_None]"),
+             f"{TESTS}::test_without_jit_everywhere[clip_by_norm_None]"),
             ("no limit is the largest float",
              "if config.jax_debug_infs else", "if True else",
              f"{TESTS}::test_a_flag_leaves_no_trace"),
@@ -23,7 +23,7 @@ CHANGES = {
         "Norm.times": [
             ("an infinite multiple is computed before it is replaced",
              "jnp.where(known, factor, 1)", "factor",
-             f"{TESTS}::test_without_jit[adaptive_grad_clip_inf]"),
+             f"{TESTS}::test_without_jit_everywhere[adaptive_grad_clip_None]"),
         ],
         "within": [
             ("a norm beyond float32 is recorded as inf under debug_infs",
@@ -52,7 +52,7 @@ CHANGES = {
         "_largest": [
             ("empty places of a window are inf",
              "float(jnp.finfo(x.dtype).max)", "float(jnp.inf)",
-             f"{TESTS}::test_without_jit[autoclip_leaf]"),
+             f"{TESTS}::test_without_jit_at_all[autoclip_leaf]"),
         ],
     },
     "thresholds/window.py": {
