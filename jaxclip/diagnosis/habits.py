@@ -31,11 +31,11 @@ def say_loss(course: Course) -> Iterator[str]:
     trend = f"it {falls}: {courses.between(course.loss, '.4g')}"
     if course.chance is not None and last > HIGH * course.chance:
         yield (
-            f"loss: {trend}, far above the {course.chance:.4g} of a constant guess. Smaller "
-            "weights to start from, or a lower learning rate, keep it from such sizes."
+            f"loss: far above the {course.chance:.4g} of a constant guess. Smaller weights to "
+            f"start from, or a lower learning rate, keep it from such sizes. Here {trend}."
         )
     elif course.chance is not None and last > AT_CHANCE * course.chance:
-        yield f"loss: {trend}, not yet better than the {course.chance:.4g} of a constant guess."
+        yield f"loss: no better than the {course.chance:.4g} of a constant guess; {trend}."
     elif last >= first:
         yield f"loss: {trend}."
 
@@ -63,8 +63,10 @@ def say_unclipped(course: Course) -> Iterator[str]:
 
 def _norms(rule: Counts) -> str:
     finite = rule.norms[np.isfinite(rule.norms)].max(initial=0.0)
+    elements = rule.name.rpartition("/")[2] in ("clip", "clip_by_value")
+    measured = "element" if elements else "norm"
     return (
-        f"the largest norm that it recorded is {finite:.2g}, its last threshold "
+        f"the largest {measured} that it recorded is {finite:.2g}, its last threshold "
         f"{rule.thresholds[-1]:.2g}"
     )
 

@@ -77,7 +77,7 @@ def conclude(
         *habits.say_updates(layers, course, alone=not worst),
     ]
     parts = habits.sound(layers, norms, biases, time, course)
-    lead = "sound: nothing is wrong with these:" if bad else "healthy:"
+    lead = "sound: no alarm from these:" if bad else "healthy:"
     good = [f"{lead} {'; '.join(parts)}."] if parts else []
     sentences = [*bad, *good, *habits.say_unclipped(course)]
     for unknown in habits.say_unknown(layers, norms, order, time):
