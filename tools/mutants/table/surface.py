@@ -138,8 +138,7 @@ CHANGES = {
         "project_max_norm": [
             ("project_max_norm enlarges small units",
              "norms_between(None, max_norm, (", "norms_between(max_norm, max_norm, (",
-             "tests/contract/test_optax_defects.py::test_projection_of_a_small_weight_1000_times "
-             "-k 'float32'"),
+             "tests/contract/test_functional.py::test_max_norm"),
         ],
         "project_unit_norm": [
             ("project_unit_norm leaves small units",
