@@ -49,7 +49,8 @@ class Threshold(NamedTuple):
     A threshold that follows the norms follows an explosion too. With `max_growth=m` the largest
     norm allowed is at most m times the one before, in a warm-up too, and the first is at most m
     times the first norm. Norms that really rise by a factor f are reached in ln f / ln m updates:
-    1,150 for ten times as much at 1.002.
+    2,300 for ten times as much at 1.001. A first norm that is far too small, such as that of a
+    leaf behind zero weights, holds its leaf back as long: take the scope `global`, or a larger m.
 
     Attributes:
         init: `init(norms) -> memory`, given zeros of the shapes and dtypes of the norms.

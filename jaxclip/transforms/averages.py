@@ -1,8 +1,6 @@
 r"""Rules that learn their threshold from moving averages: a z-score, a ratio to the average.
 
-`jaxclip.clip_by` states their guarantees for any gradient, `jaxclip.thresholds.Threshold` those of
-`max_growth` and for norms that are not finite. For another norm, mask or axis, pass their threshold
-to `jaxclip.clip_by`.
+Their guarantees are those of the rules in `windows`.
 """
 
 from __future__ import annotations

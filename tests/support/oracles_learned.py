@@ -24,7 +24,7 @@ def hard(n, c):
 class Grown:
     """A reference whose largest norm allowed, `allowed`, grows by at most a factor.
 
-    `added` is what the rule adds to the norm in the quotient.
+    `added`: the number that the rule adds to the norm in the quotient.
     """
 
     def __init__(self, oracle, max_growth, added=0.0):

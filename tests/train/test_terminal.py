@@ -20,7 +20,7 @@ def test_numbers(value, text):
 
 
 def test_recommended_rule_as_a_flag():
-    """A run that explodes is told a bound; every other sentence stays as it is."""
+    """A finding with a bound gets its flag; every other sentence stays as it is."""
     norms = 2.0 * 10.0 ** np.arange(20)
     norms[10:] = np.nan
     log = {f"grads/norm/layers/{i}/kernel": norms for i in range(3)}

@@ -33,11 +33,11 @@ CHANGES = {
              "tests/thresholds/test_learned_edges.py::test_zclip_eps_in_the_quotient"),
         ],
         "learned.update": [
-            ("the threshold of a spike is what is allowed",
+            ("the threshold of a spike is the norm allowed",
              "jnp.minimum(c, most), jnp.minimum(allowed, most)",
              "jnp.minimum(c, most), jnp.minimum(c, most)",
              "tests/thresholds/test_growth_edges.py::test_a_spike_does_not_lower_what_is_allowed"),
-            ("what is allowed grows unbounded",
+            ("the norm allowed grows unbounded",
              "jnp.minimum(c, most), jnp.minimum(allowed, most)",
              "jnp.minimum(c, most), allowed",
              "tests/thresholds/test_growth.py::test_explosion_in_the_warm_up"),
@@ -45,7 +45,7 @@ CHANGES = {
              "jnp.minimum(c, most), jnp.minimum(allowed, most)",
              "c, jnp.minimum(allowed, most)",
              "tests/thresholds/test_growth.py::test_explosion_in_the_warm_up"),
-            ("what is allowed grows without a norm",
+            ("the norm allowed grows without a norm",
              "jnp.where(seen, allowed, group.allowed_norm)", "allowed",
              "tests/thresholds/test_growth_edges.py::"
              "test_norms_that_do_not_count_change_nothing"),
@@ -217,7 +217,7 @@ CHANGES = {
     },
     "thresholds/ratio.py": {
         "ema_ratio.following": [
-            ("the warm-up allows what it clips to",
+            ("the warm-up allows no more than it clips to",
              "jnp.where(early, unlimited(c.dtype), c)", "c",
              "tests/thresholds/test_growth.py::test_explosion[leaf]"),
             ("the average is of norms before clipping",
