@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from jaxclip._types import AxisName
+from jaxclip._core.types import AxisName
 from jaxclip.thresholds.window import Ring, spread
 from jaxclip.transforms.guard import GuardState as GuardState
 from jaxclip.transforms.guard import Judge, guard

@@ -26,8 +26,8 @@ from jax.typing import ArrayLike
 
 from jaxclip._core.flat_tree import Flat, flatten
 from jaxclip._core.measure import measure
+from jaxclip._core.types import AxisName, Order, PyTree, Stacked, UnitAxes
 from jaxclip._numerics.scaled_float import Norm
-from jaxclip._types import AxisName, Order, PyTree, Stacked, UnitAxes
 
 __all__ = ["average_norm", "global_norm", "leaf_norms", "rms", "unit_norms"]
 

@@ -12,7 +12,7 @@ import jax
 import optax
 
 from jaxclip._core.state import ClipState
-from jaxclip._types import PyTree
+from jaxclip._core.types import PyTree
 from jaxclip.transforms.guard import GuardState
 from jaxclip.transforms.monitor import MonitorState as MonitorState
 from jaxclip.transforms.monitor import monitor as monitor

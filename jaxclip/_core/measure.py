@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from jaxclip import _validate
 from jaxclip._core import stacks
 from jaxclip._core.flat_tree import Flat
+from jaxclip._core.types import AxisName, Mask, Order, Scope, Stacked, UnitAxes
 from jaxclip._numerics import collectives, power_sums
 from jaxclip._numerics.collectives import MeshAxes
 from jaxclip._numerics.power_sums import Kind
 from jaxclip._numerics.scaled_float import Norm, accumulator
-from jaxclip._types import AxisName, Mask, Order, Scope, Stacked, UnitAxes
 from jaxclip._validate import short
 
 _Known = tuple[tuple[jax.Array, ...], Kind, Norm]

@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxclip import _validate
 from jaxclip._core.flat_tree import Flat
+from jaxclip._core.types import Stacked
 from jaxclip._numerics import collectives
-from jaxclip._types import Stacked
 
 _INDEX = "*"  # the key that stands for the index of a slice
 

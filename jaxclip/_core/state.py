@@ -14,8 +14,8 @@ import optax
 
 from jaxclip import _validate
 from jaxclip._core.flat_tree import Flat, flatten
+from jaxclip._core.types import PyTree
 from jaxclip._numerics.scaled_float import narrowed, unlimited
-from jaxclip._types import PyTree
 from jaxclip._validate import short
 
 _KEYS = {"smallest_scale": "scale", "update_count": "count"}  # of metrics, where not the field

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxclip._core import flat_tree
-from jaxclip._types import PyTree
+from jaxclip._core.types import PyTree
 from jaxclip.diagnosis import layers, monitor_log
 
 Activation: TypeAlias = Callable[[jax.Array], jax.Array]

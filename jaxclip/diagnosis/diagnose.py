@@ -14,7 +14,7 @@ from jaxclip import _validate, norms
 from jaxclip._core import flat_tree, stacks
 from jaxclip._core.flat_tree import Flat
 from jaxclip._core.measure import measure
-from jaxclip._types import PyTree, Stacked
+from jaxclip._core.types import PyTree, Stacked
 from jaxclip.diagnosis import activations, course, layers, monitor_log, report
 from jaxclip.diagnosis.activations import Activation
 from jaxclip.diagnosis.layers import Order, Table

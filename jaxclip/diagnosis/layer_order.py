@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxclip._core.flat_tree import flatten
-from jaxclip._types import PyTree
+from jaxclip._core.types import PyTree
 
 # A parameter that is added, multiplied or joined elementwise (a bias, a gain, a position, a class
 # token) stands where its input stands; after any other use the data is one layer deeper.

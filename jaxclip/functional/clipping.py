@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 from jaxclip import _validate
 from jaxclip._core.flat_tree import flatten, is_inexact, is_integer
 from jaxclip._core.measure import measure
+from jaxclip._core.types import AxisName, Order, PyTree, Stacked, UnitAxes
 from jaxclip._numerics.scaled_float import Norm, accumulator, apply, clipped
-from jaxclip._types import AxisName, Order, PyTree, Stacked, UnitAxes
 from jaxclip._validate import short
 from jaxclip.transforms import clipping as rules
 from jaxclip.transforms import elementwise

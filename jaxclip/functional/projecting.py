@@ -7,8 +7,8 @@ from jax.typing import ArrayLike
 
 from jaxclip._core.flat_tree import flatten
 from jaxclip._core.measure import measure
+from jaxclip._core.types import AxisName, How, Method, PyTree, Stacked, UnitAxes
 from jaxclip._numerics.scaled_float import accumulator, widened
-from jaxclip._types import AxisName, How, Method, PyTree, Stacked, UnitAxes
 from jaxclip.projections.constraints import (
     Set,
     elements_between,

@@ -19,6 +19,7 @@ from jaxclip import _validate
 from jaxclip._core import stacks
 from jaxclip._core.flat_tree import Flat, at_step
 from jaxclip._core.measure import Measure
+from jaxclip._core.types import How, LimitTree, Method
 from jaxclip._numerics import collectives, spectral
 from jaxclip._numerics.rounding import is_narrow, rounded
 from jaxclip._numerics.scaled_float import (
@@ -30,7 +31,6 @@ from jaxclip._numerics.scaled_float import (
     quotient,
     within,
 )
-from jaxclip._types import How, LimitTree, Method
 
 
 class Landing(NamedTuple):

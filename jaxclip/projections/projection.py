@@ -18,10 +18,10 @@ from jaxclip._core import state as states
 from jaxclip._core.flat_tree import Flat, alike, flatten
 from jaxclip._core.measure import measure
 from jaxclip._core.state import ClipState, Record
+from jaxclip._core.types import AxisName, Mask, PyTree, Stacked, UnitAxes
 from jaxclip._numerics import collectives
 from jaxclip._numerics.rounding import is_narrow, rounded
 from jaxclip._numerics.scaled_float import accumulator, read_apart, widened
-from jaxclip._types import AxisName, Mask, PyTree, Stacked, UnitAxes
 from jaxclip.projections.constraints import Landing, Set
 
 _FAR = 8  # times the limit: a 16-bit weight that is larger takes two steps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import optax
 
-from jaxclip._types import How, LimitTree, Mask, Method, Stacked, UnitAxes
+from jaxclip._core.types import How, LimitTree, Mask, Method, Stacked, UnitAxes
 from jaxclip.projections.constraints import singular_values
 from jaxclip.projections.projection import projection
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import optax
 from jax.typing import ArrayLike
 
-from jaxclip._types import AxisName, LimitTree, Mask, Stacked, UnitAxes
+from jaxclip._core.types import AxisName, LimitTree, Mask, Stacked, UnitAxes
 from jaxclip.projections.constraints import elements_between, norms_between
 from jaxclip.projections.projection import projection
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from jaxclip._types import Axes
+from jaxclip._core.types import Axes
 
 _ATTENTION = ("query", "key", "value")
 _EQUINOX_WEIGHTS = ("weight", "weight_ih", "weight_hh")

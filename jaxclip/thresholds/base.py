@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxclip import _validate
+from jaxclip._core.types import PyTree
 from jaxclip._numerics.scaled_float import narrowed, unlimited
-from jaxclip._types import PyTree
 
 
 class Measured(NamedTuple):

@@ -11,8 +11,8 @@ from jax.typing import ArrayLike
 
 from jaxclip import _validate
 from jaxclip._core.flat_tree import at_step
+from jaxclip._core.types import LimitTree, Scope
 from jaxclip._numerics.scaled_float import Norm, narrowed, unlimited
-from jaxclip._types import LimitTree, Scope
 from jaxclip._validate import short
 from jaxclip.thresholds.base import Measured, Threshold
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxclip import _validate
+from jaxclip._core.types import Mode
 from jaxclip._numerics.scaled_float import hypot, narrowed, unlimited
-from jaxclip._types import Mode
 from jaxclip.thresholds.base import Threshold, learned
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxclip import _validate
-from jaxclip._types import PyTree
+from jaxclip._core.types import PyTree
 from jaxclip.transforms.stable_adam import AdamMoments
 from jaxclip.transforms.state_parts import Leaf, Parts, is_adam
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import optax
 from jax.typing import ArrayLike
 
-from jaxclip._types import AxisName, Mode, NonFinite, Scope, Stacked
+from jaxclip._core.types import AxisName, Mode, NonFinite, Scope, Stacked
 from jaxclip.thresholds.base import over_norm_plus
 from jaxclip.thresholds.moving_average import zscore
 from jaxclip.thresholds.ratio import ema_ratio

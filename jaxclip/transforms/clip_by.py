@@ -19,9 +19,7 @@ from jaxclip._core import state as states
 from jaxclip._core.flat_tree import Flat, alike, flatten
 from jaxclip._core.measure import Measure, measure
 from jaxclip._core.state import ClipState, Record
-from jaxclip._numerics.bounds import BOUNDS
-from jaxclip._numerics.scaled_float import Norm, Scale, apply
-from jaxclip._types import (
+from jaxclip._core.types import (
     AxisName,
     Bound,
     LimitTree,
@@ -33,6 +31,8 @@ from jaxclip._types import (
     Stacked,
     UnitAxes,
 )
+from jaxclip._numerics.bounds import BOUNDS
+from jaxclip._numerics.scaled_float import Norm, Scale, apply
 from jaxclip._validate import short
 from jaxclip.thresholds.base import Measured, Threshold
 from jaxclip.thresholds.fixed import given

@@ -8,7 +8,16 @@ from __future__ import annotations
 import optax
 from jax.typing import ArrayLike
 
-from jaxclip._types import AxisName, Limit, LimitTree, Mask, NonFinite, Order, Stacked, UnitAxes
+from jaxclip._core.types import (
+    AxisName,
+    Limit,
+    LimitTree,
+    Mask,
+    NonFinite,
+    Order,
+    Stacked,
+    UnitAxes,
+)
 from jaxclip.thresholds.fixed import given, relative
 from jaxclip.transforms.clip_by import clip_by
 

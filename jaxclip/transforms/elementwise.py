@@ -18,9 +18,9 @@ from jaxclip._core import record as records
 from jaxclip._core import state as states
 from jaxclip._core.flat_tree import Flat, at_step
 from jaxclip._core.state import ClipState
+from jaxclip._core.types import AxisName, LimitTree, PyTree
 from jaxclip._numerics import collectives
 from jaxclip._numerics.scaled_float import apply, clipped, magnitude, narrowed
-from jaxclip._types import AxisName, LimitTree, PyTree
 
 NAMES = ("min_value", "max_value")
 

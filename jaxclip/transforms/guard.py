@@ -17,9 +17,9 @@ from jaxclip._core import measure as measures
 from jaxclip._core import record
 from jaxclip._core import state as states
 from jaxclip._core.flat_tree import difference, flatten
+from jaxclip._core.types import AxisName, PyTree
 from jaxclip._numerics import collectives
 from jaxclip._numerics.scaled_float import Norm, accumulator, narrowed, unlimited
-from jaxclip._types import AxisName, PyTree
 from jaxclip._validate import short
 
 _NO_COUNT: Any = np.int32(0)  # of states pickled by version 0.1.0

@@ -11,7 +11,7 @@ from jaxclip._core import stacks
 from jaxclip._core import state as states
 from jaxclip._core.flat_tree import flatten
 from jaxclip._core.measure import measure, together
-from jaxclip._types import AxisName, PyTree, Stacked
+from jaxclip._core.types import AxisName, PyTree, Stacked
 from jaxclip._validate import short
 
 _Of = Literal["updates", "params"]

@@ -20,6 +20,7 @@ from jaxclip._core import state as states
 from jaxclip._core.flat_tree import Flat, flatten, is_inexact
 from jaxclip._core.measure import measure
 from jaxclip._core.state import ClipState
+from jaxclip._core.types import AxisName, LimitTree, PyTree, Stacked
 from jaxclip._numerics.scaled_float import (
     accumulator,
     apply,
@@ -29,7 +30,6 @@ from jaxclip._numerics.scaled_float import (
     times,
     widened,
 )
-from jaxclip._types import AxisName, LimitTree, PyTree, Stacked
 from jaxclip._validate import short
 from jaxclip.thresholds.fixed import given
 from jaxclip.transforms.clip_by import measured

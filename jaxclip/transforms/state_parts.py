@@ -10,8 +10,8 @@ import numpy as np
 import optax
 
 from jaxclip._core.state import ClipState, named
+from jaxclip._core.types import PyTree
 from jaxclip._numerics.scaled_float import accumulator
-from jaxclip._types import PyTree
 from jaxclip.transforms.guard import GuardState
 from jaxclip.transforms.monitor import MonitorState
 from jaxclip.transforms.stable_adam import AdamMoments

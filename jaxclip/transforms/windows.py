@@ -11,7 +11,7 @@ import optax
 from jax.typing import ArrayLike
 
 from jaxclip import _validate
-from jaxclip._types import AxisName, NonFinite, Scope, Stacked
+from jaxclip._core.types import AxisName, NonFinite, Scope, Stacked
 from jaxclip.thresholds.quantiles import quantile
 from jaxclip.thresholds.window import mean_plus_sigma
 from jaxclip.transforms.clip_by import clip_by
