@@ -130,8 +130,7 @@ def skip_spikes(
         `value_threshold`. `value` and all other extra arguments of `update` reach `inner`.
 
     Raises:
-        TypeError: if an argument has a wrong type.
-        ValueError: if an argument has a wrong value.
+        TypeError, ValueError: if an argument has a wrong type or value.
 
     Example:
         >>> import jax.numpy as jnp, jaxclip, optax

@@ -109,8 +109,7 @@ def clip_by_norm(
         The same shapes and dtypes.
 
     Raises:
-        TypeError: if an argument has a wrong type.
-        ValueError: if an argument has a wrong value.
+        TypeError, ValueError: if an argument has a wrong type or value.
 
     Example:
         >>> import jax.numpy as jnp
@@ -177,8 +176,7 @@ def clip_by_block_rms(
         The same shapes and dtypes.
 
     Raises:
-        TypeError: if an argument has a wrong type.
-        ValueError: if an argument has a wrong value.
+        TypeError, ValueError: if an argument has a wrong type or value.
 
     Example:
         >>> import jax.numpy as jnp
@@ -259,8 +257,7 @@ def clip_by_global_norm(
         The tree, and its norm before clipping, a float32 (float64) scalar.
 
     Raises:
-        TypeError: if an argument has a wrong type.
-        ValueError: if an argument has a wrong value.
+        TypeError, ValueError: if an argument has a wrong type or value.
 
     Example:
         >>> import jax.numpy as jnp

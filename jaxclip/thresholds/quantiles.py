@@ -52,8 +52,7 @@ def quantile(
         passes over them; nothing is sorted.
 
     Raises:
-        TypeError: if an argument has a wrong type.
-        ValueError: if an argument has a wrong value.
+        TypeError, ValueError: if an argument has a wrong type or value.
 
     Example:
         Twice the median of the last 100 norms, for every leaf:
@@ -172,8 +171,7 @@ def tracked_quantile(
         A threshold whose memory is one number for every norm.
 
     Raises:
-        TypeError: if an argument has a wrong type.
-        ValueError: if an argument has a wrong value.
+        TypeError, ValueError: if an argument has a wrong type or value.
 
     Example:
         >>> import jax.numpy as jnp, jaxclip

@@ -142,8 +142,7 @@ def mean_plus_sigma(
         A threshold whose memory is a ring of `window` numbers for every norm.
 
     Raises:
-        TypeError: if an argument has a wrong type.
-        ValueError: if an argument has a wrong value.
+        TypeError, ValueError: if an argument has a wrong type or value.
 
     Example:
         >>> import jax.numpy as jnp, jaxclip

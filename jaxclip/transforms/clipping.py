@@ -1,7 +1,4 @@
-r"""Rules with a given threshold: each a call of the engine that reads like its paper.
-
-`jaxclip.clip_by` states the guarantees of all of them.
-"""
+"""Rules with a given threshold: each a call of `clip_by`, which states their guarantees."""
 
 from __future__ import annotations
 
@@ -52,8 +49,7 @@ def clip_by_global_norm(
         A transformation.
 
     Raises:
-        TypeError: if an argument has a wrong type.
-        ValueError: if an argument has a wrong value.
+        TypeError, ValueError: if an argument has a wrong type or value.
 
     Example:
         >>> import jax.numpy as jnp, jaxclip, optax
@@ -112,8 +108,7 @@ def clip_by_norm(
         A transformation.
 
     Raises:
-        TypeError: if an argument has a wrong type.
-        ValueError: if an argument has a wrong value.
+        TypeError, ValueError: if an argument has a wrong type or value.
 
     Example:
         >>> import jax.numpy as jnp, jaxclip
@@ -164,8 +159,7 @@ def clip_by_average_norm(
         A transformation.
 
     Raises:
-        TypeError: if an argument has a wrong type.
-        ValueError: if an argument has a wrong value.
+        TypeError, ValueError: if an argument has a wrong type or value.
 
     Example:
         >>> import jax.numpy as jnp, jaxclip
@@ -216,8 +210,7 @@ def clip_by_block_rms(
         A transformation.
 
     Raises:
-        TypeError: if an argument has a wrong type.
-        ValueError: if an argument has a wrong value.
+        TypeError, ValueError: if an argument has a wrong type or value.
 
     Example:
         >>> import jax.numpy as jnp, jaxclip

@@ -97,8 +97,7 @@ def scale_by_stable_adam(
         `optax.chain(scale_by_stable_adam(), optax.add_decayed_weights(0.1), optax.scale(-1e-3))`.
 
     Raises:
-        TypeError: if an argument has a wrong type.
-        ValueError: if an argument has a wrong value.
+        TypeError, ValueError: if an argument has a wrong type or value.
 
     Example:
         >>> import jax.numpy as jnp, jaxclip

@@ -51,8 +51,7 @@ def autoclip(
         A transformation whose memory is twice `window` numbers for every norm: 80 kB by default.
 
     Raises:
-        TypeError: if an argument has a wrong type.
-        ValueError: if an argument has a wrong value.
+        TypeError, ValueError: if an argument has a wrong type or value.
 
     Example:
         >>> import jax.numpy as jnp, jaxclip
@@ -117,8 +116,7 @@ def clip_by_history(
         A transformation whose memory is `window` numbers for every norm.
 
     Raises:
-        TypeError: if an argument has a wrong type.
-        ValueError: if an argument has a wrong value.
+        TypeError, ValueError: if an argument has a wrong type or value.
 
     Example:
         >>> import jax.numpy as jnp, jaxclip
