@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 
 import jax
 import numpy as np
@@ -21,6 +22,11 @@ REMEMBERING = [
     *("--project", "max_norm=1.5", "--learning-rate", "0.01", "--log-every", "2"),
     *("--checkpoint-every", "1"),
 ]
+
+
+def tries(few, all_of_them):
+    """How often a fault is tried: JAXCLIP_TRIES=full takes many minutes."""
+    return all_of_them if os.environ.get("JAXCLIP_TRIES") == "full" else few
 
 
 def strictly(line):
