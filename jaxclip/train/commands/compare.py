@@ -22,7 +22,7 @@ from jaxclip.train.recording import strict_json
 from jaxclip.train.recording.history import History
 from jaxclip.train.recording.metrics_file import MetricsFile
 from jaxclip.train.recording.run_folder import RunFolder
-from jaxclip.train.reporting import comparison, terminal
+from jaxclip.train.reporting import comparison, comparison_table, terminal
 from jaxclip.train.training import batched_runs, loop
 from jaxclip.train.training.blocks import Part
 
@@ -132,7 +132,7 @@ def _run(
     }
     strict_json.write(folder.path / "compare.json", content)
     comparison.draw(rows, histories, folder.path / "compare.png")
-    console.print(comparison.table(f"{preset} on {data.name}", rows))
+    console.print(comparison_table.table(f"{preset} on {data.name}", rows))
     terminal.say(console, f"written to {folder.path} ({content['seconds']:.0f} s)")
     return content
 

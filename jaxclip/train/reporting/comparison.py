@@ -1,4 +1,4 @@
-"""The table of a comparison, with a row for each variant, and its figure."""
+"""The figure of a comparison."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,67 +7,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from rich import box
-from rich.table import Table
 
 from jaxclip.train.recording.history import History
 from jaxclip.train.reporting import figures
+from jaxclip.train.reporting.comparison_table import Row, best_of, lost_runs
 from jaxclip.train.reporting.figures import COLOURS, GREY, MARKERS
-from jaxclip.train.reporting.terminal import number, percent
+from jaxclip.train.reporting.terminal import percent
 
-Row = dict[str, Any]
 _POINTS = 60  # of a line; each is the median over its share of the steps
-
-
-def table(title: str, rows: Sequence[Row]) -> Table:
-    """Returns the table: medians over the seeds, and the range of the test accuracy."""
-    seeds = max(len(row["seeds"]) for row in rows)
-    title += f", medians of {seeds} seeds" * (seeds > 1)
-    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    result.add_column("rule", overflow="fold")
-    losses, norms = ("train loss", "test loss"), ("largest norm", "clipped", "lost")
-    for head in ("rate", *losses, "test accuracy", "range", *norms):
-        result.add_column(head, justify="right", overflow="fold")
-    best = _best(rows)
-    for row in rows:
-        style = "bold" if row is best else None
-        result.add_row(row["rule"], *_cells(row), style=style)
-    return result
-
-
-def _cells(row: Row) -> list[str]:
-    lost, runs = _lost(row), len(row["seeds"])
-    clipped = [c for c in row["clipped_fraction"] if c is not None]
-    return [
-        f"{row['learning_rate']:.3g}",
-        _median(row["train_loss"], number),
-        _median(row["test_loss"], number),
-        _median(row["test_accuracy"], percent),
-        _range(row["test_accuracy"]),
-        _median(row["grad_norm_max"], number),
-        percent(float(np.median(clipped))) if clipped else "-",
-        f"{lost} of {runs}" if lost else "-",
-    ]
-
-
-def _lost(row: Row) -> int:
-    """Returns the number of runs with a non-finite loss."""
-    return sum(step is not None for step in row["lost_at_step"])
-
-
-def _median(values: Sequence[float], write) -> str:
-    return write(float(np.median(values))) if values else "-"
-
-
-def _range(values: Sequence[float]) -> str:
-    several = len(values) > 1
-    return f"{100 * min(values):.2f} to {100 * max(values):.2f}" if several else "-"
-
-
-def _best(rows: Sequence[Row]) -> Row | None:
-    """Returns the row with the best median accuracy of those that lost no run."""
-    complete = [row for row in rows if _lost(row) == 0]
-    return max(complete, key=lambda row: np.median(row["test_accuracy"]), default=None)
 
 
 def draw(rows: Sequence[Row], histories: Sequence[Sequence[History]], path: Path) -> None:
@@ -82,7 +29,7 @@ def draw(rows: Sequence[Row], histories: Sequence[Sequence[History]], path: Path
     looks = {rule: _look(i) for i, rule in enumerate(rules)}
     for rule in rules:
         of_rule = [row for row in rows if row["rule"] == rule]
-        best = _best(of_rule) or of_rule[0]
+        best = best_of(of_rule) or of_rule[0]
         _losses(left, histories[rows.index(best)], rule, looks[rule])
         if several:
             _sensitivity(right, of_rule, rule, looks[rule])
@@ -96,9 +43,9 @@ def draw(rows: Sequence[Row], histories: Sequence[Sequence[History]], path: Path
 
 
 def _headline(rows: Sequence[Row]) -> str:
-    lost = sum(map(_lost, rows))
+    lost = sum(map(lost_runs, rows))
     runs = sum(len(row["seeds"]) for row in rows)
-    best = _best(rows)
+    best = best_of(rows)
     if best is None:
         return f"{lost} of {runs} runs lost"
     accuracy = percent(float(np.median(best["test_accuracy"])))
