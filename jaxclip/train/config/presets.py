@@ -1,4 +1,4 @@
-"""`Config`, all settings of a run, and the presets: four tutorial programs.
+"""`Config`, all settings of a run, and the presets: four tutorial programs, and one more.
 
 A `Config` is plain data: checked here, printed by `jaxclip presets`, written to `config.json`. This
 module does not import the modules that use its values, so `jaxclip --help` does not load Flax.
@@ -139,6 +139,9 @@ PRESETS: dict[str, Config] = {
         clip=("global_norm=15",),
         log_every=1,
         report="tensors",
+        # The norms depend on the seed: over 60 seeds, the global norm at the second step is between
+        # 10 and 45, in the median 21. The published one is 35.7; this seed's is 36.1.
+        seed=11,
     ),
     "forward": Config(
         preset="forward",
@@ -155,6 +158,16 @@ PRESETS: dict[str, Config] = {
         seed=6,
     ),
     "value-clip": _VALUE_CLIP,
+    "vanish": Config(
+        preset="vanish",
+        sizes=(64,) * 8,
+        activation="sigmoid",
+        init="glorot",
+        loss="cross_entropy",
+        learning_rate=0.1,
+        batch_size=32,
+        epochs=10,
+    ),
     "max-norm": dataclasses.replace(
         _VALUE_CLIP,
         preset="max-norm",
@@ -169,11 +182,41 @@ PRESETS: dict[str, Config] = {
     ),
 }
 
+_ON_DIGITS = {"explode": {"learning_rate": 1.0}}
+
 SUMMARIES = {
     "explode": "gradients clipped by global norm; prints each tensor's norm before and after",
     "forward": "no clipping; with --init-std 1 the loss explodes",
     "value-clip": "gradients clipped by value",
+    "vanish": "nine layers, eight of them sigmoid: gradients vanish",
     "max-norm": "weights projected onto a ball after each step, with a decaying learning rate",
+}
+
+# What is to be seen, in two sentences.
+LESSONS = {
+    "explode": (
+        "At the second step the gradient norm jumps far above the limit of 15, and clipping scales "
+        "all six tensors by one factor. Compare with --clip none: on the digits, where the preset "
+        "has a rate of 1, that run ends at chance."
+    ),
+    "forward": (
+        "Without clipping, small initial weights train well: the loss falls to a fifth. With "
+        "--init-std 1 it starts near 300,000 and overflows; add --clip global_norm=300 to keep it "
+        "finite."
+    ),
+    "value-clip": (
+        "Each element of the gradient is limited to [-1, 1], which can change its direction. With "
+        "this initialization hardly any element reaches the limit, as the epochs' lines show."
+    ),
+    "vanish": (
+        "The gradient norm falls by a factor of four in each layer towards the input, so the "
+        "accuracy stays at chance, and clipping cannot help. Cure it with --activation relu "
+        "--init he, and compare the two layers.png."
+    ),
+    "max-norm": (
+        "After each step, every row of the hidden kernels that is longer than 1 is scaled back to "
+        "1. Compare weights.png with that of --project none, where the norms grow."
+    ),
 }
 
 
@@ -187,8 +230,22 @@ def flag(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
-def get(name: str) -> Config:
-    """Returns the preset called `name`."""
+def get(name: str, dataset: str | None = None) -> Config:
+    """Returns the preset called `name`, as it is on a data set if that is given."""
     if name not in PRESETS:
         raise UserError(f"PRESET={name}: unknown, choose from {', '.join(PRESETS)}")
-    return PRESETS[name]
+    return on(PRESETS[name], dataset)
+
+
+def on(config: Config, dataset: str | None) -> Config:
+    """Returns a run on a data set; one that names its data set is returned unchanged.
+
+    The digits have 64 pixels instead of 784. With the tutorial's rate, no gradient of `explode`
+    reaches the limit there: so the preset's own value, unless it was changed, becomes another.
+    """
+    if config.dataset is not None or dataset is None:
+        return config
+    changes = _ON_DIGITS.get(config.preset, {}) if dataset == "digits" else {}
+    preset = PRESETS.get(config.preset)
+    kept = {k: v for k, v in changes.items() if getattr(config, k) == getattr(preset, k)}
+    return config.override({"dataset": dataset} | kept)
