@@ -76,7 +76,7 @@ def config_of(options: argparse.Namespace) -> Config:
     if options.config is not None:
         config = config_file.config(options.config, preset=options.preset)
     elif options.preset is not None:
-        config = presets.get(options.preset)
+        config = presets.get(options.preset, options.dataset)
     else:
         raise UserError(f"PRESET: needed, choose from {', '.join(presets.PRESETS)}, or --config")
     return config.override(flags.overrides(options))
@@ -100,6 +100,7 @@ def compare(options: argparse.Namespace) -> None:
     for variant in variants:
         optimizer.check(variant.configs[0])
     images = data.load(base.dataset, options.data_dir)
+    variants = compare.variants(presets.on(base, images.key), axes)
     compare.run(variants, images, options.out, terminal.console(), at_once=options.at_once)
 
 

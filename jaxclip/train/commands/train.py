@@ -18,7 +18,7 @@ from jaxclip.diagnosis import Diagnosis
 from jaxclip.train import signals
 from jaxclip.train.commands import diagnosing
 from jaxclip.train.commands.keeper import Keeper
-from jaxclip.train.config import config_file
+from jaxclip.train.config import config_file, presets
 from jaxclip.train.config.presets import Config
 from jaxclip.train.data import Data
 from jaxclip.train.errors import InterruptError, RunError, UserError
@@ -74,7 +74,7 @@ def run(
       command: the command that goes on after a signal.
     """
     start = time.perf_counter()
-    prepared = loop.prepare(config.override({"dataset": data.key}), data)
+    prepared = loop.prepare(presets.on(config, data.key), data)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(RunFolder(out, lock=processes.is_leader()))
         terminal.say(console, data.describe())

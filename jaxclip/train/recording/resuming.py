@@ -72,9 +72,10 @@ def check(folder: str, config: Config) -> Config:
     if not has_run(folder):
         return config
     saved = saved_config(folder, "--resume")
+    config = presets.on(config, saved.dataset)
     if text := difference(saved, config):
         raise UserError(f"--resume: the run in {folder} has {text}")
-    return config.override({"dataset": saved.dataset})
+    return config
 
 
 def difference(saved: Config, config: Config) -> str | None:
