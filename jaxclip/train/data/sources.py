@@ -4,18 +4,18 @@ They are tried in that order, and `Data.describe` names the source. A data set o
 that the user names is never replaced by another one: if it cannot be loaded, that is an error.
 """
 
-import hashlib
 import os
-import tempfile
 import threading
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxclip.train.data import tfds_mnist
-from jaxclip.train.errors import UserError, first_line, user_path
+from jaxclip.train.data import cache, prepared, tfds_mnist
+from jaxclip.train.data.prepared import DamagedError, Splits
+from jaxclip.train.errors import RunError, UserError, first_line, user_path
 
 DATASETS = (*tfds_mnist.BUILDERS, "digits")
 CONNECTION_TEST_SECONDS = 2.5
@@ -72,68 +72,72 @@ def load(dataset: str | None = None, data_dir: str | None = None) -> Data:
 def _from_folder(name: str, folder: Path) -> Data:
     """Reads the folder that the user named: a prepared data set, or the original files."""
     try:
-        entries = {p.name for p in folder.iterdir()}
-        prepared = tfds_mnist.find_prepared(folder, name)
+        next(folder.iterdir(), None)
     except OSError as error:
         raise UserError(f"--data-dir={folder}: {error.strerror}") from None
-    if prepared is not None:
-        return _read(name, prepared, f"the folder prepared by tensorflow-datasets, {prepared}")
-    missing = [file for file in tfds_mnist.FILES if file not in entries]
+    if found := _from_prepared(name, folder, "--data-dir"):
+        return found
+    missing = [file for file in tfds_mnist.FILES if not (folder / file).is_file()]
     if missing:
         raise UserError(
             f"--data-dir={folder}: neither a {name} folder prepared by tensorflow-datasets nor its "
             f"four original files ({', '.join(missing)} missing)"
         )
-    return _from_originals(name, folder)
-
-
-def _from_originals(name: str, folder: Path) -> Data:
-    """Has tensorflow-datasets check and prepare the four IDX files, once for each content."""
     try:
-        # The hash of the files is the key: an altered file gets no folder that was prepared before,
-        # and MNIST and Fashion-MNIST, whose files have the same names, get different ones.
-        digest = hashlib.sha256()
-        for file in tfds_mnist.FILES:
-            digest.update(hashlib.sha256((folder / file).read_bytes()).digest())
-        cache = cache_folder() / f"{name}-{digest.hexdigest()[:16]}"
-        prepared = tfds_mnist.find_prepared(cache, name) or tfds_mnist.prepare(name, cache, folder)
+        tfds_mnist.check_originals(name, folder)
     except OSError as error:
-        raise UserError(f"--data-dir={folder}: {error}") from None
+        raise UserError(f"--data-dir={folder}: {error.filename}: {error.strerror}") from None
+    try:
+        make = partial(tfds_mnist.prepare, name, originals=folder)
+        _, splits = cache.read(name) or cache.prepare(name, make)
+    except UserError:
+        raise
     except Exception as error:  # the exceptions of tensorflow-datasets are not public
-        raise UserError(
-            f"--data-dir={folder}: not the original {name} files, refused by tensorflow-datasets: "
-            f"{first_line(error).rstrip(':')}"
-        ) from error
-    return _read(name, prepared, f"the original files in {folder}, sha256 checked")
+        problem = f"cannot prepare {name} from {folder}: {_reason(error)}"
+        raise RunError(f"{problem}; {cache.VARIABLE} names another folder for it") from error
+    return _data(name, f"the original files in {folder}, sha256 checked", splits)
+
+
+def _from_prepared(name: str, folder: Path, flag: str) -> Data | None:
+    """Reads a prepared data set, None if the folder holds none."""
+    try:
+        found = prepared.find(folder, name)
+        splits = found and prepared.read(found)
+    except DamagedError as error:
+        problem = f"cannot read {name}: {error}; copy or prepare the folder again"
+        raise UserError(f"{flag}={folder}: {problem}") from None
+    place = f"the folder prepared by tensorflow-datasets, {found}"
+    return splits and _data(name, place if flag == "--data-dir" else f"{flag}, {found}", splits)
 
 
 def _from_shared_folder(name: str) -> Data | None:
     """Reads from TFDS_DATA_DIR if it is set and holds the data set."""
     shared = os.environ.get("TFDS_DATA_DIR")
     folder = user_path(shared, "TFDS_DATA_DIR") if shared else None
-    prepared = folder and tfds_mnist.find_prepared(folder, name)
-    return prepared and _read(name, prepared, f"TFDS_DATA_DIR, {prepared}")
+    return folder and _from_prepared(name, folder, "TFDS_DATA_DIR")
 
 
 def _from_network(name: str, *, fall_back: bool) -> Data:
-    """Reads an earlier download, or downloads; if that fails, loads the digits or raises."""
+    """Reads an earlier copy, or downloads; if that fails, loads the digits or raises."""
+    if kept := cache.read(name):
+        place, splits = kept
+        return _data(name, f"the copy that an earlier run prepared, {place}", splits)
+    url = tfds_mnist.BUILDERS[name].URL + tfds_mnist.FILES[-1]
     try:
-        cache = cache_folder() / "downloaded"
-        if prepared := tfds_mnist.find_prepared(cache, name):
-            return _read(name, prepared, f"an earlier download, {prepared}")
-        url = tfds_mnist.BUILDERS[name].URL + tfds_mnist.FILES[-1]
         if trouble := connection_trouble(url):
             raise OSError(trouble)
-        return _read(name, tfds_mnist.prepare(name, cache, None), f"the network, {url}")
+        make = partial(tfds_mnist.prepare, name, originals=None)
+        _, splits = cache.prepare(name, make)
+        return _data(name, f"the network, {url}", splits)
     except Exception as error:
         if not fall_back:
             files = ", ".join(tfds_mnist.FILES)
             raise UserError(
                 f"--dataset={name}: not on this machine, and the download failed "
-                f"({first_line(error)}); put its four original files ({files}) "
+                f"({_reason(error)}); put its four original files ({files}) "
                 "into a folder and name it by --data-dir, or use --dataset digits"
             ) from None
-        return digits(f"scikit-learn, because {name} is not available ({first_line(error)})")
+        return digits(f"scikit-learn, because {name} is not available ({_reason(error)})")
 
 
 def connection_trouble(url: str, seconds: float = CONNECTION_TEST_SECONDS) -> str | None:
@@ -158,27 +162,12 @@ def _request(url: str, seconds: float, result: list[str | None]) -> None:
         result[0] = f"no connection: {getattr(error, 'reason', error)}"
 
 
-def cache_folder() -> Path:
-    """Returns a writable folder: JAXCLIP_CACHE, else ~/.cache/jaxclip, else a temporary one."""
-    for name in (os.environ.get("JAXCLIP_CACHE"), "~/.cache/jaxclip"):
-        if not name:
-            continue
-        try:
-            folder = user_path(name, "JAXCLIP_CACHE")
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                return folder
-        except (OSError, UserError):
-            continue
-    return Path(tempfile.mkdtemp(prefix="jaxclip-"))
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or first_line(error).rstrip(":")
 
 
-def _read(name: str, prepared: Path, source: str) -> Data:
-    try:
-        splits = [tfds_mnist.read(prepared, split) for split in ("train", "test")]
-    except Exception as error:
-        raise UserError(f"cannot read {name} from {prepared}: {first_line(error)}") from error
-    (x, y), (test_x, test_y) = splits
+def _data(name: str, source: str, splits: Splits) -> Data:
+    x, y, test_x, test_y = splits
     return Data(name, source, _unit_interval(x), y, _unit_interval(test_x), test_y)
 
 
