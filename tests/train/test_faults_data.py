@@ -57,6 +57,15 @@ def test_a_flipped_bit_in_a_tfrecord_file(stock):
     assert is_made_up(data.load("mnist", str(stock)))
 
 
+def test_every_bit_of_a_tfrecord_file_counts():
+    content = framed([b"", b"ab", b"cde"])
+    for bit in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(tfrecords.DamagedError):
+            tfrecords.read(bytes(changed))
+
+
 def test_a_tfrecord_file_cut_anywhere(stock):
     file = stock / "mnist-test.tfrecord-00000-of-00001"
     content, whole = file.read_bytes(), framed(map(example, range(30, 35)))
