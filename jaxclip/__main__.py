@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Console entry: `jaxclip ...` and `python -m jaxclip ...`."""
 
 import sys

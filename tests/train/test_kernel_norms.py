@@ -54,7 +54,7 @@ def test_norms_of_units():
     assert record["weights/largest/layers/1/kernel"] == seen[1, 0]
     assert record["weights/median/layers/2/kernel"] == seen[2, 1]
     assert len(record) == 6
-    assert [k.label for k in watched] == ["W1, columns", "W2, rows ≤ 1", "W3, whole"]
+    assert [k.label for k in watched] == ["layers/0, column", "layers/1, row ≤ 1", "layers/2, whole"]
 
 
 @pytest.mark.parametrize("count", [1, 12])

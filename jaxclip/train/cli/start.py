@@ -12,18 +12,23 @@ from jaxclip.train.config import config_file, presets
 from jaxclip.train.config.presets import Config
 from jaxclip.train.errors import UserError, user_path
 
+READING = "reading data"
 COMPARED = "explode"  # the preset that `compare` takes by default
 
 
 def demo(options: argparse.Namespace) -> None:
     """Starts `jaxclip demo`."""
-    from jaxclip.train import data
-    from jaxclip.train.commands import demo
     from jaxclip.train.reporting import terminal
 
+    console = terminal.console(options.quiet)
+    with terminal.doing(console, "starting"):
+        from jaxclip.train import data
+        from jaxclip.train.commands import demo
+
     size = demo.SMOKE if options.smoke else demo.FULL
-    images = data.load(options.dataset, options.data_dir)
-    demo.run(images, options.out, terminal.console(), size)
+    with terminal.doing(console, READING):
+        images = data.load(options.dataset, options.data_dir)
+    demo.run(images, options.out, console, size)
 
 
 def train(options: argparse.Namespace) -> None:
@@ -32,24 +37,39 @@ def train(options: argparse.Namespace) -> None:
     from jaxclip.train.training import optimizer
 
     optimizer.check(config)  # before the slower imports
-    from jaxclip.train import data
-    from jaxclip.train.commands import train
-    from jaxclip.train.recording import resuming
     from jaxclip.train.reporting import terminal
-    from jaxclip.train.training import processes
+
+    one = terminal.console(options.quiet or bool(options.coordinator or options.cluster))
+    with terminal.doing(one, "starting"):
+        from jaxclip.train import data
+        from jaxclip.train.commands import train
+        from jaxclip.train.recording import resuming
+        from jaxclip.train.training import processes
 
     index = options.process_index
     processes.connect(options.coordinator, options.process_count, index, options.cluster)
     out = options.out or f"runs/{config.preset}"
-    console = terminal.console(quiet=not processes.is_leader())
+    console = terminal.console(quiet=options.quiet or not processes.is_leader())
     if options.resume:
         config = resuming.check(out, config)
         if not resuming.names(user_path(out, "--out")):
             terminal.say(console, f"no checkpoint in {out}: starting from the beginning")
-    images = data.load(config.dataset, options.data_dir)
-    switches = {"resume": options.resume, "tensorboard": options.tensorboard}
+    with terminal.doing(console, READING):
+        images = data.load(config.dataset, options.data_dir)
+    switches = {
+        "again": _to_vary(options, out),
+        "resume": options.resume,
+        "tensorboard": options.tensorboard,
+    }
     with processes.explain_lost_process():
         train.run(config, images, out, console, command=_to_go_on(options, out), **switches)
+
+
+def _to_vary(options: argparse.Namespace, out: str) -> str:
+    """Returns the command that trains the same run into another folder."""
+    words = ["jaxclip", "train", "--config", f"{out.rstrip('/')}/{config_file.NAME}"]
+    words += ["--out", f"{out.rstrip('/')}-2"]
+    return shlex.join(words + (["--data-dir", options.data_dir] if options.data_dir else []))
 
 
 def _to_go_on(options: argparse.Namespace, out: str) -> str:
@@ -88,10 +108,13 @@ def compare(options: argparse.Namespace) -> None:
     fixed = argparse.Namespace(**{k: None if k in axes else v for k, v in vars(options).items()})
     fixed.preset = fixed.preset or (None if options.config else COMPARED)
     base = config_of(fixed)
-    from jaxclip.train import data
-    from jaxclip.train.commands import compare
     from jaxclip.train.reporting import terminal
-    from jaxclip.train.training import optimizer
+
+    console = terminal.console(options.quiet)
+    with terminal.doing(console, "starting"):
+        from jaxclip.train import data
+        from jaxclip.train.commands import compare
+        from jaxclip.train.training import optimizer
 
     if options.seeds is not None:
         first = axes.get("seed", [base.seed])[0]
@@ -99,20 +122,37 @@ def compare(options: argparse.Namespace) -> None:
     variants = compare.variants(base, axes)
     for variant in variants:
         optimizer.check(variant.configs[0])
-    images = data.load(base.dataset, options.data_dir)
+    with terminal.doing(console, READING):
+        images = data.load(base.dataset, options.data_dir)
     variants = compare.variants(presets.on(base, images.key), axes)
-    compare.run(variants, images, options.out, terminal.console(), at_once=options.at_once)
+    compare.run(variants, images, options.out, console, at_once=options.at_once)
 
 
 def evaluate(options: argparse.Namespace) -> None:
     """Starts `jaxclip evaluate`."""
-    from jaxclip.train import data
-    from jaxclip.train.commands import evaluate
     from jaxclip.train.reporting import terminal
 
+    console = terminal.console()
+    with terminal.doing(console, "starting"):
+        from jaxclip.train import data
+        from jaxclip.train.commands import evaluate
+
     config = evaluate.config(options.folder)
-    images = data.load(config.dataset, options.data_dir)
-    evaluate.run(config, images, options.folder, terminal.console())
+    with terminal.doing(console, READING):
+        images = data.load(config.dataset, options.data_dir)
+    evaluate.run(config, images, options.folder, console)
+
+
+def diagnose(options: argparse.Namespace) -> None:
+    """Starts `jaxclip diagnose`."""
+    from jaxclip.train.reporting import terminal
+
+    console = terminal.console()
+    with terminal.doing(console, "starting"):
+        from jaxclip.train.commands import diagnose_file
+
+    names = {name: getattr(options, name) for name in ("gradients", "weights", "updates")}
+    diagnose_file.run(options.file, console, options.out, names)
 
 
 def list_presets(options: argparse.Namespace) -> None:

@@ -8,23 +8,26 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from rich.console import Console
+from rich.progress import Progress, TaskID
 
 from jaxclip.train.commands.train import set_earlier_run_aside
 from jaxclip.train.config.presets import Config
 from jaxclip.train.data import Data
-from jaxclip.train.errors import UserError
+from jaxclip.train.errors import RunError, UserError
 from jaxclip.train.recording import strict_json
 from jaxclip.train.recording.history import History
 from jaxclip.train.recording.metrics_file import MetricsFile
 from jaxclip.train.recording.run_folder import RunFolder
-from jaxclip.train.reporting import comparison, comparison_table, terminal
+from jaxclip.train.reporting import comparison, comparison_table, epoch_table, terminal
 from jaxclip.train.training import batched_runs, loop
 from jaxclip.train.training.blocks import Part
+from jaxclip.train.words import count
 
 # On a CPU one run uses all cores, unless its arrays are so small that most of a step is overhead.
 # Measured on two cores: vmap over four runs takes 1.1 times as long as the four in turn for
@@ -132,8 +135,11 @@ def _run(
     }
     strict_json.write(folder.path / "compare.json", content)
     comparison.draw(rows, histories, folder.path / "compare.png")
-    console.print(comparison_table.table(f"{preset} on {data.name}", rows))
+    comparison_table.show(console, f"{preset} on {data.name}", rows)
     terminal.say(console, f"written to {folder.path} ({content['seconds']:.0f} s)")
+    if sum(map(comparison_table.lost_runs, rows)) == len(runs):
+        lost = f"the loss of {'each' if len(runs) > 1 else 'the'} run was not finite"
+        raise RunError(f"{lost}; a smaller --learning-rate or another --clip may help")
     return content
 
 
@@ -152,25 +158,36 @@ def _train(
     """Trains the runs program by program, and records their epochs."""
     configs = [run.config for run in runs]
     groups = batched_runs.groups(configs)
-    count = len({id(run.variant) for run in runs})
-    terminal.say(console, f"{len(runs)} runs of {count} variants, {len(groups)} programs")
+    variants = len({id(run.variant) for run in runs})
+    parts = count(len(runs), "run"), count(variants, "variant"), count(len(groups), "program")
+    terminal.say(console, "{} of {}, {}".format(*parts))
     with MetricsFile(folder.path) as metrics, terminal.progress(console) as bar:
         first = {"kind": "run", "preset": configs[0].preset}
         metrics.write(first | {"data": data.name, "source": data.source})
-        task = bar.add_task("compare", total=sum(config.epochs for config in configs))
-
-        def check(part: Part) -> None:
-            folder.check()
-
+        task = bar.add_task("compiling", total=sum(config.epochs for config in configs))
+        done = 0
         for group in groups:
             members = [configs[i] for i in group]
             together = is_faster_at_once(members, data) if at_once is None else at_once
-            for i, epoch in batched_runs.train(members, data, at_once=together, after_block=check):
+            bar.update(task, description="compiling")
+            share = (len(group) if together else 1) / loop.steps_per_epoch(members[0], data)
+            watch = partial(_watch, folder, bar, task, members[0].epochs, share)
+            for i, epoch in batched_runs.train(members, data, at_once=together, after_block=watch):
                 run = runs[group[i]]
                 folder.check()
                 run.history.add(epoch)
                 metrics.write_epoch(epoch, run.config.log_every, **_labels(run))
-                bar.advance(task)
+                done += 1
+                bar.update(task, completed=done)
+
+
+def _watch(
+    folder: RunFolder, bar: Progress, task: TaskID, epochs: int, share: float, part: Part
+) -> None:
+    """Checks the folder, and moves the bar by the `share` of an epoch that each step is."""
+    folder.check()
+    name, steps = epoch_table.name(part.number, epochs), len(part.blocks[-1]["loss"])
+    bar.update(task, description=name, advance=share * steps)
 
 
 def is_faster_at_once(configs: Sequence[Config], data: Data) -> bool:

@@ -12,7 +12,7 @@ from jaxclip.train.recording.history import History
 from jaxclip.train.training import loop
 
 # The loss of the best constant outputs for a number of classes with equally many examples.
-_CHANCE = {
+CHANCE = {
     "cross_entropy": math.log,
     "mse": lambda classes: (classes - 1) / classes**2,
     "sse": lambda classes: (classes - 1) / classes,
@@ -27,7 +27,7 @@ def of_run(past: History, config: Config, data: Data) -> Diagnosis:
         *("grads", "weights", "updates"),
         order=_order(config, data),
         loss=past.loss,
-        chance=_CHANCE[config.loss](classes),
+        chance=CHANCE[config.loss](classes),
     )
 
 

@@ -5,12 +5,14 @@ from typing import Any
 
 from rich.console import Console
 
+from jaxclip.train.commands.train_screen import test_rows
 from jaxclip.train.config.presets import Config
 from jaxclip.train.data import Data
 from jaxclip.train.errors import user_path
 from jaxclip.train.recording import checkpoints, resuming
 from jaxclip.train.reporting import terminal
 from jaxclip.train.training import loop
+from jaxclip.train.words import count
 
 
 def config(folder: str) -> Config:
@@ -30,6 +32,9 @@ def run(config: Config, data: Data, folder: str, console: Console) -> dict[str, 
     terminal.say(console, data.describe())
     test = data.test_images, data.test_labels
     scores = {k: float(v) for k, v in prepared.evaluate(state.params, state.stats, *test).items()}
-    title = f"{config.preset} on {data.name}, checkpoint after epoch {position.epochs}"
-    console.print(terminal.summary_table(title, terminal.test_rows(scores)))
+    done = count(position.epochs, "epoch")
+    if position.begun:
+        done += " and " + count(position.begun, "step")
+    title = f"{config.preset} on {data.name}, checkpoint after {done} of {config.epochs}"
+    terminal.records(console, title, test_rows(scores))
     return scores

@@ -8,16 +8,15 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from rich.console import Console
 
 from jaxclip.diagnosis import Diagnosis
 from jaxclip.train import signals
-from jaxclip.train.commands import diagnosing
+from jaxclip.train.commands import diagnosing, train_screen
 from jaxclip.train.commands.keeper import Keeper
+from jaxclip.train.commands.train_screen import Screen
 from jaxclip.train.config import config_file, presets
 from jaxclip.train.config.presets import Config
 from jaxclip.train.data import Data
@@ -29,10 +28,11 @@ from jaxclip.train.recording.metrics_file import MetricsFile
 from jaxclip.train.recording.run_folder import RunFolder
 from jaxclip.train.recording.tensorboard_events import TensorBoardEvents
 from jaxclip.train.reporting import figures, layer_figure, terminal
-from jaxclip.train.training import kernel_norms, loop, nonfinite, processes, tensor_norms
+from jaxclip.train.training import kernel_norms, loop, nonfinite, processes
 from jaxclip.train.training.blocks import Part
 from jaxclip.train.training.kernel_norms import Kernel
 from jaxclip.train.training.loop import Epoch, Run
+from jaxclip.train.words import count
 
 
 class _Job(NamedTuple):
@@ -57,6 +57,7 @@ def run(
     resume: bool = False,
     tensorboard: bool = False,
     command: str = "",
+    again: str = "",
 ) -> dict[str, Any]:
     """Trains a run into the folder `out`; returns the content of `summary.json`.
 
@@ -72,12 +73,15 @@ def run(
         as if it had not been interrupted.
       tensorboard: write event files too.
       command: the command that goes on after a signal.
+      again: the command that starts the same run in another folder, to be changed by flags.
     """
     start = time.perf_counter()
-    prepared = loop.prepare(presets.on(config, data.key), data)
+    with terminal.doing(console, "building the network"):
+        prepared = loop.prepare(presets.on(config, data.key), data)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(RunFolder(out, lock=processes.is_leader()))
         terminal.say(console, data.describe())
+        train_screen.show_lesson(prepared.config, console)
         resume = resume and bool(resuming.names(folder.path))
         processes.wait_for_all()  # until all have looked
         if processes.is_leader() and not resume:
@@ -89,7 +93,7 @@ def run(
         job = _Job(prepared, data, Position(0, 0), folder, checkpoints, kernels, command)
         job = _resumed(job, console) if resume else job
         if processes.is_leader():
-            return _train_and_summarize(job, console, tensorboard, start)
+            return _train_and_summarize(job, console, tensorboard, start, again)
         for _ in _epochs(job, lambda part: None):
             pass
         return {}
@@ -132,13 +136,14 @@ def _epochs(job: _Job, after_block: Callable[[Part], None]) -> Iterator[tuple[Ep
 
 
 def _train_and_summarize(
-    job: _Job, console: Console, tensorboard: bool, start: float
+    job: _Job, console: Console, tensorboard: bool, start: float, again: str
 ) -> dict[str, Any]:
     config, status = job.run.config, "stopped"
     path = job.folder.path / config_file.NAME
     strict_json.write(path, dataclasses.asdict(config), exact=True)
+    screen = Screen(job.run, job.folder.path, console)
     try:
-        _train(job, console, tensorboard)
+        _train(job, screen, tensorboard)
     except BaseException as error:
         status = "interrupted" if isinstance(error, InterruptError | KeyboardInterrupt) else status
         status = "non-finite loss" if isinstance(error, nonfinite.NonFiniteLossError) else status
@@ -147,7 +152,7 @@ def _train_and_summarize(
         raise
     summary, past = _summarize(job, "finished", start, console)
     if past.epochs:
-        _print_summary(summary, past, job.folder.path, console)
+        screen.finish(summary, past, job.kernels, again)
     return summary
 
 
@@ -158,7 +163,7 @@ def _summarize(
     job.folder.check()
     past = history.read(job.folder.path)
     if past.damaged:
-        lines = f"{past.damaged} damaged line" + "s" * (past.damaged > 1)
+        lines = count(past.damaged, "damaged line")
         terminal.say(console, f"note: {lines} of {metrics_file.NAME} left out")
     past.name = job.run.config.preset
     summary = {"status": status, "preset": past.name, "data": job.data.name}
@@ -170,30 +175,20 @@ def _summarize(
     summary |= {"damaged_lines": past.damaged, "seconds": time.perf_counter() - start}
     strict_json.write(job.folder.path / "summary.json", summary)
     if found is not None:
-        _draw(job, past, found)
+        with terminal.doing(console, "drawing figures"):
+            _draw(job, past, found)
     return summary, past
 
 
-def _train(job: _Job, console: Console, tensorboard: bool) -> None:
+def _train(job: _Job, screen: Screen, tensorboard: bool) -> None:
     """Trains all epochs that are left, and records and prints each."""
     config, position = job.run.config, job.position
     events = TensorBoardEvents(job.folder.path, position.steps) if tensorboard else None
-    with MetricsFile(job.folder.path, events) as metrics, terminal.progress(console) as bar:
+    with MetricsFile(job.folder.path, events) as metrics, screen.training(position):
         metrics.write(_first_record(job))
-        if position.steps:
-            done = f"{position.epochs} of {config.epochs} epochs"
-            more = f" and {position.begun} steps" if position.begun else ""
-            terminal.say(console, f"resuming after {done}{more}")
-        task = bar.add_task(config.preset, total=config.epochs, completed=position.epochs)
-        steps = job.run.steps_per_epoch
-
-        def advance(part: Part) -> None:
-            bar.update(task, completed=part.number + part.steps / steps)
-
-        for epoch, norms in _epochs(job, advance):
+        for epoch, norms in _epochs(job, screen.after_block):
             metrics.write_epoch(epoch, config.log_every, norms)
-            _print_epoch(config, epoch, console)
-            bar.update(task, completed=epoch.number + 1)
+            screen.after_epoch(epoch)
     job.checkpoints.wait()
 
 
@@ -202,31 +197,6 @@ def _first_record(job: _Job) -> dict[str, Any]:
         return {"kind": "resume", "epoch": job.position.epochs, "step": job.position.steps}
     settings = dataclasses.asdict(job.run.config)
     return {"kind": "run", **settings, "data": job.data.name, "source": job.data.source}
-
-
-def _print_epoch(config: Config, epoch: Epoch, console: Console) -> None:
-    if config.report == "tensors" and epoch.number == 0:
-        for line in _second_step(epoch):
-            terminal.say(console, line)
-    losses = epoch.telemetry["loss"][:: config.log_every] if config.report == "losses" else None
-    scores = metrics_file.scores(epoch)
-    terminal.say(console, terminal.epoch_line(epoch.number, scores, losses))
-    problem = nonfinite.failure(epoch.first_step, epoch.telemetry)
-    is_new = epoch.number == 0 or np.isfinite(epoch.telemetry["loss"][0])
-    if problem and is_new and config.allow_nonfinite:
-        terminal.say(
-            console,
-            f"note: {problem}; training goes on; to stop it there, give --no-allow-nonfinite",
-        )
-
-
-def _second_step(epoch: Epoch) -> list[str]:
-    """Returns the lines with the norms at the second step, which the tutorial prints."""
-    names, row = tensor_norms.names(epoch.telemetry), min(1, len(epoch.telemetry["loss"]) - 1)
-    before, after = (
-        tensor_norms.norms(epoch.telemetry, monitor, names)[row] for monitor in ("grads", "clipped")
-    )
-    return terminal.tensor_lines(row, names, before, after)
 
 
 def _scores(past: History) -> dict[str, Any]:
@@ -239,19 +209,3 @@ def _draw(job: _Job, past: History, found: Diagnosis) -> None:
     figures.run(past, clips=bool(job.run.config.clip), path=folder / "run.png")
     figures.weights(past, job.kernels, path=folder / "weights.png")
     layer_figure.draw(past, found, folder / "layers.png")
-
-
-def _print_summary(summary: dict[str, Any], past: History, folder: Path, console: Console) -> None:
-    largest = [v for k, v in past.epochs[-1].items() if k.startswith("weights/largest/")]
-    rows = {
-        **terminal.test_rows(summary),
-        "largest gradient norm, last epoch": terminal.number(summary["grad_norm_max"]),
-        "largest norm of a unit, by kernel": terminal.numbers(largest),
-        "epochs": str(summary["epochs"]),
-        "seconds": f"{summary['seconds']:.1f}",
-        "written to": str(folder),
-    }
-    title = f"{summary['preset']} on {summary['data']}"
-    console.print(terminal.summary_table(title, rows))
-    for sentence in summary["findings"]:
-        terminal.say(console, f"- {terminal.as_flag(sentence)}")

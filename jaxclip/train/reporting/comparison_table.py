@@ -4,28 +4,34 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.table import Table
+from rich.console import Console
 
+from jaxclip.train.reporting import terminal
 from jaxclip.train.reporting.terminal import number, percent
+from jaxclip.train.words import count
 
 Row = dict[str, Any]
+_HEADS = (
+    *("rule", "rate", "train loss", "test loss", "test accuracy", "range"),
+    *("largest norm", "clipped", "lost"),
+)
+# The order in which columns are left out of a table that is too wide.
+_OPTIONAL = ("train loss", "largest norm", "test loss", "range", "clipped")
 
 
-def table(title: str, rows: Sequence[Row]) -> Table:
-    """Returns the table: medians over the seeds, and the range of the test accuracy."""
+def show(console: Console, title: str, rows: Sequence[Row]) -> None:
+    """Prints the table: medians over the seeds, and the range of the test accuracy.
+
+    The row with the best median accuracy is bold.
+    """
     seeds = max(len(row["seeds"]) for row in rows)
-    title += f", medians of {seeds} seeds" * (seeds > 1)
-    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    result.add_column("rule", overflow="fold")
-    losses, norms = ("train loss", "test loss"), ("largest norm", "clipped", "lost")
-    for head in ("rate", *losses, "test accuracy", "range", *norms):
-        result.add_column(head, justify="right", overflow="fold")
+    terminal.say(console, title + f", medians of {count(seeds, 'seed')}" * (seeds > 1), "bold")
     best = best_of(rows)
-    for row in rows:
-        style = "bold" if row is best else None
-        result.add_row(row["rule"], *_cells(row), style=style)
-    return result
+    bold = next((i for i, row in enumerate(rows) if row is best), None)
+    cells = [[row["rule"], *_cells(row)] for row in rows]
+    left_out = terminal.table(console, _HEADS, cells, optional=_OPTIONAL, bold=bold)
+    if left_out:
+        terminal.say(console, f"left out for want of space: {', '.join(left_out)}")
 
 
 def _cells(row: Row) -> list[str]:

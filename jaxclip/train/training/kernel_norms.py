@@ -16,7 +16,7 @@ from jaxclip.train.training import optimizer
 from jaxclip.train.training.loop import State
 
 Tree = Any
-_UNITS: dict[tuple[int, ...], str] = {(0,): "columns", (1,): "rows"}
+_UNITS: dict[tuple[int, ...], str] = {(0,): "column", (1,): "row"}
 
 
 class Kernel(NamedTuple):
@@ -38,10 +38,15 @@ class Kernel(NamedTuple):
         return f"layers/{self.layer}/kernel"
 
     @property
+    def unit(self) -> str:
+        """The word for one of its units: `column`, `row` or `whole`."""
+        return _UNITS.get(self.axis, "whole")
+
+    @property
     def label(self) -> str:
-        """The kernel's name in a figure, as `W1, rows ≤ 1`."""
+        """The kernel's name in a figure, as `layers/0, row ≤ 1`."""
         limit = "" if self.limit is None else f" ≤ {self.limit:g}"
-        return f"W{self.layer + 1}, {_UNITS.get(self.axis, 'whole')}{limit}"
+        return f"layers/{self.layer}, {self.unit}{limit}"
 
 
 def kernels(config: Config, params: Tree) -> tuple[Kernel, ...]:
