@@ -46,9 +46,10 @@ def train(options: argparse.Namespace) -> None:
         from jaxclip.train.recording import resuming
         from jaxclip.train.training import processes
 
-    index = options.process_index
-    processes.connect(options.coordinator, options.process_count, index, options.cluster)
     out = options.out or f"runs/{config.preset}"
+    command = _to_go_on(options, out)
+    who = (options.coordinator, options.process_count, options.process_index, options.cluster)
+    processes.connect(*who, command)
     console = terminal.console(quiet=options.quiet or not processes.is_leader())
     if options.resume:
         config = resuming.check(out, config)
@@ -61,8 +62,8 @@ def train(options: argparse.Namespace) -> None:
         "resume": options.resume,
         "tensorboard": options.tensorboard,
     }
-    with processes.explain_lost_process():
-        train.run(config, images, out, console, command=_to_go_on(options, out), **switches)
+    with processes.explain_lost_process(command):
+        train.run(config, images, out, console, command=command, **switches)
 
 
 def _to_vary(options: argparse.Namespace, out: str) -> str:
