@@ -1,4 +1,4 @@
-"""The training program: `jaxclip demo`, `train`, `evaluate`, `compare` and `presets`.
+"""The training program: `jaxclip demo`, `train`, `evaluate`, `compare`, `diagnose`, `presets`.
 
 It uses the library's public names; the library never imports it. Imports go down this list only:
 
@@ -10,4 +10,5 @@ It uses the library's public names; the library never imports it. Imports go dow
 - `config`: presets, config files, and rules written as text
 - `data`: images and labels
 - `errors`, `signals`: errors of the user, printed in one line; signals that end the program
+- `words`: counts with their nouns, and the name that a misspelt one resembles
 """

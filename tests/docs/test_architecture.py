@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
 PACKAGE = Path(jaxclip.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 TRAIN = ["cli", "commands", "reporting", "recording", "training", "config", "data"]
-TRAIN += ["errors", "signals"]
+TRAIN += ["errors", "signals", "words"]
 needs_page = pytest.mark.skipif(not PAGE.exists(), reason="docs/ is not beside the tests")
 
 

@@ -15,6 +15,7 @@ from jaxclip.train.recording import files, history, metrics_file, run_folder
 from jaxclip.train.recording.metrics_file import MetricsFile
 from jaxclip.train.recording.run_folder import RunFolder
 from jaxclip.train.reporting import terminal
+from jaxclip.train.reporting.epoch_table import EpochTable
 from tests.train import runs
 
 RUN = ["train", "explode", *runs.SMALL]
@@ -193,7 +194,7 @@ def test_a_home_folder_that_does_not_exist(arguments, capsys):
 @pytest.mark.parametrize("name", ["a[b]c", "[red]", "*", "a?b", "x\ny", "ü ñ", "[!a]"])
 def test_a_path_is_printed_and_written_as_it_is(name, tmp_path, capsys):
     with RunFolder(str(tmp_path / name)) as folder:
-        terminal.console().print(terminal.summary_table(name, {name: str(folder.path.name)}))
+        terminal.records(terminal.console(), name, {name: str(folder.path.name)})
     if "\n" not in name:
         assert capsys.readouterr().out.count(name) == 3
     assert (tmp_path / name / run_folder.LOCK).is_file()
@@ -218,11 +219,11 @@ def test_a_limit_on_the_size_of_files_ends_the_run(limit, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_folder_removed_while_a_run_writes_ends_it(tmp_path, capsys, monkeypatch):
-    def remove(*arguments, original=terminal.epoch_line):
+    def remove(*arguments, original=EpochTable.line):
         shutil.rmtree(tmp_path / "out")
         return original(*arguments)
 
-    monkeypatch.setattr(terminal, "epoch_line", remove)
+    monkeypatch.setattr(EpochTable, "line", remove)
     assert cli.main([*RUN, "--epochs", "9", "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert said == f"jaxclip: error: {tmp_path}/out: was removed or replaced " + (
