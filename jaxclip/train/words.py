@@ -33,4 +33,4 @@ def closest(word: object, names: Iterable[str]) -> str | None:
     >>> closest("--lerning-rate", ["--learning-rate", "--log-every"])
     '--learning-rate'
     """
-    return next(iter(difflib.get_close_matches(str(word), list(names), 1)), None)
+    return next(iter(difflib.get_close_matches(str(word), list(names), 1, 0.7)), None)

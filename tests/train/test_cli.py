@@ -1,6 +1,7 @@
 """The command line: the files it writes, and errors in one line."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -19,8 +20,15 @@ SMALL = [*runs.SMALL, "--epochs", "2"]
 
 
 ERRORS = [
-    ([], "COMMAND"),
-    (["trian"], "'trian'"),
+    (["trian"], "COMMAND=trian: unknown, did you mean train? Choose from demo, presets, train"),
+    (["exploit"], "COMMAND=exploit: unknown, choose from demo, presets, train"),
+    (["train", "exploed"], "PRESET=exploed: unknown, did you mean explode? Choose from explode,"),
+    (["train", "--lerning-rate=1"], "--lerning-rate: unknown argument, did you mean --learning-ra"),
+    (["train", "forward", "extra"], "extra: unknown argument, see jaxclip train --help"),
+    (["--wrong", "presets"], "--wrong: unknown argument, see jaxclip --help"),
+    (["train", "explode", "--clip", "globl_norm=1"], "'globl_norm', did you mean global_norm? Cho"),
+    (["train", "explode", "--clip", "norm=1,axs=0"], "'axs=0', did you mean axis? Choose from"),
+    (["train", "explode", "--init", "glort"], "--init=glort: unknown, did you mean glorot? Choose"),
     (["train"], "PRESET"),
     (["train", "nope"], "PRESET=nope: unknown, choose from explode, forward"),
     (["train", "explode", "--clip", "foo=1"], "--clip foo=1: unknown rule"),
@@ -30,11 +38,11 @@ ERRORS = [
     (["train", "explode", "--project", "min_norm=1"], "--project min_norm=1: unknown rule"),
     (["train", "explode", "--batch-size", "0"], "--batch-size=0: must be at least 1"),
     (["train", "explode", "--batch-size", "9999"], "--batch-size=9999: more than the 1,437"),
-    (["train", "explode", "--batch-size", "1.5"], "--batch-size: invalid int value: '1.5'"),
+    (["train", "explode", "--batch-size", "1.5"], "--batch-size=1.5: must be a whole number"),
     (["train", "explode", "--epochs", "-3"], "--epochs=-3"),
     (["train", "explode", "--log-every", "0"], "--log-every=0"),
     (["train", "explode", "--sizes", "8,0"], "--sizes=8,0: must be widths"),
-    (["train", "explode", "--sizes", "8;4"], "--sizes: '8;4' is not a list of widths"),
+    (["train", "explode", "--sizes", "8;4"], "--sizes=8;4: must be widths, as 512,256"),
     (["train", "explode", "--sizes", "99999,99999"], "at most 500,000,000 parameters"),
     (["train", "explode", "--learning-rate", "nan"], "--learning-rate=nan"),
     (["train", "explode", "--learning-rate", "-1"], "--learning-rate=-1.0"),
@@ -42,7 +50,7 @@ ERRORS = [
     (["train", "explode", "--momentum", "1"], "--momentum=1.0"),
     (["train", "explode", "--decay-steps", "0"], "--decay-steps=0"),
     (["train", "explode", "--seed", "-1"], "--seed=-1"),
-    (["train", "explode", "--activation", "sine"], "--activation=sine: must be one of relu"),
+    (["train", "explode", "--activation", "sine"], "--activation=sine: unknown, choose from relu"),
     (["train", "explode", "--dtype", "int8"], "--dtype=int8"),
     (["train", "explode", "--dataset", "cifar"], "--dataset=cifar: unknown"),
     (["train", "explode", "--data-dir", "/no/such"], "--data-dir=/no/such"),
@@ -60,8 +68,8 @@ ERRORS = [
     (["train", "explode", "--clip", "by=zz,scope=leaf"], "zz is neither a number nor one of"),
     (["train", "--resume", "--out", "nowhere"], "PRESET: needed, choose from explode"),
     (["train", "--config", "/no/such"], "--config=/no/such: No such file or directory"),
-    (["train", "explode", "--config", "/dev/null"], "--config=/dev/null: not JSON"),
-    (["train", "explode", "--parallel", "tpu"], "--parallel=tpu: must be one of none, jit, pmap"),
+    (["train", "explode", "--config", "/dev/null"], "--config=/dev/null: not "),
+    (["train", "explode", "--parallel", "tpu"], "--parallel=tpu: unknown, choose from none, jit"),
     (["train", "explode", "--parallel", "jit", "--batch-size", "12"], "multiple of the 8 devices"),
     (["evaluate"], "FOLDER"),
     (["evaluate", "/no/such"], "FOLDER: no run in /no/such"),
@@ -120,11 +128,17 @@ def test_train_writes_all_files(tmp_path, capsys):
     said = capsys.readouterr()
     assert said.err == ""
     assert "data: digits (8x8), 1,437 training and 360 test images" in said.out
-    assert "step 1, norms of W1 b1 W2 b2 global" in said.out
-    assert "epoch 1: loss" in said.out
+    assert "gradient norms at step 1, the second\n" in said.out
+    assert [line.split()[0] for line in said.out.splitlines() if line.startswith("layers/")] == [
+        f"layers/{i}/{part}" for i in (0, 1) for part in ("kernel", "bias")
+    ]
+    assert [line[:9] for line in said.out.splitlines() if line.startswith("epoch")] == [
+        *("epoch 1/2", "epoch 2/2")
+    ]
     first = records(out)
     assert [r["kind"] for r in first] == ["run", "step", "step", "epoch", "step", "step", "epoch"]
     assert [r["step"] for r in first if r["kind"] == "step"] == [0, 1, 2, 3]
+    assert [r["epoch"] for r in (first[3], first[6])] == [0, 1]  # on the screen they are 1 and 2
     step = first[1]
     tensors = [f"layers/{i}/{part}" for i in (0, 1) for part in ("kernel", "bias")]
     for monitor in ("grads", "clipped"):
@@ -134,8 +148,11 @@ def test_train_writes_all_files(tmp_path, capsys):
         assert line["weights/largest/layers/0/kernel"] == pytest.approx(0.2, rel=1e-6)
         assert line["weights/median/layers/0/kernel"] <= 0.2 * (1 + 1e-6)
         assert line["weights/largest/layers/1/kernel"] > 0.2
-    assert "largest norm of a unit, by kernel" in said.out
-    assert "0.2000 0." in said.out
+    assert "  largest row norm, layers/0/kernel     0.2000 (limit 0.2)\n" in said.out
+    assert re.search(r"  largest column norm, layers/1/kernel  0\.\d+ \(no limit\)\n", said.out)
+    assert "findings from 4 recorded steps, 0 to 3, of 4, counted from 0:\n" in said.out
+    again = f"jaxclip train --config {out}/config.json --out {out}-2 --"
+    assert said.out.splitlines()[-1].startswith(f"next: {again}")
     assert summary(out)["status"] == "finished"
     assert summary(out)["test_accuracy"] == first[-1]["test_accuracy"]
     assert strictly((out / "config.json").read_text())["sizes"] == [8]
@@ -150,8 +167,9 @@ def test_train_writes_all_files(tmp_path, capsys):
 @pytest.mark.slow
 def test_default_folder_and_printed_losses(capsys, tmp_path):
     assert cli.main(["train", "forward", *SMALL, "--epochs", "1", "--log-every", "1"]) == 0
-    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("epoch 0: "))
-    losses = [float(x) for x in line.removeprefix("epoch 0: ").split(" | ")[0].split()]
+    start = "  loss at steps 0 to 1: "
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith(start))
+    losses = [float(x) for x in line.removeprefix(start).split()]
     written = records(tmp_path / "work" / "runs" / "forward")
     assert losses == pytest.approx([r["loss"] for r in written if r["kind"] == "step"], abs=1e-4)
 
@@ -180,14 +198,19 @@ def test_interrupt_keeps_written_files(tmp_path, capsys):
     assert summary(tmp_path)["epochs"] == 1
 
 
+UNUSED = ("b1", "b2", "weight_decay")  # the presets use no Adam
+
+
 def test_presets_prints_every_hyper_parameter(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setenv("COLUMNS", "80")
     assert cli.main(["presets"]) == 0
     said = capsys.readouterr().out
     for field in presets.fields()[1:]:
-        assert f"--{field.name.replace('_', '-')}" in said
-    for value in (*presets.PRESETS, "512, 256", "global_norm=15", "22000", "0.001", "max_norm=1.0"):
+        name = field.name.replace("_", "-")
+        assert re.search(f"--(no-)?{name}", said) or field.name in UNUSED
+    for value in (*presets.PRESETS, "512,256", "global_norm=15", "22000", "0.001", "max_norm=1.0"):
         assert value in said
+    assert max(map(len, said.splitlines())) <= 80
 
 
 def test_presets_have_the_tutorials_settings():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import pytest
 
@@ -99,7 +100,7 @@ def test_compare_reads_a_config_file(tmp_path, monkeypatch):
     part = file_of(tmp_path, {"preset": "forward", "sizes": [3], "dataset": "digits", "seed": 4})
     seen = []
     monkeypatch.setattr(compare, "run", lambda variants, *rest, **more: seen.extend(variants))
-    monkeypatch.setattr(data, "load", lambda *where: where)
+    monkeypatch.setattr(data, "load", lambda *where: types.SimpleNamespace(key="mnist"))
     assert cli.main(["compare", "--config", str(part), "--seeds", "2", "--dropout", "0.5"]) == 0
     changes = {"sizes": (3,), "dataset": "digits", "dropout": 0.5, "allow_nonfinite": False}
     base = dataclasses.replace(presets.get("forward"), **changes)

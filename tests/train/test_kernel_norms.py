@@ -54,7 +54,8 @@ def test_norms_of_units():
     assert record["weights/largest/layers/1/kernel"] == seen[1, 0]
     assert record["weights/median/layers/2/kernel"] == seen[2, 1]
     assert len(record) == 6
-    assert [k.label for k in watched] == ["layers/0, column", "layers/1, row ≤ 1", "layers/2, whole"]
+    labels = ["layers/0, column", "layers/1, row ≤ 1", "layers/2, whole"]
+    assert [k.label for k in watched] == labels
 
 
 @pytest.mark.parametrize("count", [1, 12])

@@ -157,9 +157,12 @@ def test_every_projection_has_a_spec():
         ("box=2:1", "min_value=2 exceeds max_value=1"),
         ("spectral_norm", "needs a value"),
         ("spectral_norm=1,how=cut", "how='cut'"),
-        ("spectral_norm=1,axes=0", "unknown option 'axes=0', choose from how, method, axis"),
+        (
+            "spectral_norm=1,axes=0",
+            "unknown option 'axes=0', did you mean axis? Choose from how,",
+        ),
         ("max_norm=1,mask=true", "unknown option"),
-        ("global_norm=1", "unknown rule 'global_norm', choose from max_norm"),
+        ("global_norm=1", "unknown rule 'global_norm', did you mean --clip global_norm=1?"),
     ],
 )
 def test_errors_of_projections_are_one_line(text, message):
