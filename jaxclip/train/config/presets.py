@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxclip.train.errors import UserError
+from jaxclip.train.words import choose
 
 DATASETS = ("mnist", "fashion_mnist", "digits")
 CHOICES = {
@@ -36,6 +37,11 @@ _USED_WITH = {
     "power": ("schedule", ("polynomial",)),
 }
 MAX_PARAMETERS = 500_000_000
+MAX_LAYERS = 200  # compilation takes a minute with 1,000
+MAX_RULES = 20  # in a chain
+MAX_WHOLE = 2**31  # steps are counted in int32
+MAX_NUMBER = 1e38  # float32 has no larger ones
+_IMAGES = 60_000  # for training; in the digits fewer
 
 
 @dataclass(frozen=True)
@@ -80,22 +86,31 @@ class Config:
     def __post_init__(self):
         """Raises `UserError` with the flag and its value if a field is out of range."""
         if self.dataset not in (None, *DATASETS):
-            choices = ", ".join(DATASETS)
-            raise UserError(f"--dataset={self.dataset}: unknown, choose from {choices}")
+            raise UserError(
+                f"--dataset={_short(self.dataset)}: unknown, {choose(self.dataset[:99], DATASETS)}"
+            )
         for field, choices in CHOICES.items():
             _require(self, field, getattr(self, field) in choices, f"one of {', '.join(choices)}")
-        for field in ("batch_size", "epochs", "log_every"):
-            _require(self, field, getattr(self, field) >= 1, "at least 1")
+        for field in ("batch_size", "epochs", "log_every", "decay_steps", "checkpoint_every"):
+            low, value = int(field != "checkpoint_every"), getattr(self, field)
+            if value is not None:
+                _require(self, field, value >= low, f"at least {low}")
+                _require(self, field, value < MAX_WHOLE, f"below {MAX_WHOLE:,}")
+        steps = self.epochs * _IMAGES // self.batch_size
+        _require(self, "epochs", steps < MAX_WHOLE, f"fewer, for less than {MAX_WHOLE:,} steps")
         for field in ("init_std", "learning_rate", "power"):
-            _require(self, field, 0 < getattr(self, field) < math.inf, "positive and finite")
-        _require(self, "checkpoint_every", self.checkpoint_every >= 0, "at least 0")
+            value = getattr(self, field)
+            _require(self, field, 0 < value < math.inf, "positive and finite")
+            _require(self, field, value < MAX_NUMBER, f"below {MAX_NUMBER}")
         for field in ("end_learning_rate", "weight_decay"):
-            _require(self, field, 0 <= getattr(self, field) < math.inf, "at least 0, finite")
+            holds = 0 <= getattr(self, field) < MAX_NUMBER
+            _require(self, field, holds, f"at least 0 and below {MAX_NUMBER}")
         for field in ("momentum", "b1", "b2", "dropout"):
             _require(self, field, 0 <= getattr(self, field) < 1, "at least 0 and below 1")
-        steps = self.decay_steps
-        _require(self, "decay_steps", steps is None or steps >= 1, "at least 1")
         _require(self, "seed", 0 <= self.seed < 2**32, "at least 0 and below 2**32")
+        for field in ("clip", "project", "guard"):
+            _require(self, field, len(getattr(self, field)) <= MAX_RULES, f"{MAX_RULES} at most")
+        _require(self, "sizes", len(self.sizes) <= MAX_LAYERS, f"{MAX_LAYERS} widths at most")
         _require(self, "sizes", all(n >= 1 for n in self.sizes), "widths of at least 1")
         count = sum(m * n for m, n in zip((784, *self.sizes), (*self.sizes, 10), strict=True))
         _require(self, "sizes", count <= MAX_PARAMETERS, f"at most {MAX_PARAMETERS:,} parameters")
@@ -113,8 +128,12 @@ class Config:
 def _require(config: Config, field: str, holds: bool, requirement: str) -> None:
     if not holds:
         value = getattr(config, field)
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        raise UserError(f"{flag(field)}={text}: must be {requirement}")
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        raise UserError(f"{flag(field)}={_short(text)}: must be {requirement}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) < 60 else f"{text[:40]}...{text[-10:]}"
 
 
 _VALUE_CLIP = Config(
@@ -233,7 +252,7 @@ def flag(field: str) -> str:
 def get(name: str, dataset: str | None = None) -> Config:
     """Returns the preset called `name`, as it is on a data set if that is given."""
     if name not in PRESETS:
-        raise UserError(f"PRESET={name}: unknown, choose from {', '.join(PRESETS)}")
+        raise UserError(f"PRESET={_short(name)}: unknown, {choose(_short(name), PRESETS)}")
     return on(PRESETS[name], dataset)
 
 

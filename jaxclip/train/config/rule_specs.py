@@ -5,6 +5,7 @@ available; its keywords come from its signature.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,8 +15,12 @@ import optax
 import jaxclip
 from jaxclip import thresholds
 from jaxclip.train.errors import UserError, first_line
+from jaxclip.train.words import choose
 
 Tree = Any
+
+MAX_TEXT = 500  # characters of a rule
+MAX_STATE = 500_000_000  # numbers that a rule remembers
 
 
 class Rule(NamedTuple):
@@ -141,8 +146,11 @@ class Spec(NamedTuple):
             made = function(*inner, *self.arguments, **self.options, **extra)
             state = jax.eval_shape(made.init, params)
             jax.eval_shape(made.update, params, state, params)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise self.error(first_line(error)) from error
+        numbers = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
+        if numbers > MAX_STATE:
+            raise self.error(f"remembers {numbers:.0e} numbers, more than {MAX_STATE:,}")
         return made
 
 
@@ -156,16 +164,25 @@ def parse(kind: str, text: str) -> Spec:
     Returns:
       The rule, its arguments and its options; `Spec.build` checks their values.
     """
+    if len(text) > MAX_TEXT:
+        raise UserError(f"--{kind} {text[:40]}...: longer than {MAX_TEXT} characters")
     head, *pairs = text.split(",")
     name, equals, value = head.partition("=")
-    names = {name: rule for rule in RULES[kind] for name in (*rule.short, rule.function)}
+    names = _names(kind)
     if name.strip() not in names:
-        raise UserError(f"--{kind} {text}: unknown rule {name!r}, choose from {', '.join(names)}")
+        flags = [f"--{other} {text}" for other in RULES if name.strip() in _names(other)]
+        near = f"did you mean {flags[0]}?" if flags else choose(name, names)
+        raise UserError(f"--{kind} {text}: unknown rule {name!r}, {near}")
     rule = names[name.strip()]
     spec = Spec(kind, text, rule, (), {})
     keys = (*_keywords(rule), "layers") if kind == "project" else _keywords(rule)
     options = _options(spec, pairs, keys)
     return spec._replace(arguments=_arguments(spec, equals, value), options=options)
+
+
+def _names(kind: str) -> dict[str, Rule]:
+    """Returns the rules of a kind by all of their names."""
+    return {name: rule for rule in RULES[kind] for name in (*rule.short, rule.function)}
 
 
 def _signature(rule: Rule) -> inspect.Signature:
@@ -201,7 +218,7 @@ def _options(spec: Spec, pairs: list[str], keys: tuple[str, ...]) -> dict[str, A
     for pair in pairs:
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not equals or key not in keys:
-            raise spec.error(f"unknown option {pair!r}, choose from {', '.join(keys) or 'none'}")
+            raise spec.error(f"unknown option {pair!r}, {choose(key, keys)}")
         if key in options:
             raise spec.error(f"option {key!r} given twice")
         options[key] = literal(value)
@@ -222,7 +239,8 @@ def literal(text: str) -> Any:
         return words[text.lower()]
     for number in (int, float):
         try:
-            return number(text)
+            value = number(text)
         except ValueError:
             continue
+        return float(text) if abs(value) >= 2**63 else value
     return text

@@ -5,6 +5,7 @@ parameters, of the gradient before and after clipping, and of the update. `rule_
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -72,10 +73,12 @@ def clips(config: Config) -> list[rule_specs.Spec]:
 
 
 def check(config: Config) -> None:
-    """Raises `UserError` if a rule of `config` cannot be parsed; needs no data."""
-    for kind in rule_specs.RULES:
-        for text in getattr(config, kind):
-            rule_specs.parse(kind, text)
+    """Raises `UserError` if a rule of `config` does not fit its network; needs no data."""
+    sizes = (64 if config.dataset == "digits" else 784, *config.sizes, 10)
+    array = functools.partial(jax.ShapeDtypeStruct, dtype=config.dtype)
+    pairs = enumerate(itertools.pairwise(sizes))
+    layers = {i: {"bias": array((n,)), "kernel": array((m, n))} for i, (m, n) in pairs}
+    build(config, {"layers": layers}, lambda step: 0.0)
 
 
 def build(
