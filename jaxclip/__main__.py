@@ -3,11 +3,12 @@
 
 import sys
 
-from jaxclip.train import signals
+from jaxclip.train import signals, streams
 
 
 def main() -> int:
     """Runs the command line; says what to install where the training extra is missing."""
+    streams.install()
     signals.install()
     try:
         from jaxclip.train import cli
@@ -15,9 +16,13 @@ def main() -> int:
         print(f"jaxclip: {error}; install it with: pip install 'jaxclip[train]'", file=sys.stderr)
         return signals.exit_with(2)
     try:
-        return signals.exit_with(cli.main())
+        code = cli.main()
     except SystemExit as error:  # --help
-        return signals.exit_with(int(error.code or 0))
+        code = int(error.code or 0)
+    if (reason := streams.failure()) and not code:
+        print(f"jaxclip: error: standard output was cut off ({reason})", file=sys.stderr)
+        code = 1
+    return signals.exit_with(code)
 
 
 if __name__ == "__main__":

@@ -10,5 +10,6 @@ It uses the library's public names; the library never imports it. Imports go dow
 - `config`: presets, config files, and rules written as text
 - `data`: images and labels
 - `errors`, `signals`: errors of the user, printed in one line; signals that end the program
+- `streams`: output that may be lost without harm
 - `words`: counts with their nouns, and the name that a misspelt one resembles
 """

@@ -38,7 +38,7 @@ def user_path(path: str | Path, flag: str) -> Path:
     """Returns a path that the user gave to `flag`, with `~` replaced by the home folder.
 
     Raises:
-      UserError: if there is no such home folder, or the path holds a null character.
+      UserError: if there is no such home folder, or the path has a null character or is not UTF-8.
     """
     try:
         result = Path(path).expanduser()
@@ -46,4 +46,8 @@ def user_path(path: str | Path, flag: str) -> Path:
         raise UserError(f"{flag}={path}: no such home folder") from None
     if "\0" in str(result):
         raise UserError(f"{flag}={path!r}: a path has no null character")
+    try:
+        str(result).encode()
+    except UnicodeEncodeError:  # the system's bytes; TensorStore takes text only
+        raise UserError(f"{flag}={path!r}: a path must be UTF-8") from None
     return result

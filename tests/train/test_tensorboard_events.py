@@ -1,16 +1,21 @@
 """TensorBoard's files, read by an independent reader, hold the numbers of `metrics.jsonl`."""
 
 import collections
+import errno
+import os
 import struct
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
 from jaxclip.train import cli
+from jaxclip.train.errors import RunError
 from jaxclip.train.recording import tensorboard_events
 from tests.train import runs
 
@@ -136,6 +141,51 @@ def test_non_finite_numbers_are_written_without_warnings(tmp_path, caplog, capfd
     assert found["epoch/seconds"] == {5: -np.inf}
     assert not caplog.records
     assert capfd.readouterr() == ("", "")
+
+
+def record(step):
+    return {"kind": "step", "step": step, "loss": float(step)}
+
+
+def test_a_full_disk_leaves_whole_events(tmp_path, monkeypatch):
+    writer, write, threads = tensorboard_events.TensorBoardEvents(tmp_path), os.write, []
+
+    def half(file, view):
+        threads.append(threading.current_thread())
+        if len(view) < 60:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, view[:-30])
+
+    writer.write([record(1)])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", half)
+        with pytest.raises(RunError, match=r"tensorboard/events\..*No space left on device"):
+            writer.write([record(step) for step in (2, 3)])
+    writer.close()
+    assert scalars(tmp_path) == {"loss": {1: 1.0}}
+    assert set(threads) == {threading.main_thread()}
+
+
+def test_a_clock_that_jumps_keeps_the_order_of_files(tmp_path, monkeypatch):
+    """TensorBoard sorts them by name; a name is never used twice."""
+    names = []
+    for step, clock in enumerate((5e9, 5e9 - 3600, 5e9, 5e9 + 3600)):
+        monkeypatch.setattr(time, "time", lambda clock=clock: clock)
+        writer = tensorboard_events.TensorBoardEvents(tmp_path, step)
+        writer.write([record(step)])
+        writer.close()
+        names += sorted({path.name for path in (tmp_path / "tensorboard").iterdir()} - {*names})
+    assert len(names) == 4
+    assert names == sorted(names)
+    assert scalars(tmp_path) == {"loss": {step: float(step) for step in range(4)}}
+
+
+def test_a_link_is_not_followed(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "tensorboard").symlink_to(tmp_path / "other")
+    with pytest.raises(RunError, match="tensorboard: is a symbolic link, not written to"):
+        tensorboard_events.TensorBoardEvents(tmp_path)
+    assert not list((tmp_path / "other").iterdir())
 
 
 def test_needs_no_tensorflow(tmp_path):

@@ -3,11 +3,13 @@
 Exit codes: 0 done, 1 the run failed, 2 the request is invalid, 128 + n ended by signal n.
 """
 
-import os
+import logging
 import sys
 
 from jaxclip.train.cli import parser
 from jaxclip.train.errors import InterruptError, UserError
+
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # no word on a home without a cache
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,9 +40,6 @@ def _run(argv: list[str] | None) -> int:
     except KeyboardInterrupt:
         print("jaxclip: interrupted; the files written so far are kept", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `jaxclip presets | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except OSError as error:  # the disk is full, or a folder was removed
         where = f"{error.filename}: " if error.filename else ""
         return _error(f"{where}{error.strerror or error}", 1)

@@ -56,6 +56,17 @@ def write_all(descriptor: int, content: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
+def append(descriptor: int, content: bytes) -> None:
+    """Writes all bytes at the end of a file, or none: it keeps its length if an error is raised."""
+    whole = os.fstat(descriptor).st_size
+    try:
+        write_all(descriptor, content)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, whole)
+        raise
+
+
 def sync_folder(folder: Path) -> None:
     """Flushes a folder's entries to the disk, where the system can."""
     with contextlib.suppress(OSError):

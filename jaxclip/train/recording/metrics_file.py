@@ -69,13 +69,7 @@ class MetricsFile(contextlib.AbstractContextManager):
           RunError: if they cannot be written; the file ends with a whole line.
         """
         with files.explained(self._path):
-            whole = os.fstat(self._file).st_size
-            try:
-                files.write_all(self._file, "".join(map(strict_json.line, records)).encode())
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.ftruncate(self._file, whole)
-                raise
+            files.append(self._file, "".join(map(strict_json.line, records)).encode())
             if time.monotonic() - self._synced >= _SYNC_SECONDS:
                 os.fsync(self._file)
                 self._synced = time.monotonic()
