@@ -197,6 +197,19 @@ def test_what_a_killed_process_left_is_removed(fashion, folder):
     assert content(folder) == [NAME, f"{NAME}.lock"]
 
 
+# The place of the cache --------------------------------------------------------------------------
+
+
+def test_the_cache_is_in_one_place(prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(prepared / "mnist", tmp_path / ".cache/jaxclip/mnist")
+    assert data.load().key == "digits"
+    monkeypatch.setenv(cache.VARIABLE, "")
+    assert is_made_up(data.load())
+    monkeypatch.setenv(cache.VARIABLE, "~/.cache/jaxclip")
+    assert is_made_up(data.load())
+
+
 # A cache that cannot be written ------------------------------------------------------------------
 
 

@@ -29,12 +29,13 @@ WAIT_SECONDS = 120.0  # for another process, which may have been stopped
 
 def read(name: str) -> tuple[Path, Splits] | None:
     """Returns a data set and its place if it is in the cache and sound; says if it is damaged."""
-    for folder in _places():
-        try:
-            return folder / name, _read(folder, name)
-        except (DamagedError, OSError) as error:
-            if os.path.lexists(folder / name):
-                _note(f"the copy of {name} in {folder} is damaged ({error})")
+    folder = _place()
+    if folder is None or not os.path.lexists(folder / name):
+        return None
+    try:
+        return folder / name, _read(folder, name)
+    except (DamagedError, OSError) as error:
+        _note(f"the copy of {name} in {folder} is damaged ({error})")
     return None
 
 
@@ -89,29 +90,27 @@ def _set_aside_if_damaged(folder: Path, name: str) -> None:
         _note(f"the damaged copy of {name} is now {aside}; {name} is prepared anew")
 
 
-def _places() -> list[Path]:
-    """Returns where the cache may be: JAXCLIP_CACHE, then ~/.cache/jaxclip."""
-    places = []
-    for name in (os.environ.get(VARIABLE), "~/.cache/jaxclip"):
-        with contextlib.suppress(UserError):
-            places += [user_path(name, VARIABLE)] if name else []
-    return places
+def _place() -> Path | None:
+    """Returns where the cache is: JAXCLIP_CACHE, or ~/.cache/jaxclip; None if there is no home."""
+    with contextlib.suppress(UserError):
+        return user_path(os.environ.get(VARIABLE) or "~/.cache/jaxclip", VARIABLE)
+    return None
 
 
 @contextlib.contextmanager
 def _writable() -> Generator[Path, None, None]:
-    """Yields the first folder that can be written, or a temporary one, which is then removed."""
-    for folder in _places():
+    """Yields the cache if it can be written, else a temporary folder, which is then removed."""
+    with contextlib.ExitStack() as stack:
+        folder = _place()
         try:
+            if folder is None:
+                raise OSError
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
+            tempfile.TemporaryFile(dir=folder).close()
         except OSError:
-            continue
+            temporary = tempfile.TemporaryDirectory(prefix="jaxclip-")
+            folder = Path(stack.enter_context(temporary))
         yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="jaxclip-") as temporary:
-        yield Path(temporary)
 
 
 @contextlib.contextmanager
