@@ -2,6 +2,7 @@
 
 import io
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -159,11 +160,11 @@ def test_comparisons_fit(width):
     rows = [row("value=1 + global_norm=5", 0.1, [0.9, 0.95]), row("no clip", 0.1, [0.5], lost=1)]
     comparison_table.show(console, "explode on mnist", rows)
     said = printed()
-    assert said.startswith("explode on mnist, medians of 2 seeds\n")
+    assert said.startswith("\nexplode on mnist, medians of 2 seeds\n")
     assert max(map(len, said.splitlines())) <= width
     assert re.search(r"92\.50 %", said)
     assert "1 of 2" in said
-    assert ("left out" in said) == (width < 120)
+    assert ("more in compare.json: train loss" in said) == (width < 120)
 
 
 def test_recommended_rule_and_rate_as_flags():
@@ -210,3 +211,24 @@ def test_advice_of_the_library_is_found():
     level = {f"grads/norm/layers/{i}/kernel": np.full(20, 1.0) for i in range(3)}
     last = diagnosis.of_metrics(level | rule).findings[-1]
     assert terminal.flags_for(last, 0.1) == ["--clip none"]
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [(40, ["  short   1", "  longer  22.5"]), (12, ["  short  1", "  longer", "    22.5"])],
+)
+def test_records_in_columns_or_one_after_the_other(width, lines):
+    console, printed = page(width)
+    terminal.records(console, "title", {"short": "1", "longer": "22.5"})
+    assert printed().splitlines() == ["", "title", *lines]
+
+
+def test_a_command_can_be_copied():
+    command = "jaxclip train --config a/config.json --out b --clip global_norm=400"
+    for width in (30, 80):
+        console, printed = page(width)
+        terminal.say_next(console, command)
+        said = printed()
+        assert said.startswith("\nnext: jaxclip train")
+        assert shlex.split(said.replace("\\\n", ""))[1:] == command.split()
+        assert max(map(len, said.splitlines())) <= width

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from jaxclip.train.words import choose, count
 _CLASSES = 10  # of each data set of this program
 # The monitors that a name stands for, if the user gives none.
 _USUAL = {"weights": ("weights", "params"), "updates": ("updates",)}
+_ALONE = "all gradients"  # stands for the monitor in a log of rules alone
 _HOW = 'to see layers, put jaxclip.monitor(name="grads") first in the chain'
 
 
@@ -35,10 +37,16 @@ def run(file: str, console: Console, out: str, names: dict[str, str | None]) -> 
     logs, damaged = log_file.read(file)
     if damaged:
         terminal.say(console, f"note: {count(damaged, 'damaged line')} left out")
-    return [_run(log, console, names, None if len(logs) > 1 else out) for log in logs]
+    results = [_run(log, console, names) for log in logs]
+    if len(logs) > 1:
+        terminal.say(console, f"figure: none, as the file has {len(logs)} runs")
+    else:
+        _draw(logs[0], results[0], file, out)
+        terminal.say(console, f"figure: {out}")
+    return results
 
 
-def _run(log: Log, console: Console, names: dict[str, str | None], out: str | None) -> Diagnosis:
+def _run(log: Log, console: Console, names: dict[str, str | None]) -> Diagnosis:
     log, gradients, others = _monitors(log, names)
     found = _diagnosis(log, gradients, others)
     steps = f"{count(len(log.steps), 'recorded step')}, {log.steps[0]} to {log.steps[-1]}:"
@@ -47,15 +55,18 @@ def _run(log: Log, console: Console, names: dict[str, str | None], out: str | No
     for sentence in found.findings:
         text = terminal.as_flag(sentence, rate) if isinstance(rate, float) else sentence
         terminal.say(console, f"- {text}")
+    if gradients == _ALONE:
+        terminal.say(console, f"- note: the log has no norms of layers; {_HOW}.")
     terminal.say(console, "")
     _show_layers(found, console)
-    if out is not None:
-        history = History(str(log.settings.get("preset", "log")))
-        history.steps, history.telemetry, history.epochs = log.steps, log.telemetry, log.epochs
-        layer_figure.draw(history, found, user_path(out, "--out"))
-        terminal.say(console, "")
-        terminal.say(console, f"figure: {out}")
+    terminal.say(console, "")
     return found
+
+
+def _draw(log: Log, found: Diagnosis, file: str, out: str) -> None:
+    history = History(str(log.settings.get("preset", Path(file).name)))
+    history.steps, history.telemetry, history.epochs = log.steps, log.telemetry, log.epochs
+    layer_figure.draw(history, found, user_path(out, "--out"))
 
 
 def _monitors(log: Log, names: dict[str, str | None]) -> tuple[Log, str, dict[str, str | None]]:
@@ -67,25 +78,27 @@ def _monitors(log: Log, names: dict[str, str | None]) -> tuple[Log, str, dict[st
     for flag, name in names.items():
         if name is not None and name not in there:
             raise UserError(f"--{flag}={name}: no such monitor, {choose(name, there)}")
-    chosen: dict[str, str | None] = {
-        flag: names[flag] or next((name for name in usual if name in there), None)
-        for flag, usual in _USUAL.items()
-    }
-    free = [name for name in there if name not in chosen.values()]
-    if gradients := names["gradients"] or next(
-        iter(sorted(free, key=lambda n: n != "grads")), None
-    ):
-        return log, gradients, chosen
-    rule = next(key.removesuffix("/norm") for key in log.telemetry if key.endswith("/norm"))
-    one = {f"{rule}/norm/all/gradients": log.telemetry[f"{rule}/norm"]}
-    return log._replace(telemetry=log.telemetry | one), rule, dict.fromkeys(_USUAL)
+    if not there:
+        rule = next(key.removesuffix("/norm") for key in log.telemetry if key.endswith("/norm"))
+        one = {f"{_ALONE}/norm/all": log.telemetry[f"{rule}/norm"]}
+        return log._replace(telemetry=log.telemetry | one), _ALONE, dict.fromkeys(_USUAL)
+    chosen = {flag: names[flag] or _first(there, *usual) for flag, usual in _USUAL.items()}
+    free = [name for name in there if name not in chosen.values()] or there
+    return log, names["gradients"] or _first(free, "grads") or free[0], chosen
+
+
+def _first(names: Sequence[str], *words: str) -> str | None:
+    """Returns the first name that is one of the words, or ends with it after a slash."""
+    return next((name for name in names if name.rpartition("/")[2] in words), None)
 
 
 def _diagnosis(log: Log, gradients: str, others: dict[str, str | None]) -> Diagnosis:
     leaves = [key.partition("/norm/")[2] for key in log.telemetry if "/norm/" in key]
     own = leaves if log.settings else []
     layers = {m[0] for leaf in own if (m := re.match(r"layers/\d+(?=/)", leaf))}
-    metrics: dict[str, Any] = {f"{gradients}/count": log.steps + 1} | log.telemetry
+    # Monitors count steps; a count without `nonfinite_count` would be that of a rule.
+    counts = {f"{gradients}/count": log.steps + 1, f"{gradients}/nonfinite_count": 0 * log.steps}
+    metrics: dict[str, Any] = counts | log.telemetry
     loss = log.telemetry.get("loss")
     chance = diagnosing.CHANCE.get(log.settings.get("loss", ""))
     try:

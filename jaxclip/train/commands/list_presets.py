@@ -24,8 +24,7 @@ def run(console: Console) -> None:
     terminal.say(console, f"  {'  '.join(usual)}")
     unset = "Without --dataset: mnist, or digits. Without --decay-steps: all steps of the run."
     terminal.say(console, f"  {unset} On the digits explode has --learning-rate 1.")
-    terminal.say(console, "")
-    terminal.say(console, "next: jaxclip train explode --dataset digits")
+    terminal.say_next(console, "jaxclip train explode --dataset digits")
 
 
 def _flags(config: Config) -> list[str]:

@@ -101,8 +101,7 @@ class Screen:
         advised = [flag for x in summary["findings"] for flag in terminal.flags_for(x, rate)]
         usual = "--clip none" if self._config.clip else "--clip global_norm=1"
         if again:
-            self._say("")
-            self._say(f"next: {again} {[*advised, usual][0]}")
+            terminal.say_next(self._console, f"{again} {[*advised, usual][0]}")
 
     def _show_second_step(self, epoch: Epoch) -> None:
         """Prints each tensor's norm before and after clipping, as the tutorial does."""

@@ -25,13 +25,14 @@ def show(console: Console, title: str, rows: Sequence[Row]) -> None:
     The row with the best median accuracy is bold.
     """
     seeds = max(len(row["seeds"]) for row in rows)
+    terminal.say(console, "")
     terminal.say(console, title + f", medians of {count(seeds, 'seed')}" * (seeds > 1), "bold")
     best = best_of(rows)
     bold = next((i for i, row in enumerate(rows) if row is best), None)
     cells = [[row["rule"], *_cells(row)] for row in rows]
     left_out = terminal.table(console, _HEADS, cells, optional=_OPTIONAL, bold=bold)
     if left_out:
-        terminal.say(console, f"left out for want of space: {', '.join(left_out)}")
+        terminal.say(console, f"more in compare.json: {', '.join(left_out)}")
 
 
 def _cells(row: Row) -> list[str]:

@@ -54,6 +54,14 @@ def say(console: Console, text: str, style: str | None = None) -> None:
     console.out(text, style=style, highlight=False)
 
 
+def say_next(console: Console, command: str) -> None:
+    """Prints the next command to type, after an empty line; it can be copied as it is."""
+    text = f"next: {command}"
+    if not console.soft_wrap:
+        text = wrapped(text, console.width - 2).replace("\n", " \\\n")
+    console.out("\n" + text, highlight=False)
+
+
 def wrapped(text: str, width: int) -> str:
     """Returns a text in lines of at most `width` characters, unless a word is longer."""
     indent = " " * (len(text) - len(text.lstrip()) + 2)
@@ -68,10 +76,12 @@ def wrapped(text: str, width: int) -> str:
 
 
 def records(console: Console, title: str, rows: Mapping[str, str]) -> None:
-    """Prints an empty line, a title, and names and values."""
+    """Prints an empty line, a title, and names and values, in columns if there is space."""
     say(console, "")
     say(console, title, style="bold")
     widest = max(map(len, rows), default=0)
+    if widest + 4 + max(map(len, rows.values()), default=0) > console.width:
+        widest = 0
     for name, value in rows.items():
         say(console, f"  {name:{widest}}  {value}")
 
@@ -168,7 +178,7 @@ def doing(console: Console, text: str) -> Generator[None, None, None]:
         TextColumn("{task.description}"),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not console.is_terminal or console.is_dumb_terminal,
     ) as shown:
         shown.add_task(text)
         yield
@@ -184,5 +194,5 @@ def progress(console: Console) -> Progress:
         console=console,
         transient=True,
         expand=True,
-        disable=not console.is_terminal,
+        disable=not console.is_terminal or console.is_dumb_terminal,
     )
