@@ -1,8 +1,10 @@
 """Faults of checkpoints: a damaged one is named and set aside, the newest sound one is taken."""
 
+import itertools
 import json
 import resource
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from tests.train import runs
 
 CONFIG = presets.get("explode")
 TELEMETRY = {"loss": np.arange(3.0, dtype=np.float32), "guard/skipped": np.array([True, False])}
+POSITION = {"epochs": 2, "steps": 23, "begun": 3}
 
 
 def state(number):
@@ -112,25 +115,27 @@ def test_a_flipped_bit(tries, two, tmp_path):
         assert path.name in assert_older_is_taken(folder)
 
 
+@pytest.mark.parametrize("which", ["a kind", pytest.param("all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["truncated", "emptied", "removed", "replaced by a folder"])
-def test_a_file_is_not_whole(kind, two, tmp_path):
-    for i, name in enumerate(sorted(every_kind_of_file(two))):
-        folder = shutil.copytree(two, tmp_path / f"run{i}")
-        path = every_kind_of_file(folder)[name]
+def test_a_file_is_not_whole(kind, which, two, tmp_path):
+    paths = newest_files(two) if which == "all" else sorted(every_kind_of_file(two).values())
+    for i, path in enumerate(path.relative_to(two) for path in paths):
+        path = shutil.copytree(two, tmp_path / f"run{i}") / path
         content = path.read_bytes()
         path.unlink()
         if kind in ("truncated", "emptied"):
             path.write_bytes(content[: len(content) // 2 if kind == "truncated" else 0])
         elif kind != "removed":
             path.mkdir()
-        assert path.name in assert_older_is_taken(folder)
+        assert path.name in assert_older_is_taken(tmp_path / f"run{i}")
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"position": {"epochs": 2, "steps": 24, "begun": 3}},
-        {"position": {"epochs": 9, "steps": 90, "begun": 0}},
+        *({"position": POSITION | change} for change in ({"epochs": 1}, {"steps": 24})),
+        *({"position": POSITION | change} for change in ({"begun": 0}, {"steps": -23})),
+        *({"position": change} for change in (None, {"epochs": 9, "steps": 90, "begun": 0})),
         {"seconds": 2.5},
         {"config": None},
         {"files": {}},
@@ -262,6 +267,16 @@ def test_a_link_is_not_followed(tmp_path):
     with pytest.raises(RunError, match="checkpoints: is a symbolic link, not written to"):
         save(tmp_path / "run", 1)
     assert not list((tmp_path / "other").iterdir())
+
+
+@pytest.mark.parametrize("hours", [-1, 1, 24])
+def test_a_clock_that_jumps(hours, tmp_path, monkeypatch):
+    """Again and again: every other look at it."""
+    looks, now = itertools.count(), time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 3600 * hours * (next(looks) % 2))
+    save(tmp_path, 1, 2)
+    assert same(load(tmp_path)[0].state, state(2))
+    assert next(looks) > 9
 
 
 @pytest.mark.slow

@@ -1,24 +1,24 @@
 """Faults of files: a full disk, links, a removed folder, a second run, paths of any kind."""
 
+import contextlib
 import errno
 import os
-import resource
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from jaxclip.train import cli
 from jaxclip.train.errors import RunError, UserError
-from jaxclip.train.recording import files, history, metrics_file, run_folder
+from jaxclip.train.recording import files, metrics_file, run_folder
 from jaxclip.train.recording.metrics_file import MetricsFile
 from jaxclip.train.recording.run_folder import RunFolder
 from jaxclip.train.reporting import terminal
-from jaxclip.train.reporting.epoch_table import EpochTable
 from tests.train import runs
 
-RUN = ["train", "explode", *runs.SMALL]
 RECORDS = [{"kind": "step", "epoch": 0, "step": i} for i in range(3)]
 
 
@@ -105,6 +105,20 @@ def test_one_run_at_a_time(tmp_path):
             RunFolder(str(tmp_path))
         RunFolder(str(tmp_path), lock=False)
     RunFolder(str(tmp_path)).__exit__()
+
+
+def test_one_of_many_that_begin_at_once(tmp_path):
+    for i in range(7):
+        together = threading.Barrier(4)
+
+        def begin(_, together=together, out=str(tmp_path / str(i))):
+            together.wait()
+            with contextlib.suppress(UserError):
+                return RunFolder(out)
+
+        with ThreadPoolExecutor(4) as pool:
+            (one,) = filter(None, pool.map(begin, range(4)))
+        one.__exit__()
 
 
 def test_a_dead_process_holds_no_lock(tmp_path):
@@ -198,35 +212,3 @@ def test_a_path_is_printed_and_written_as_it_is(name, tmp_path, capsys):
     if "\n" not in name:
         assert capsys.readouterr().out.count(name) == 3
     assert (tmp_path / name / run_folder.LOCK).is_file()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("limit", [2_000, 20_000])
-def test_a_limit_on_the_size_of_files_ends_the_run(limit, tmp_path, capsys):
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
-    try:
-        code = cli.main([*RUN, "--epochs", "9", "--log-every", "1", "--out", str(tmp_path / "o")])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
-    said = capsys.readouterr().err
-    assert code == 1
-    assert said.startswith("jaxclip: error: ")
-    assert "File too large" in said
-    assert said.count("\n") == 1
-    history.read(tmp_path / "o")
-
-
-@pytest.mark.slow
-def test_a_folder_removed_while_a_run_writes_ends_it(tmp_path, capsys, monkeypatch):
-    def remove(*arguments, original=EpochTable.line):
-        shutil.rmtree(tmp_path / "out")
-        return original(*arguments)
-
-    monkeypatch.setattr(EpochTable, "line", remove)
-    assert cli.main([*RUN, "--epochs", "9", "--out", str(tmp_path / "out")]) == 1
-    said = capsys.readouterr().err
-    assert said == f"jaxclip: error: {tmp_path}/out: was removed or replaced " + (
-        "while the run wrote into it\n"
-    )
-    assert not (tmp_path / "out").exists()
