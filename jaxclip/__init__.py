@@ -15,6 +15,7 @@ from jaxclip import diagnosis as diagnosis
 from jaxclip import functional as functional
 from jaxclip import guards as guards
 from jaxclip import norms as norms
+from jaxclip import plot as plot
 from jaxclip import projections as projections
 from jaxclip import telemetry as telemetry
 from jaxclip import thresholds as thresholds
@@ -34,6 +35,7 @@ from jaxclip.projections import project_unit_norm as project_unit_norm
 from jaxclip.telemetry import MonitorState as MonitorState
 from jaxclip.telemetry import metrics as metrics
 from jaxclip.telemetry import monitor as monitor
+from jaxclip.telemetry import to_floats as to_floats
 from jaxclip.thresholds import moving_average as _moving_average
 from jaxclip.thresholds import quantiles as _quantiles
 from jaxclip.thresholds import window as _window
@@ -89,6 +91,7 @@ __all__ = [
     "metrics",
     "monitor",
     "norms",
+    "plot",
     "project_box",
     "project_max_norm",
     "project_min_max_norm",
@@ -101,5 +104,6 @@ __all__ = [
     "skip_spikes",
     "telemetry",
     "thresholds",
+    "to_floats",
     "zclip",
 ]

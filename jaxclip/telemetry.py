@@ -5,19 +5,23 @@ Reading a state costs nothing: the scalars are there. This is not `optax.monitor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import jax
+import numpy as np
 import optax
+from jax.typing import ArrayLike
 
+from jaxclip import _validate
 from jaxclip._core.state import ClipState
 from jaxclip._core.types import PyTree
 from jaxclip.transforms.guard import GuardState
 from jaxclip.transforms.monitor import MonitorState as MonitorState
 from jaxclip.transforms.monitor import monitor as monitor
 
-__all__ = ["MonitorState", "metrics", "monitor"]
+__all__ = ["MonitorState", "metrics", "monitor", "to_floats"]
 
 
 def metrics(opt_state: PyTree) -> dict[str, jax.Array]:
@@ -62,6 +66,54 @@ def metrics(opt_state: PyTree) -> dict[str, jax.Array]:
             number += 1
             prefix = f"{name}_{number}"
         result |= {f"{prefix}/{key}": value for key, value in scalars.items()}
+    return result
+
+
+def to_floats(
+    metrics: Mapping[str, ArrayLike], *, nonfinite: Literal["keep", "none", "drop"] = "keep"
+) -> dict[str, float | None]:
+    """The metrics of one step as Python floats, for JSON and loggers; waits for the device once.
+
+    Args:
+        metrics: scalars by name, as `jaxclip.metrics` returns them; others may be among them.
+        nonfinite: NaN and inf are kept by `"keep"`, are `None` by `"none"` (`null` in JSON, which
+            has no NaN), and are left out by `"drop"`. A threshold of inf means no limit, as in the
+            warm-up of a learned rule.
+
+    Returns:
+        A dict of the same keys in the same order, without those left out.
+
+    Raises:
+        TypeError: if a value is traced or not a real number.
+        ValueError: if a value is no scalar, or `nonfinite` is not known. Of metrics that `lax.scan`
+            stacked, pass one step after the other, as in the example.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxclip
+        >>> stacked = {"norm": jnp.array([3.0, 2.0]), "threshold": jnp.array([jnp.inf, 2.5])}
+        >>> stacked = jax.device_get(stacked)
+        >>> for i in range(2):
+        ...     step = {key: values[i] for key, values in stacked.items()}
+        ...     print(jaxclip.to_floats(step, nonfinite="drop"))
+        {'norm': 3.0}
+        {'norm': 2.0, 'threshold': 2.5}
+    """
+    _validate.choice(nonfinite, Literal["keep", "none", "drop"], "nonfinite")
+    if traced := [key for key, value in metrics.items() if _validate.is_traced(value)]:
+        raise TypeError(f"metrics[{traced[0]!r}] is traced: call to_floats outside of jit")
+    result: dict[str, float | None] = {}
+    for key, value in zip(metrics, jax.device_get(list(metrics.values())), strict=True):
+        name = f"metrics[{key!r}]"
+        if np.ndim(value):
+            text = "for each step, pass {key: values[i] for key, values in metrics.items()}"
+            raise ValueError(f"{name} of shape {np.shape(value)} is not a scalar; {text}")
+        if value is None or isinstance(value, str) or np.iscomplexobj(value):
+            raise TypeError(f"{name}={_validate.short(value)} must be a real number")
+        number = float(value)
+        if math.isfinite(number) or nonfinite == "keep":
+            result[key] = number
+        elif nonfinite == "none":
+            result[key] = None
     return result
 
 

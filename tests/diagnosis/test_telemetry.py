@@ -1,5 +1,7 @@
 """`metrics` and `monitor`: found through every wrapper, named, flat."""
 
+import json
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -168,3 +170,63 @@ def test_rule_names_that_end_in_a_number():
     tx = optax.chain(*(jaxclip.clip_by(1.0, scope="global", name=n) for n in names))
     found = {key.split("/")[0] for key in jaxclip.metrics(tx.init(jnp.ones(2)))}
     assert found == {"layer", "layer_2", "layer_3", "layer_4"}
+
+
+MIXED = {
+    "a/norm": jnp.float32(1.5),
+    "a/threshold": jnp.array(jnp.inf),
+    "a/count": jnp.int32(7),
+    "b/skipped": np.bool_(True),
+    "b/norm": np.float64("nan"),
+    "c": 2,
+    "d": jnp.bfloat16(0.5),
+}
+
+
+def test_to_floats():
+    """Each value is a float, JSON can hold what is not dropped, and the order stays."""
+    kept = jaxclip.to_floats(MIXED)
+    assert list(kept) == list(MIXED)
+    assert all(type(value) is float for value in kept.values())
+    found = [value for value in kept.values() if np.isfinite(value)]
+    assert found == [1.5, 7.0, 1.0, 2.0, 0.5]
+    assert kept["a/threshold"] == np.inf
+    assert np.isnan(kept["b/norm"])
+    none = jaxclip.to_floats(MIXED, nonfinite="none")
+    assert json.loads(json.dumps(none, allow_nan=False)) == {
+        **kept, "a/threshold": None, "b/norm": None
+    }  # fmt: skip
+    left = jaxclip.to_floats(MIXED, nonfinite="drop")
+    assert left == {k: v for k, v in kept.items() if k not in ("a/threshold", "b/norm")}
+    assert jaxclip.to_floats({}) == {}
+
+
+def test_to_floats_of_a_state():
+    found = jaxclip.to_floats(jaxclip.metrics(_after(rule())))
+    assert found.keys() == KEYS
+    assert found["clip_by_global_norm/count"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("metrics", "options", "error", "words"),
+    [
+        ({"x": 1.0}, {"nonfinite": "skip"}, ValueError, "nonfinite='skip' is not known"),
+        (
+            {"x": jnp.ones(3)},
+            {},
+            ValueError,
+            r"metrics\['x'\] of shape \(3,\) is not a scalar; for",
+        ),
+        ({"x": "fast"}, {}, TypeError, r"metrics\['x'\]='fast' must be a real number"),
+        ({"x": None}, {}, TypeError, r"metrics\['x'\]=None must be a real number"),
+        ({"x": jnp.complex64(1)}, {}, TypeError, "must be a real number"),
+    ],
+)
+def test_to_floats_says_what_is_wrong(metrics, options, error, words):
+    with pytest.raises(error, match=words):
+        jaxclip.to_floats(metrics, **options)
+
+
+def test_to_floats_of_a_traced_value():
+    with pytest.raises(TypeError, match=r"metrics\['x'\] is traced: call to_floats outside of jit"):
+        jax.jit(lambda x: jaxclip.to_floats({"x": x}))(1.0)

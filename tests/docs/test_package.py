@@ -16,6 +16,7 @@ import jaxclip
 import jaxclip.functional
 import jaxclip.guards
 import jaxclip.norms
+import jaxclip.plot
 import jaxclip.projections
 import jaxclip.telemetry
 import jaxclip.thresholds
@@ -29,7 +30,7 @@ CORE = [
 ]
 MODULES = [
     jaxclip, jaxclip.diagnosis, jaxclip.functional, jaxclip.guards, jaxclip.norms,
-    jaxclip.projections, jaxclip.telemetry, jaxclip.thresholds,
+    jaxclip.plot, jaxclip.projections, jaxclip.telemetry, jaxclip.thresholds,
 ]  # fmt: skip
 
 
@@ -84,7 +85,8 @@ def test_only_public_jax_and_optax(path):
             names.add(ast.unparse(node))
     imported = {n for node in ast.walk(ast.parse(text)) for n in _imports(node)}
     roots = {n.split(".")[0] for n in imported} - set(sys.stdlib_module_names)
-    assert roots <= {"jax", "optax", "numpy", "jaxclip"}, roots
+    figures = {"matplotlib"} if path.parent.name == "plot" else set()
+    assert roots <= {"jax", "optax", "numpy", "jaxclip"} | figures, roots
     private = [n for n in names if re.match(r"(jax|jnp|optax)\.(_|.*\._)|jax\.experimental", n)]
     assert not private
     assert not any(n.startswith("jaxclip.train") for n in imported)
@@ -121,7 +123,7 @@ def test_all_lists_the_public_names(module):
 def test_every_rule_is_in_a_registry():
     """And so in every context, dtype and edge; the functions left out have separate test files."""
     functions = {n for n in jaxclip.__all__ if inspect.isfunction(getattr(jaxclip, n))}
-    functions -= {"metrics", "diagnose", "monitor", "scale_by_stable_adam", "adopt"}
+    functions -= {"metrics", "diagnose", "monitor", "scale_by_stable_adam", "adopt", "to_floats"}
     given = {rule.name for rule in registry.RULES} | set(learned.RULES) | set(guards.GUARDS)
     assert functions <= given | {p.function for p in weights.PROJECTIONS}
 

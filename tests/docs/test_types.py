@@ -9,7 +9,8 @@ import pytest
 
 import jaxclip
 
-MODULES = ("functional", "guards", "norms", "projections", "telemetry", "thresholds", "diagnosis")
+MODULES = ("functional", "guards", "norms", "plot", "projections", "telemetry", "thresholds")
+MODULES += ("diagnosis",)
 
 
 def public():
