@@ -136,7 +136,7 @@ def _array_records(file: Path) -> list[bytes]:
         records = reader.read_all() if reader.ok() else []
         reader.close()  # raises what was wrong
     except RuntimeError as error:
-        raise DamagedError(first_line(error)) from None
+        raise DamagedError(first_line(error).partition(" (")[0]) from None
     return records
 
 
