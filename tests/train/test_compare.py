@@ -181,7 +181,7 @@ def test_a_second_comparison_sets_the_first_aside(first, tmp_path, capsys, monke
     runs.train(*COMMAND, "--out", str(out), "--no-at-once")
     said = capsys.readouterr().out
     assert f"held another run, which is now in {out / 'earlier-1'}" in said
-    assert "8 runs of 4 variants, 1 programs" in said
+    assert "8 runs of 4 variants, 1 program\n" in said
     assert "4 of 8 runs lost" not in said  # that is the figure's headline
     assert said.count("2 of 2") == 2
     aside = out / "earlier-1"
@@ -229,3 +229,17 @@ def test_errors_are_one_line(arguments, message, tmp_path, capsys):
     assert said.err.count("\n") == 1
     assert said.out == ""
     assert not list((tmp_path / "work").iterdir())
+
+
+@pytest.mark.slow
+def test_a_comparison_that_lost_every_run_fails(tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["compare", *runs.SMALL, "--epochs", "1", "--learning-rate", "1e30", "--clip", "none"]
+    assert cli.main([*command, "--out", str(out)]) == 1
+    said = capsys.readouterr()
+    assert said.err == (
+        "jaxclip: error: the loss of the run was not finite; a smaller --learning-rate or another "
+        "--clip may help\n"
+    )
+    assert "1 run of 1 variant, 1 program\n" in said.out
+    assert content(out)["rows"][0]["lost_at_step"] == [1]

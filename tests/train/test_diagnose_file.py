@@ -210,7 +210,7 @@ def test_missing_files_in_one_line(tmp_path, capsys):
     said = diagnose(capsys, str(tmp_path), code=2)
     assert said == f"jaxclip: error: FILE={tmp_path}: a folder without metrics.jsonl\n"
     assert diagnose(capsys, code=2) == (
-        "jaxclip: error: the following arguments are required: FILE\n"
+        "jaxclip: error: FILE: needed, see jaxclip diagnose --help\n"
     )
 
 
@@ -237,7 +237,7 @@ def test_each_run_of_a_comparison(tmp_path, capsys):
     capsys.readouterr()
     said = diagnose(capsys, str(tmp_path / "c"))
     assert said.count(": 1 recorded step") + said.count(" recorded steps, ") >= 2
-    assert "no clip, " in said
+    assert "rule no clip, first learning rate 1.0, seed 11: " in said
     assert "figure: none, as the file has 2 runs" in said
     assert not (tmp_path / "work" / "layers.png").exists()
 

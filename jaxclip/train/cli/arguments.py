@@ -28,6 +28,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises `UserError` instead of printing the usage and exiting."""
+        missing = message.removeprefix("the following arguments are required: ")
+        if missing != message:
+            raise UserError(f"{missing}: needed, see {self.prog} --help")
         raise UserError(message.removeprefix("argument "))
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]

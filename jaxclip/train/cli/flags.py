@@ -73,7 +73,8 @@ def quiet(parser: Arguments) -> None:
 
 def processes(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that connect several processes."""
-    group = parser.add_argument_group("several processes, each of which runs this command")
+    text = "Each of them runs this command."
+    group = parser.add_argument_group("several processes", text)
     group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
     whole: dict[str, Any] = {"metavar": "N", "type": _number("process_count", int)}
     group.add_argument("--process-count", help="number of processes", **whole)

@@ -57,8 +57,9 @@ def _run(log: Log, console: Console, names: dict[str, str | None]) -> Diagnosis:
         terminal.say(console, f"- {text}")
     if gradients == _ALONE:
         terminal.say(console, f"- note: the log has no norms of layers; {_HOW}.")
-    terminal.say(console, "")
-    _show_layers(found, console)
+    else:
+        terminal.say(console, "")
+        _show_layers(found, console)
     terminal.say(console, "")
     return found
 
@@ -66,6 +67,7 @@ def _run(log: Log, console: Console, names: dict[str, str | None]) -> Diagnosis:
 def _draw(log: Log, found: Diagnosis, file: str, out: str) -> None:
     history = History(str(log.settings.get("preset", Path(file).name)))
     history.steps, history.telemetry, history.epochs = log.steps, log.telemetry, log.epochs
+    history.settings = log.settings
     layer_figure.draw(history, found, user_path(out, "--out"))
 
 

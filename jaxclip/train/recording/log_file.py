@@ -61,7 +61,8 @@ def read(file: str) -> tuple[list[Log], int]:
     runs: dict[str, dict[int, Row]] = {}
     epochs: dict[int, Row] = {}
     for record in found:
-        name = ", ".join(str(record[label]) for label in _LABELS if label in record)
+        labels = [label for label in _LABELS if label in record]
+        name = ", ".join(f"{label.replace('_', ' ')} {record[label]}" for label in labels)
         row = _flat(record)
         if record.get("kind") == "run":
             settings, runs, epochs = record, {}, {}
