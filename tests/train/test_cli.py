@@ -148,9 +148,9 @@ def test_train_writes_all_files(tmp_path, capsys):
         assert line["weights/largest/layers/0/kernel"] == pytest.approx(0.2, rel=1e-6)
         assert line["weights/median/layers/0/kernel"] <= 0.2 * (1 + 1e-6)
         assert line["weights/largest/layers/1/kernel"] > 0.2
-    assert "  largest row norm, layers/0/kernel     0.2000 (limit 0.2)\n" in said.out
-    assert re.search(r"  largest column norm, layers/1/kernel  0\.\d+ \(no limit\)\n", said.out)
-    assert "findings from 4 recorded steps, 0 to 3, of 4, counted from 0:\n" in said.out
+    assert "  largest norm of a row of layers/0/kernel     0.2000 (limit 0.2)\n" in said.out
+    assert re.search(r"  largest norm of a column of layers/1/kernel  0\.\d+ \(no limit\)\n", said.out)
+    assert "findings from 4 recorded steps of 4, 0 to 3:\n" in said.out
     again = f"jaxclip train --config {out}/config.json --out {out}-2 --"
     assert said.out.splitlines()[-1].startswith(f"next: {again}")
     assert summary(out)["status"] == "finished"

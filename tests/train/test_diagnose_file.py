@@ -66,6 +66,7 @@ FALLS = "vanishing: from the output to the input the gradient norm falls by a fa
         lines_of(falling(monitor="train/grads", step=1)[:1]),
         "\n \n" + lines_of(falling()),
         lines_of([{"loss": 1.0}, *falling(), {"note": "end"}, {"grads/norm/other": 1.0}]),
+        lines_of([*[{"clip/norm": 1.0}] * 30, *falling(clip=1.0)]),
         lines_of([{"step": i, "opt": row, "ok": True, "name": "x"} for i, row in
                   enumerate(falling())]),
     ],
@@ -142,7 +143,7 @@ def test_a_log_of_any_program(tmp_path, capsys, monkeypatch, drawn):
     for step in range(12):
         updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
         params = optax.apply_updates(params, updates)
-        numbers = {k: float(v) for k, v in jaxclip.metrics(state).items()}
+        numbers = jaxclip.to_floats(jaxclip.metrics(state))
         log.append(json.dumps({"step": step, "loss": 1.0 / (step + 1)} | numbers))
     text = io.TextIOWrapper(io.BytesIO("\n".join(log).encode()))
     monkeypatch.setattr(sys, "stdin", text)
@@ -224,7 +225,7 @@ def test_a_run_of_this_program(tmp_path, capsys):
         said = diagnose(capsys, str(file))
         for sentence in runs.summary(out)["findings"]:
             assert f"- {sentence}" in said
-    assert "Here: --" in said
+    assert "Try: --" in said
     assert [line.split()[0] for line in said.splitlines() if line.startswith("layers/")] == [
         *("layers/0", "layers/1")
     ]

@@ -50,7 +50,7 @@ def page(width, *, soft_wrap=False):
 FINDING = (
     "exploding: the norm grew from 2.4e+05 at step 0 to 5.2e+21, in 24.44 % of the steps; see "
     "/a/path/that/is/longer/than/forty/characters and jaxclip.clip_by_global_norm(400). "
-    "Here: --clip global_norm=400 or --learning-rate 0.0001"
+    "Try: --clip global_norm=400 or --learning-rate 0.0001"
 )
 
 
@@ -173,7 +173,7 @@ def test_recommended_rule_and_rate_as_flags():
     log = {f"grads/norm/layers/{i}/kernel": norms for i in range(3)}
     found = diagnosis.of_metrics(log)
     assert "jaxclip.clip_by_global_norm(3)" in found.findings[0]
-    wanted = "rate. Here: --clip global_norm=3 or --learning-rate 0.01"
+    wanted = "rate. Try: --clip global_norm=3 or --learning-rate 0.01"
     assert terminal.as_flag(found.findings[0], 0.1).endswith(wanted)
 
 
@@ -197,7 +197,7 @@ def test_recommended_rule_and_rate_as_flags():
 def test_advice_as_flags(finding, flags):
     assert terminal.flags_for(finding, 0.1) == flags
     assert terminal.as_flag(finding, 0.1) == finding + (
-        f" Here: {' or '.join(flags)}" if flags else ""
+        f" Try: {' or '.join(flags)}" if flags else ""
     )
 
 

@@ -146,7 +146,8 @@ def _unit_norms(record: dict[str, Any], kernels: Sequence[Kernel]) -> dict[str, 
     for kernel in kernels:
         limit = "" if kernel.limit is None else f" (limit {kernel.limit:g})"
         value = terminal.number(record[f"weights/largest/{kernel.name}"])
-        rows[f"largest {kernel.unit} norm, {kernel.name}"] = value + limit
+        unit = "" if kernel.unit == "whole" else f"a {kernel.unit} of "
+        rows[f"largest norm of {unit}{kernel.name}"] = value + limit
     if any(kernel.limit is not None for kernel in kernels):
         return {k: v if "limit" in v else f"{v} (no limit)" for k, v in rows.items()}
     return rows
@@ -156,4 +157,5 @@ def _steps_judged(past: History, steps: int) -> str:
     """Returns the steps that the findings speak of."""
     first, last = (int(past.steps[i]) for i in (0, -1))
     recorded = count(len(past.steps), "recorded step")
-    return f"findings from {recorded}, {first} to {last}, of {steps:,}, counted from 0:"
+    ends = f"; rules are counted up to step {last}" if last < steps - 1 else ""
+    return f"findings from {recorded} of {steps:,}, {first} to {last}{ends}:"

@@ -72,7 +72,7 @@ def read(file: str) -> tuple[list[Log], int]:
             _add(runs.setdefault(name, {}), row)
     if not runs:
         raise UserError(f"{source}: no line has a norm, such as grads/norm; {_how()}")
-    last = _alike(epochs, lambda key: True)[1] if len(runs) == 1 else []
+    last = _alike(epochs, lambda key: True)[1] if epochs and len(runs) == 1 else []
     logs = [_log(name, rows, settings, last) for name, rows in runs.items()]
     return logs, len(lines) - len(found)
 
@@ -102,8 +102,7 @@ def _content(file: str, source: str) -> bytes:
 
 
 def _how() -> str:
-    line = "json.dumps({k: float(v) for k, v in jaxclip.metrics(state).items()})"
-    return f"log one object a line: {line}"
+    return "log one object a line: json.dumps(jaxclip.to_floats(jaxclip.metrics(state)))"
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
@@ -150,8 +149,12 @@ def _log(
 def _alike(
     rows: dict[int, Row], counts: Callable[[str], bool]
 ) -> tuple[list[int], list[dict[str, Any]]]:
-    """Returns the rows, in order, that have those keys that most rows have and that count."""
+    """Returns the rows, in order, that have the same keys that count as most rows have.
+
+    Rows with norms of leaves come before more rows without.
+    """
     forms = {i: frozenset(filter(counts, row)) for i, row in rows.items()}
-    usual = collections.Counter(forms.values()).most_common(1)
-    kept = [i for i in sorted(rows) if forms[i] == usual[0][0]]
+    often = collections.Counter(forms.values())
+    usual = max(often, key=lambda form: (any("/norm/" in key for key in form), often[form]))
+    kept = [i for i in sorted(rows) if forms[i] == usual]
     return kept, [rows[i] for i in kept]

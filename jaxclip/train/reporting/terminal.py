@@ -151,7 +151,7 @@ def row_of(cells: Sequence[str], widths: Sequence[int]) -> str:
 def as_flag(finding: str, learning_rate: float) -> str:
     """Returns a finding of a run of this program, with the flags that follow its advice."""
     flags = flags_for(finding, learning_rate)
-    return f"{finding} Here: {' or '.join(flags)}" if flags else finding
+    return f"{finding} Try: {' or '.join(flags)}" if flags else finding
 
 
 def flags_for(finding: str, learning_rate: float) -> list[str]:
