@@ -21,6 +21,7 @@ from jaxclip._core.types import AxisName, PyTree
 from jaxclip._numerics import collectives
 from jaxclip._numerics.scaled_float import Norm, accumulator, narrowed, unlimited
 from jaxclip._validate import short
+from jaxclip.transforms import selection
 
 _NO_COUNT: Any = np.int32(0)  # of states pickled by version 0.1.0
 
@@ -114,15 +115,24 @@ def guard(
         loss = _loss(value, rule.axis_name)
         if value is not None:
             extra_args["value"] = value
-        with measures.shared(flatten(updates), rule) as norm:
+
+        def inner_update() -> tuple[PyTree, PyTree]:
             step, after = guarded.update(updates, inner_state, params, **extra_args)
-        written = flatten(step).arrays if check_step else []
+            if jax.tree.structure(after) != jax.tree.structure(inner_state):
+                raise _other_structure(inner_state, after)
+            return step, after
+
+        with measures.shared(flatten(updates), rule) as norm:
+            inputs = (updates, inner_state, params, extra_args)
+            program = selection.program(inner_update, inner_state, inputs)
+        written: list[Any] = []
+        if check_step:
+            program = program.computed()
+            written = flatten(program.unselected()[0]).arrays
         good_step = record.all_elements_finite(written, rule.axis_name)
-        if jax.tree.structure(after) != jax.tree.structure(inner_state):
-            raise _other_structure(inner_state, after)
         skip, own = _judged(judge, own, norm, loss, good_step, patience)
-        step = jax.tree.map(lambda u: _selected(skip, _zeros(u), u), step)
-        after = jax.tree.map(lambda x, y: _selected(skip, x, y), inner_state, after)
+        step, after = program.selected(skip)
+        step = jax.tree.map(lambda u: selection.pick(skip, _zeros(u), u), step)
         return step, own._replace(guarded_state=after)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -207,8 +217,3 @@ def _recorded(limit: Any) -> Any:
 
 def _zeros(u: Any) -> Any:
     return u if jnp.result_type(u) == jax.dtypes.float0 else jnp.zeros_like(u)
-
-
-def _selected(first: jax.Array, x: Any, y: Any) -> Any:
-    """`x` if `first`, else `y`."""
-    return x if x is y else jnp.where(first, x, y)

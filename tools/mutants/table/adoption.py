@@ -75,7 +75,7 @@ CHANGES = {
         ],
     },
     "transforms/guard.py": {
-        "guard.update": [
+        "guard.update.inner_update": [
             ("JAX says that the guarded state changed its structure",
              "if jax.tree.structure(after) != jax.tree.structure(inner_state):", "if False:",
              '"tests/contract/test_short_errors.py::test_states[an Optax chain inside]"'),
