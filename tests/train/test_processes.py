@@ -47,7 +47,7 @@ def is_free(port):
         return tried.connect_ex(("localhost", port)) != 0
 
 
-def start_two(*arguments, devices=4, **options):
+def start_two(*arguments, devices=2, **options):
     """Two processes of some devices each."""
     with socket.socket() as found:
         found.bind(("localhost", 0))
@@ -66,7 +66,7 @@ def finish(*started, code=0):
 def one_process(tmp_path_factory):
     """The run in one process; how it is parallel makes a difference of roundings only."""
     out = tmp_path_factory.mktemp("one")
-    finish(start(*RUN, "--epochs", "2", "--parallel", "jit", "--out", str(out), devices=8))
+    runs.train(*RUN, "--epochs", "2", "--parallel", "jit", "--out", str(out))
     return out
 
 
@@ -114,6 +114,8 @@ def test_one_process_is_lost(victim, number, tmp_path):
     lost.send_signal(signal.SIGCONT)
     _, said = lost.communicate(timeout=60)
     assert said.count("\n") == (number == signal.SIGSTOP), said
+    if number == signal.SIGSTOP:
+        return
     last = ["--epochs", str(resuming.names(out)[-1]), "--parallel", "none", "--out"]
     runs.train("train", "--resume", *last, str(out))
     runs.train(*RUN, *last, str(tmp_path / "whole"))
@@ -130,18 +132,19 @@ def test_cluster_environment(tmp_path):
     uri = f"{2**12 * job}.0;tcp://127.0.0.1:1"
     known = {"OMPI_MCA_orte_hnp_uri": uri, "OMPI_COMM_WORLD_SIZE": "2"}
     arguments = [*RUN, "--epochs", "1", "--parallel", "jit", "--cluster", "--out"]
+    none = start(*arguments, str(tmp_path / "none"), devices=1)
     both = [
         start(
             *(*arguments, str(tmp_path / "run")),
             **known | {"OMPI_COMM_WORLD_RANK": str(i), "OMPI_COMM_WORLD_LOCAL_RANK": str(i)},
-            devices=4,
+            devices=1,
         )
         for i in range(2)
     ]
     first, second = finish(*both)
     assert "epoch 1/1" in first
     assert "epoch" not in second
-    (said,) = finish(start(*arguments, str(tmp_path / "none"), devices=1), code=2)
+    (said,) = finish(none, code=2)
     assert "--cluster: the environment does not say which process of a cluster this is" in said
 
 
