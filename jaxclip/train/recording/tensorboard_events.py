@@ -40,10 +40,15 @@ class TensorBoardEvents:
         self._path = folder / f"{_NAME}{second}.{socket.gethostname()}"
         with files.explained(self._path):
             self._file = files.open_for(self._path, os.O_WRONLY | os.O_APPEND)
-        self._append(_pb.Event(wall_time=time.time(), file_version="brain.Event:2"))
+        first = [_pb.Event(wall_time=time.time(), file_version="brain.Event:2")]
         if first_step:
             start = _pb.SessionLog(status=_pb.SessionLog.START)
-            self._append(_pb.Event(wall_time=time.time(), step=first_step, session_log=start))
+            first.append(_pb.Event(wall_time=time.time(), step=first_step, session_log=start))
+        try:
+            self._append(*first)
+        except RunError:
+            self.close()
+            raise
 
     def write(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Writes records; an epoch's numbers go to its last step, under `epoch/`.
