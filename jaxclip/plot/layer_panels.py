@@ -46,12 +46,16 @@ def norms(metrics: Metrics | Log, *, monitor: str | None = None, ax: Axes | None
     """
     log = Log(metrics)
     monitor = _monitor(log, monitor)
-    steps, layers = log.layers(gradient=monitor)
     ax = style.axes(ax)
-    _lines(ax, steps, [(layer.name, layer.gradient) for layer in layers])
-    style.title(ax, f"{monitor}: {_not_finite(steps, layers) or _range(layers)}")
-    style.label(ax, "step", "norm of the layer", log=True)
+    draw_norms(ax, *log.layers(gradient=monitor), monitor)
     return ax
+
+
+def draw_norms(ax: Axes, steps: np.ndarray, layers: Sequence[Layer], name: str) -> None:
+    """Draws the gradient norms of layers that a diagnosis found; `name` is said in the title."""
+    _lines(ax, steps, [(layer.name, layer.gradient) for layer in layers])
+    style.title(ax, f"{name}: {_not_finite(steps, layers) or _range(layers)}")
+    style.label(ax, "step", "norm of the layer", log=True)
 
 
 def _monitor(log: Log, name: str | None) -> str:
@@ -120,15 +124,19 @@ def ratios(
         Update / weight: median 0.02, usual is 0.001
     """
     log = Log(metrics)
-    steps, layers = log.layers(gradient=updates, weight=weights, update=updates)
     ax = style.axes(ax)
-    rows = [(layer.name, layer.ratio) for layer in layers]
-    _lines(ax, steps, [(name, ratio) for name, ratio in rows if ratio is not None])
+    draw_ratios(ax, *log.layers(gradient=updates, weight=weights, update=updates))
+    return ax
+
+
+def draw_ratios(ax: Axes, steps: np.ndarray, layers: Sequence[Layer]) -> None:
+    """Draws the ratios of layers that a diagnosis found; each must have one."""
+    rows = [(layer.name, layer.ratio) for layer in layers if layer.ratio is not None]
+    _lines(ax, steps, rows)
     ax.axhline(1e-3, color=GREY, linestyle=":", linewidth=2)
-    middle = _median(np.concatenate([ratio for _, ratio in rows if ratio is not None]))
+    middle = _median(np.concatenate([ratio for _, ratio in rows]))
     style.title(ax, f"Update / weight: median {number(middle)}, usual is 0.001")
     style.label(ax, "step", "norm of update / of weights", log=True)
-    return ax
 
 
 def heat_map(metrics: Metrics | Log, *, monitor: str | None = None, ax: Axes | None = None) -> Axes:

@@ -61,7 +61,8 @@ def clipping(metrics: Metrics | Log, *, rule: str | None = None, ax: Axes | None
     top = f"; largest norm {number(values[np.isfinite(values)].max())}" if steps.size else ""
     bad = steps[~np.isfinite(values)]
     top = f"; norm not finite from step {bad[0]:.0f} on" if bad.size else top
-    style.title(ax, f"{rule} clipped {len(clipped)} of {len(steps)} steps{top}")
+    word = "step" if len(steps) == 1 else "steps"
+    style.title(ax, f"{rule} clipped {len(clipped)} of {len(steps)} {word}{top}")
     style.whole_steps(ax, steps)
     style.label(ax, "step", "norm", log=is_log)
     return ax

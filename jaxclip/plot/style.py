@@ -70,9 +70,8 @@ def label(ax: Axes, x: str, y: str, *, log: bool = False, legend: Any = "best") 
     ax.set_ylabel(y, fontsize=FONT)
     if log:
         ax.set_yscale("log")
-    handles, texts = ax.get_legend_handles_labels()
-    order = sorted(range(len(texts)), key=lambda i: texts[i] in MARKS)
-    found = [handles[i] for i in order], [texts[i] for i in order]
+    found = entries(ax)
+    texts = found[1]
     if legend is None or len(texts) < 2:
         return
     if len(texts) <= 6:
@@ -85,6 +84,13 @@ def label(ax: Axes, x: str, y: str, *, log: bool = False, legend: Any = "best") 
         *found, fontsize=FONT - 2, ncols=columns, loc="upper left", bbox_to_anchor=corner,
         frameon=False,
     )  # fmt: skip
+
+
+def entries(ax: Axes) -> tuple[list[Any], list[str]]:
+    """Returns the lines and names for a legend, marks last."""
+    handles, texts = ax.get_legend_handles_labels()
+    order = sorted(range(len(texts)), key=lambda i: texts[i] in MARKS)
+    return [handles[i] for i in order], [texts[i] for i in order]
 
 
 def whole_steps(ax: Axes, steps: np.ndarray) -> None:

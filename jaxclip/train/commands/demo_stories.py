@@ -7,11 +7,12 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxclip import norms
+from jaxclip.plot import style
+from jaxclip.plot.style import BLUE, GREEN, GREY, ORANGE
 from jaxclip.train.config import presets
 from jaxclip.train.config.presets import Config
 from jaxclip.train.recording.history import History, Watch
 from jaxclip.train.reporting import figures
-from jaxclip.train.reporting.figures import BLUE, GREEN, GREY, ORANGE
 from jaxclip.train.reporting.terminal import number, percent
 from jaxclip.train.training.loop import State
 
@@ -70,17 +71,17 @@ def _draw_vanishing(histories: Sequence[History], path: Path) -> None:
         "Gradients vanish through sigmoid layers; clipping does not restore them",
     )
     styles = ((ORANGE, "-o"), (GREY, ":x"), (BLUE, "-s"))
-    for history, (colour, style) in zip(histories, styles, strict=True):
+    for history, (colour, dashes) in zip(histories, styles, strict=True):
         values = history.kernel_norms(0)
-        figures.line(left, np.arange(1, len(values) + 1), values, history.name, colour, style)
-    figures.label(left, "layer (1 = next to the input)", "gradient norm of the kernel", log=True)
+        figures.line(left, np.arange(1, len(values) + 1), values, history.name, colour, dashes)
+    style.label(left, "layer (1 = next to the input)", "gradient norm of the kernel", log=True)
     n = np.arange(366)
-    for base, style, colour, offset, side in _POWERS:
-        figures.line(right, n, base**n, f"${base}^n$", colour, style)
+    for base, dashes, colour, offset, side in _POWERS:
+        figures.line(right, n, base**n, f"${base}^n$", colour, dashes)
         text = f"${base}^{{365}}$ = {base**365:.4g}"
         figures.note(right, text, (365, base**365), offset, ha="right", va=side)
     right.set_ylim(0.01, 100)
-    figures.label(right, "number of factors n", "product", log=True, legend="upper left")
+    style.label(right, "number of factors n", "product", log=True, legend="upper left")
     figures.save(figure, path)
 
 
@@ -112,17 +113,17 @@ def _draw_exploding(histories: Sequence[History], path: Path) -> None:
         f"Weights of std 1: without clipping the loss {end}; clipped, it falls",
     )
     for ax, key in ((left, "loss"), (right, "grads/norm")):
-        for history, colour, style in ((clipped, BLUE, "-"), (wild, ORANGE, "-o")):
+        for history, colour, dashes in ((clipped, BLUE, "-"), (wild, ORANGE, "-o")):
             values = history.telemetry[key].astype(np.float64)
             finite = np.flatnonzero(np.isfinite(values))
-            figures.line(ax, finite + 1, values[finite], history.name, colour, style)
+            figures.line(ax, finite + 1, values[finite], history.name, colour, dashes)
         last = np.flatnonzero(np.isfinite(wild.telemetry[key]))[-1]
         at = (last + 1, float(wild.telemetry[key][last]))
         figures.note(ax, "not finite after this step", at, (12, 0), color=ORANGE, va="center")
         ax.set_xscale("log")
     right.axhline(_THRESHOLD, color=GREY, linestyle="--", label=f"threshold {_THRESHOLD}")
-    figures.label(left, "step (from 1)", "loss", log=True)
-    figures.label(right, "step (from 1)", "gradient norm", log=True)
+    style.label(left, "step (from 1)", "loss", log=True)
+    style.label(right, "step (from 1)", "gradient norm", log=True)
     figures.save(figure, path)
 
 
@@ -138,35 +139,38 @@ def _first_layer_units(state: State) -> np.ndarray:
 
 
 def _max_norm_finding(histories: Sequence[History]) -> str:
-    free, bound = histories
+    free, bound = (np.stack(history.watched) for history in histories)
     return (
-        f"max-norm: without projection the largest incoming weight norm of a unit grows to "
-        f"{number(free.watched[-1].max())}, with project_max_norm({_LIMIT}) it is "
-        f"{number(bound.watched[-1].max())}; test accuracy {percent(free.test_accuracy[-1])} and "
-        f"{percent(bound.test_accuracy[-1])}."
+        f"max-norm: without projection the largest incoming weight norm of a unit grows from "
+        f"{number(free[0].max())} to {number(free[-1].max())}, with project_max_norm({_LIMIT}) it "
+        f"is {number(bound[-1].max())}, and {(bound[-1] > 0.999 * _LIMIT).sum()} of "
+        f"{bound.shape[1]} units are at the limit. The accuracies of one seed do not say which is "
+        "better."
     )
 
 
 def _draw_max_norm(histories: Sequence[History], path: Path) -> None:
-    free, bound = histories
     figure, (left, right) = figures.panels(
-        ("Weight norm of the first layer's units", "Test accuracy"),
+        ("Largest and median unit of the first layer", "All its units at the end"),
         f"Max-norm holds every unit's weights at {_LIMIT} or below",
     )
-    for history, colour, style in ((free, ORANGE, "-"), (bound, BLUE, "--")):
-        units = np.stack(history.watched)
-        name = f"{history.name}: largest"
-        figures.line(left, history.steps_done, units.max(axis=1), name, colour, style)
-        figures.line(
-            left, history.steps_done, np.median(units, axis=1), "median", colour, style, alpha=0.4
-        )
-        accuracy = 100 * np.asarray(history.test_accuracy)
-        figures.line(right, history.steps_done, accuracy, history.name, colour, style)
-    left.axhline(_LIMIT, color=GREY, linestyle=":", label=f"limit {_LIMIT}")
-    figures.label(left, "step", "norm of a unit's incoming weights", legend="upper left")
+    looks = ((ORANGE, "-", "o"), (BLUE, "--", "s"))
+    for history, (colour, dashes, marker) in zip(histories, looks, strict=True):
+        units, steps = np.stack(history.watched), history.steps_done
+        look = {"marker": marker, "markevery": max(1, len(steps) // 8)}
+        largest, median = units.max(axis=1), np.median(units, axis=1)
+        figures.line(left, steps, largest, f"{history.name}: largest", colour, dashes, **look)
+        name = f"{history.name}: median"
+        figures.line(left, steps, median, name, colour, dashes, **look, fillstyle="none")
+        look["markevery"] = max(1, units.shape[1] // 8)
+        ranks = np.arange(1, units.shape[1] + 1)
+        figures.line(right, ranks, np.sort(units[-1]), history.name, colour, dashes, **look)
+    for ax in (left, right):
+        ax.axhline(_LIMIT, color=GREY, linestyle=":", label=f"limit {_LIMIT}")
+    style.label(left, "step", "norm of a unit's incoming weights", legend="upper left")
     bottom, top = left.get_ylim()
     left.set_ylim(bottom, top + 0.6 * (top - bottom))  # space for the legend
-    figures.label(right, "step", "test accuracy (%)")
+    style.label(right, "unit, in the order of its norm", "norm of its incoming weights")
     figures.save(figure, path)
 
 

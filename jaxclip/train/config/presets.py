@@ -216,7 +216,7 @@ LESSONS = {
     "explode": (
         "At the second step the gradient norm jumps far above the limit of 15, and clipping scales "
         "all six tensors by one factor. Compare with --clip none: on the digits, where the preset "
-        "has a rate of 1, that run ends at chance."
+        "has a rate of 1, the loss then overflows."
     ),
     "forward": (
         "Without clipping, small initial weights train well: the loss falls to a fifth. With "

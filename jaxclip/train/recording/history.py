@@ -37,6 +37,7 @@ class History:
       epochs: the record of each epoch.
       watched: the result of `watch` after each epoch.
       damaged: the number of lines of the file that were left out.
+      settings: the record of kind `run`; empty if there is none.
     """
 
     def __init__(self, name: str):
@@ -47,6 +48,7 @@ class History:
         self.epochs: list[dict[str, Any]] = []
         self.watched: list[np.ndarray] = []
         self.damaged = 0
+        self.settings: Record = {}
 
     def add(self, epoch: Epoch, watch: Watch | None = None) -> None:
         """Appends an epoch, and the result of `watch` on the state at its end."""
@@ -117,6 +119,7 @@ def read(folder: Path) -> History:
         elif record["kind"] == "epoch":
             epochs[record["epoch"]] = record
     history = History(str(run.get("preset", "")))
+    history.settings = run
     rows, odd_steps = _alike(steps)
     history.epochs, odd_epochs = _alike(epochs)
     history.damaged = len(lines) - len(records) + odd_steps + odd_epochs
