@@ -149,7 +149,9 @@ def test_train_writes_all_files(tmp_path, capsys):
         assert line["weights/median/layers/0/kernel"] <= 0.2 * (1 + 1e-6)
         assert line["weights/largest/layers/1/kernel"] > 0.2
     assert "  largest norm of a row of layers/0/kernel     0.2000 (limit 0.2)\n" in said.out
-    assert re.search(r"  largest norm of a column of layers/1/kernel  0\.\d+ \(no limit\)\n", said.out)
+    assert re.search(
+        r"  largest norm of a column of layers/1/kernel  0\.\d+ \(no limit\)\n", said.out
+    )
     assert "findings from 4 recorded steps of 4, 0 to 3:\n" in said.out
     again = f"jaxclip train --config {out}/config.json --out {out}-2 --"
     assert said.out.splitlines()[-1].startswith(f"next: {again}")
