@@ -15,6 +15,7 @@ import logging
 import shutil
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -168,7 +169,8 @@ class Checkpoints(contextlib.AbstractContextManager):
                 raise
         self._next.clear()
         time.sleep(_TASKS_END_SECONDS)
-        gc.collect()  # Orbax's other tasks, while their errors are not printed
+        with warnings.catch_warnings(action="ignore"):
+            gc.collect()  # Orbax's other tasks, while their errors are not printed
         shutil.rmtree(part, ignore_errors=True)
         raise RunError(f"{self._run / FOLDER}: a checkpoint cannot be written ({cause})")
 
