@@ -28,6 +28,7 @@ def build() -> Parser:
     _add_evaluate(commands)
     _add_compare(commands)
     _add_diagnose(commands)
+    _add_plot(commands)
     _complete(parser)
     return parser
 
@@ -125,3 +126,12 @@ def _add_diagnose(commands) -> None:
     parser.add_argument("--updates", metavar="NAME", help=text)
     text = "figure of the layers (default: layers.png in this folder)"
     parser.add_argument("--out", metavar="FILE", default="layers.png", help=text)
+
+
+def _add_plot(commands) -> None:
+    text = "draws logged metrics, several runs side by side"
+    parser = _add(commands, "plot", start.plot, text, "FILE... [flags]")
+    text = "JSON lines of jaxclip.metrics, as metrics.jsonl; or a run's folder"
+    parser.add_argument("files", metavar="FILE", nargs="+", help=text)
+    text = "the figure (default: plot.png in this folder)"
+    parser.add_argument("--out", metavar="FILE", default="plot.png", help=text)

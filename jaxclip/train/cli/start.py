@@ -156,6 +156,17 @@ def diagnose(options: argparse.Namespace) -> None:
     diagnose_file.run(options.file, console, options.out, names)
 
 
+def plot(options: argparse.Namespace) -> None:
+    """Starts `jaxclip plot`."""
+    from jaxclip.train.reporting import terminal
+
+    console = terminal.console()
+    with terminal.doing(console, "starting"):
+        from jaxclip.train.commands import plot
+
+    plot.run(options.files, options.out, console)
+
+
 def list_presets(options: argparse.Namespace) -> None:
     """Starts `jaxclip presets`."""
     del options
