@@ -110,6 +110,12 @@ def test_a_narrow_table_has_fewer_columns_or_becomes_records():
     ]
 
 
+def test_a_heading_among_records_has_no_numbers():
+    console, printed = page(12)
+    terminal.table(console, ("story", "test accuracy"), [["vanishing", ""], ["  none", "9.00 %"]])
+    assert printed().splitlines() == ["vanishing", "  none", "  test", "    accuracy", "    9.00 %"]
+
+
 SCORES = {
     "train_loss": 302564.0, "train_accuracy": 1.0, "test_loss": np.nan, "test_accuracy": 0.2444,
     "grad_norm_mean": 0.51, "grad_norm_max": 5.2e21, "clipped_fraction": 0.5,

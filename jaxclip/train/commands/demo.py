@@ -8,9 +8,7 @@ import dataclasses
 import time
 from typing import Any, NamedTuple
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from jaxclip.train.commands import demo_stories
 from jaxclip.train.commands.demo_stories import Story, Variant
@@ -61,7 +59,7 @@ def _run(
     summary = {"status": "finished", "data": data.name, "source": data.source}
     summary |= {"stories": results, "seconds": seconds}
     strict_json.write(folder.path / "summary.json", summary)
-    console.print(_table(results))
+    _show_table(results, console)
     for result in results.values():
         terminal.say(console, f"- {result['finding']}")
     terminal.say(console, f"figures and metrics are in {folder.path} ({seconds:.0f} s)")
@@ -113,14 +111,14 @@ def _run_variant(
     return history
 
 
-def _table(results: dict[str, Any]) -> Table:
-    table = Table(title="jaxclip demo", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("story", "run", "first loss", "last loss", "test accuracy"):
-        table.add_column(column, overflow="fold")
+def _show_table(results: dict[str, Any], console: Console) -> None:
+    cells = []
     for name, result in results.items():
-        for i, (run, summary) in enumerate(result["runs"].items()):
+        cells.append([name, "", "", ""])
+        for run, summary in result["runs"].items():
             losses = [terminal.number(summary[key]) for key in ("first_loss", "last_loss")]
-            last = i + 1 == len(result["runs"])
-            accuracy = terminal.percent(summary["test_accuracy"])
-            table.add_row(name if i == 0 else "", run, *losses, accuracy, end_section=last)
-    return table
+            cells.append([f"  {run}", *losses, terminal.percent(summary["test_accuracy"])])
+    terminal.say(console, "")
+    heads = ("story and run", "first loss", "last loss", "test accuracy")
+    terminal.table(console, heads, cells, optional=("first loss",))
+    terminal.say(console, "")

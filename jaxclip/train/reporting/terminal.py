@@ -120,7 +120,8 @@ def table(
         for i, (name, *values) in enumerate(cells):
             pairs = zip(list(columns)[1:], values, strict=True)
             say(console, name, style="bold" if i == bold else None)
-            say(console, "  " + ", ".join(f"{head} {value}" for head, value in pairs))
+            if known := [f"{head} {value}" for head, value in pairs if value]:
+                say(console, f"  {', '.join(known)}")
         return left_out
     for line in heading(list(columns), widths):
         console.out(line, highlight=False)
