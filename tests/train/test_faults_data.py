@@ -87,7 +87,7 @@ def test_a_tfrecord_file_cut_anywhere(stock):
 
 def test_checksums_of_records_of_every_length():
     make = np.random.default_rng(0)
-    records = [make.bytes(n) for n in [*range(40), 1000, 3, tfrecords.MAX_BYTES, 0]]
+    records = [make.bytes(n) for n in [*range(40), 1000, 3, 5000, 0]]
     assert tfrecords.read(framed(records)) == records
     assert tfrecords.read(b"") == []
     # The check value of CRC-32C is that of "123456789", from RFC 3720.
