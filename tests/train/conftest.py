@@ -13,6 +13,7 @@ from jaxclip.train import data
 from jaxclip.train.data import sources, tfds_mnist
 
 ROOT = Path(__file__).parents[2]
+os.environ.pop("COLUMNS", None)  # set by pytest-xdist, and lines would be wrapped
 
 
 @pytest.fixture(scope="session")

@@ -82,7 +82,7 @@ def _settings(folder):
 def test_evaluate_prints_the_test_scores_of_the_run(whole, capsys):
     assert cli.main(["evaluate", str(whole)]) == 0
     said = capsys.readouterr().out
-    assert "checkpoint after epoch 4" in " ".join(said.split())
+    assert "checkpoint after 4 epochs of 4" in said
     summary = runs.summary(whole)
     rows = dict(line.split(maxsplit=2)[1:] for line in said.splitlines() if "test " in line[:8])
     assert rows["accuracy"].strip() == f"{100 * summary['test_accuracy']:.2f} %"
