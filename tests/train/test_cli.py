@@ -21,7 +21,7 @@ SMALL = [*runs.SMALL, "--epochs", "2"]
 
 ERRORS = [
     (["trian"], "COMMAND=trian: unknown, did you mean train? Choose from demo, presets, train"),
-    (["exploit"], "COMMAND=exploit: unknown, choose from demo, presets, train"),
+    (["fly"], "COMMAND=fly: unknown, choose from demo, presets, train"),
     (["train", "exploed"], "PRESET=exploed: unknown, did you mean explode? Choose from explode,"),
     (["train", "--lerning-rate=1"], "--lerning-rate: unknown argument, did you mean --learning-ra"),
     (["train", "forward", "extra"], "extra: unknown argument, see jaxclip train --help"),

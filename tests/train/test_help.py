@@ -12,7 +12,7 @@ from jaxclip.train import cli
 from jaxclip.train.config import presets, rule_specs
 from tests.train import runs
 
-COMMANDS = ["demo", "presets", "train", "evaluate", "compare", "diagnose"]
+COMMANDS = ["demo", "presets", "train", "evaluate", "compare", "diagnose", "plot"]
 
 
 def printed(capsys, *arguments):
