@@ -68,6 +68,7 @@ def _draw(log: Log, found: Diagnosis, file: str, out: str) -> None:
     history = History(str(log.settings.get("preset", Path(file).name)))
     history.steps, history.telemetry, history.epochs = log.steps, log.telemetry, log.epochs
     history.settings = log.settings
+    history.settings = log.settings
     layer_figure.draw(history, found, user_path(out, "--out"))
 
 

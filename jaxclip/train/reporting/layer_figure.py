@@ -42,12 +42,15 @@ def draw(history: History, diagnosis: Diagnosis, path: Path) -> None:
 def _idle(ax: Axes, history: History, hidden: Sequence[Layer]) -> None:
     """Draws the shares of dead and saturated units of each hidden layer after each epoch."""
     epochs = np.arange(1, len(history.epochs) + 1)
+    if not history.epochs:
+        _say_missing(ax, "dead units")
+        return
     bounded = history.settings.get("activation") in _BOUNDED
     kinds = {"dead": "-", "saturated": ":"} if bounded else {"dead": "-"}
     worst = 0.0
     for kind, dashes in kinds.items():
         for i, look in enumerate(style.looks(len(hidden) + 1)[:-1]):
-            if f"units/{kind}/layers/{i}" not in (history.epochs or [{}])[0]:
+            if f"units/{kind}/layers/{i}" not in history.epochs[0]:
                 _say_missing(ax, "dead units")
                 return
             shares = 100 * history.by_epoch(f"units/{kind}/layers/{i}")
