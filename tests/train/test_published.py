@@ -43,11 +43,17 @@ def test_forward_explodes_with_weights_of_standard_deviation_one(real_mnist):
 
 
 @pytest.mark.slow
-def test_explode_clips_its_second_step_to_15(real_mnist):
-    telemetry = epochs("explode", real_mnist, epochs=1)[0].telemetry
+def test_explode_has_the_published_norms_and_clips_them_to_15(real_mnist):
+    data = first_images(real_mnist, 512)._replace(test_images=real_mnist.test_images[:1])
+    data = data._replace(test_labels=data.test_labels[:1])
+    telemetry = epochs("explode", data, epochs=1)[0].telemetry
     names = tensor_norms.names(telemetry)
     assert len(names) == 6
     before, after = (tensor_norms.norms(telemetry, m, names)[1] for m in ("grads", "clipped"))
+    # Other random numbers: over 60 seeds the global norm is 0.28 to 1.27 times the published one.
+    # The preset's seed is the nearest.
+    np.testing.assert_allclose(before, [18.02, 2.94, 21.33, 2.15, 21.82, 2.09], rtol=0.08)
+    np.testing.assert_allclose(after, [7.57, 1.23, 8.97, 0.90, 9.17, 0.88], rtol=0.08)
     total = np.linalg.norm(before)
     assert total > 15
     assert np.linalg.norm(after) == pytest.approx(15, rel=1e-5)

@@ -228,7 +228,7 @@ LESSONS = {
         "this initialization hardly any element reaches the limit, as the epochs' lines show."
     ),
     "vanish": (
-        "The gradient norm falls by a factor of four in each layer towards the input, so the "
+        "The gradient norm falls by about a factor of four in each layer towards the input, so the "
         "accuracy stays at chance, and clipping cannot help. Cure it with --activation relu "
         "--init he, and compare the two layers.png."
     ),
