@@ -7,7 +7,6 @@ ten times their level. References in float64 say how every update comes out.
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -56,12 +55,10 @@ def _rules():
            lambda added: lambda: ol.TrackedQuantile(max_growth=MOST))  # fmt: skip
 
 
-def _cases(scope, only=None):
+def _cases(scope):
     """At `unit` by the thresholds, at the others by the rules."""
     found = {}
     for name, rule, threshold, options, oracle in _rules():
-        if only is not None and name not in only:
-            continue
         added = ADDED if rule is jaxclip.zclip and scope != "unit" else 0.0
         given = {"scope": "unit", "axis": -1} if scope == "unit" else {"scope": scope}
         if scope == "stacked":
@@ -94,8 +91,9 @@ def _tree(course, broken=(), dtype="float32", seed=0):
     return tree
 
 
-EXPLOSION = np.concatenate([1.5 ** np.arange(100), np.full(30, 1.0)])  # from the first step on
-LATER = np.concatenate([np.ones(40), 1.5 ** np.arange(100), np.full(160, 1.0)])
+# From the first step on, and later; of one length, so that they share a program.
+EXPLOSION = np.concatenate([1.5 ** np.arange(100), np.ones(100)])
+LATER = np.concatenate([np.ones(40), 1.5 ** np.arange(100), np.ones(60)])
 
 
 def _allowed(memory):
@@ -103,23 +101,34 @@ def _allowed(memory):
     return [x.allowed_norm if hasattr(x, "allowed_norm") else x.threshold for x in memory]
 
 
-def _steps(cases, tree):
-    """For each rule all that is allowed, by step, and the norms that come out; one scan."""
+def _program(cases):
+    """A function of updates, a multiple of 50 of them: what comes out and what is recorded.
+
+    One compiled program of all rules for all courses.
+    """
     rules = {name: case.rule for name, case in cases.items()}
-    like = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), tree)
 
     def body(states, u):
         both = {k: rule.update(u, states[k]) for k, rule in rules.items()}
-        kept = {k: (out, _allowed(s.memory), s.threshold) for k, (out, s) in both.items()}
-        return {k: s for k, (_, s) in both.items()}, kept
+        seen = {k: (out, _allowed(s.memory), s.scalars()) for k, (out, s) in both.items()}
+        return {k: s for k, (_, s) in both.items()}, seen
 
-    first = {k: rule.init(like) for k, rule in rules.items()}
-    return jax.device_get(jax.jit(lambda s, t: jax.lax.scan(body, s, t))(first, tree))
+    part = jax.jit(lambda states, updates: jax.lax.scan(body, states, updates))
+
+    def run(tree):
+        states = {k: rule.init(jax.tree.map(lambda x: x[0], tree)) for k, rule in rules.items()}
+        seen = []
+        for i in range(0, len(tree["c"]), 50):
+            states, new = part(states, {key: x[i : i + 50] for key, x in tree.items()})
+            seen.append(jax.device_get(new))
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *seen)
+
+    return run
 
 
-def _check_growth(cases, tree):
+def _check_growth(cases, program, tree):
     """Each threshold is at most `MOST` times the one before, the first that of the first norm."""
-    for name, (outs, allowed, _) in _steps(cases, tree)[1].items():
+    for name, (outs, allowed, _) in program(tree).items():
         case = cases[name]
         got = np.concatenate(
             [x.reshape(len(x), -1) for x in learned.norms(outs, case.scope).values()], 1
@@ -134,20 +143,20 @@ def _check_growth(cases, tree):
         steps = np.arange(1, len(got) + 1)[:, None]
         assert (got <= came[0] * MOST**steps * (1 + 1e-5)).all(), name
         assert (got[1:] <= limits[:-1] * MOST * (1 + 1e-5)).all(), name
-        assert (got[90:100] < 1e-9 * came[90:100]).all() or len(tree["c"]) > 200, name
+        assert came[99].max() < 1e12 or (got[90:100] < 1e-9 * came[90:100]).all(), name
 
 
-def _check_references(cases, tree):
-    for name, seen in learned.run({k: case.rule for k, case in cases.items()}, tree).items():
+def _check_references(cases, program, tree):
+    for name, (out, _, record) in program(tree).items():
         try:
-            learned.check(cases[name], tree, seen, 5e-5)
+            learned.check(cases[name], tree, learned.Seen(out, record), 5e-5)
         except Exception as error:
             error.add_note(f"case: {name}")
             raise
 
 
-def _check_level(cases, tree, level):
-    for name, (outs, *_) in _steps(cases, tree)[1].items():
+def _check_level(cases, program, tree, level):
+    for name, (outs, *_) in program(tree).items():
         case = cases[name]
         got, came = (
             np.concatenate(
@@ -159,27 +168,17 @@ def _check_level(cases, tree, level):
         assert reached > level, (name, reached)
 
 
-FEW = ("twice the median", "zclip reciprocal None", "adagc", "tracked")
-
-
-@pytest.mark.slow
-def test_explosion_in_the_warm_up():
-    _check_growth(_cases("leaf", FEW), _tree(EXPLOSION))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", SCOPES)
-def test_explosion(scope):
-    """From the first step on, and later; norms that are NaN, infinite or 0 change nothing."""
+def test_explosion_and_new_level(scope):
+    """An explosion from the first step on, and later; NaN, inf and 0 change nothing in it.
+
+    A level ten times as high is reached, as by the rule without `max_growth`.
+    """
+    cases = _cases(scope)
+    program = _program(cases)
     for course in (EXPLOSION, LATER):
-        _check_growth(_cases(scope), _tree(course))
-    tree = _tree(LATER, broken=(0, 3, 20, 21, 60, 61, 150))
-    _check_references(_cases(scope), tree)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scope", SCOPES)
-def test_new_level(scope):
-    """Ten times the level: reached, as the rule without `max_growth` reaches it."""
+        _check_growth(cases, program, _tree(course))
+    _check_references(cases, program, _tree(LATER, broken=(0, 3, 20, 21, 60, 61, 150)))
     course = np.concatenate([np.ones(150), np.full(2900, 10.0)])
-    _check_level(_cases(scope), _tree(course), 0.8)
+    _check_level(cases, program, _tree(course), 0.8)

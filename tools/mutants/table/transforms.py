@@ -154,7 +154,7 @@ CHANGES = {
              "tests/thresholds/test_learned.py::test_more_in_float32[quantile]"),
             ("autoclip ignores max_growth",
              "factor=factor, max_growth=max_growth)", "factor=factor)",
-             "tests/thresholds/test_growth.py::test_explosion_in_the_warm_up"),
+             "tests/thresholds/test_growth.py::test_explosion_and_new_level[leaf]"),
             ("autoclip treats a percentile as a fraction",
              "quantile(percentile / 100, window", "quantile(percentile / 1000, window",
              "tests/thresholds/test_learned_edges.py::test_derivative_treats_memory_as_constant"),
@@ -186,7 +186,7 @@ CHANGES = {
              "[zclip]"),
             ("zclip ignores max_growth",
              "max_growth=max_growth,", "",
-             "tests/thresholds/test_growth.py::test_explosion_in_the_warm_up"),
+             "tests/thresholds/test_growth.py::test_explosion_and_new_level[leaf]"),
         ],
         "adagc": [
             ("adagc ignores warmup_norm",
@@ -194,7 +194,7 @@ CHANGES = {
              "tests/thresholds/test_learned_errors.py::test_bad_values -k 'warmup_norm'"),
             ("adagc ignores max_growth",
              "max_growth=max_growth,", "",
-             "tests/thresholds/test_growth.py::test_explosion_in_the_warm_up"),
+             "tests/thresholds/test_growth.py::test_explosion_and_new_level[leaf]"),
         ],
     },
     "transforms/stable_adam.py": {
