@@ -13,7 +13,7 @@ CASES = [
     (
         [[0.9, 0.91, 0.92], [0.8, 0.7, 0.9]],
         [0, 0],
-        "no rule is above all others in each of 3 seeds",
+        "no rule is above all others in each of 3",
     ),
     ([[0.9, 0.91, 0.92], [0.8, 0.7]], [0, 1], "others in 3 seeds; 1 of 6 runs lost"),
     ([[], []], [1, 1], "2 of 2 runs lost"),
