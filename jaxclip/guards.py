@@ -68,7 +68,7 @@ def skip_nonfinite(
         TypeError: if an argument has a wrong type.
         ValueError: if `max_consecutive` is below 1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip, optax
         >>> chain = optax.chain(jaxclip.clip_by_global_norm(1.0), optax.sgd(1.0))
         >>> tx = jaxclip.skip_nonfinite(chain)
@@ -132,7 +132,7 @@ def skip_spikes(
     Raises:
         TypeError, ValueError: if an argument has a wrong type or value.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip, optax
         >>> tx = jaxclip.skip_spikes(optax.sgd(1.0), window=4, min_history=2)
         >>> params = jnp.zeros(1)

@@ -50,7 +50,7 @@ def global_norm(tree: PyTree, ord: Order = None, *, axis_name: AxisName = None) 
     Raises:
         ValueError: if `ord` is below 1, or `axis_name` names an axis a leaf is replicated over.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> print(jaxclip.norms.global_norm({"w": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}))
         5.0
@@ -80,7 +80,7 @@ def leaf_norms(
     Raises:
         ValueError: as for `global_norm`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> norms = jaxclip.norms.leaf_norms({"w": jnp.array([3.0, 4.0]), "b": jnp.ones(4)})
         >>> print(norms["w"], norms["b"])
@@ -122,7 +122,7 @@ def unit_norms(
     Raises:
         ValueError: as for `global_norm`, and where the mesh axes of a unit cannot be known.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> kernel = jnp.array([[3.0, 1.0], [4.0, 0.0]])
         >>> print(jaxclip.norms.unit_norms(kernel, axis=0))
@@ -143,7 +143,7 @@ def rms(x: ArrayLike, *, axis_name: AxisName = None) -> jax.Array:
     Returns:
         A float32 (float64) scalar; 0 for an empty array.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> print(jaxclip.norms.rms(jnp.array([1.0, 7.0])))
         5.0
@@ -161,7 +161,7 @@ def average_norm(x: ArrayLike, *, axis_name: AxisName = None) -> jax.Array:
     Returns:
         A float32 (float64) scalar; 0 for an empty array.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> print(jaxclip.norms.average_norm(jnp.array([3.0, 4.0])))
         2.5

@@ -40,7 +40,7 @@ def metrics(opt_state: PyTree) -> dict[str, jax.Array]:
         `encoder/clip_by_global_norm/norm`. The second occurrence of a rule under the same labels
         is called `clip_by_global_norm_2`, and so on. Empty without a rule.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip, optax
         >>> tx = optax.chain(jaxclip.clip_by_global_norm(1.0), optax.adam(1e-3))
         >>> params = jnp.zeros(2)
@@ -88,7 +88,7 @@ def to_floats(
         ValueError: if a value is no scalar, or `nonfinite` is not known. Of metrics that `lax.scan`
             stacked, pass one step after the other, as in the example.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, jaxclip
         >>> stacked = {"norm": jnp.array([3.0, 2.0]), "threshold": jnp.array([jnp.inf, 2.5])}
         >>> stacked = jax.device_get(stacked)

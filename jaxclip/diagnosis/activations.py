@@ -52,7 +52,7 @@ def unit_shares(preactivation: ArrayLike, activation: Activation) -> tuple[jax.A
         TypeError: if `preactivation` is not real.
         ValueError: if it has no axis or no elements, or `activation` changes its shape.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, jaxclip
         >>> z = jnp.array([[-1.0, -1.0], [-2.0, 3.0]])  # 2 examples, 2 units
         >>> dead, saturated = jaxclip.diagnosis.unit_shares(z, jax.nn.relu)

@@ -98,7 +98,7 @@ def diagnose(
             if `stacked` returns no axis of a leaf; if `order` names no layer; if `through_time`
             has not rank 1; if one of `preactivations` and `activation` is missing.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> grads = {f"Dense_{i}": {"kernel": jnp.full((1, 1), 10.0**i)} for i in range(4)}
         >>> diagnosis = jaxclip.diagnose(grads)
@@ -191,7 +191,7 @@ def of_metrics(
             gradients; if a value has rank 2 or more; if `order` names no layer; if `loss` has
             another shape.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, jaxclip, optax
         >>> tx = optax.chain(
         ...     jaxclip.monitor(name="grads"),

@@ -71,7 +71,7 @@ def layer_order(loss: Callable[..., PyTree], params: PyTree, *batch: PyTree) -> 
     Raises:
         ValueError: if `params` has no floating-point leaf.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> params = {"hidden": jnp.ones((4, 3)), "entry": jnp.ones((2, 4)), "end": jnp.ones(3)}
         >>> def loss(p, x):

@@ -33,7 +33,7 @@ def clip(x: PyTree, max_delta: ArrayLike | None) -> PyTree:
         TypeError: if `max_delta` is not a real number.
         ValueError: if it is negative or NaN, or enlarges `x`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxclip import functional
         >>> print(functional.clip(jnp.array([0.5, -3.0]), 1.0))
@@ -63,7 +63,7 @@ def clip_by_value(x: PyTree, min_value: ArrayLike | None, max_value: ArrayLike |
         ValueError: if a bound is NaN, enlarges `x`, or `min_value` exceeds `max_value`; if `x` is
             complex and the bounds are not -c and c.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxclip import functional
         >>> print(functional.clip_by_value(jnp.arange(10), 2, 8))
@@ -111,7 +111,7 @@ def clip_by_norm(
     Raises:
         TypeError, ValueError: if an argument has a wrong type or value.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxclip import functional
         >>> print(functional.clip_by_norm(jnp.array([2.0, 5.0]), 5.0))
@@ -144,7 +144,7 @@ def clip_by_average_norm(
         TypeError: if `max_norm` is not a number.
         ValueError: if it is negative or NaN.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxclip import functional
         >>> print(functional.clip_by_average_norm(jnp.array([3.0, 4.0]), 1.0))
@@ -178,7 +178,7 @@ def clip_by_block_rms(
     Raises:
         TypeError, ValueError: if an argument has a wrong type or value.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxclip import functional
         >>> print(functional.clip_by_block_rms(jnp.array([6.0, -8.0]), 1.0))
@@ -219,7 +219,7 @@ def adaptive_grad_clip(
         TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value, or the trees differ.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxclip import functional
         >>> params, grads = jnp.array([[3.0], [4.0]]), jnp.array([[0.0], [2.0]])
@@ -259,7 +259,7 @@ def clip_by_global_norm(
     Raises:
         TypeError, ValueError: if an argument has a wrong type or value.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxclip import functional
         >>> tree = [jnp.array([3.0]), jnp.array([4.0])]

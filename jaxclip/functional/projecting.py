@@ -44,7 +44,7 @@ def project_max_norm(
         TypeError: if `max_norm` is not a number.
         ValueError: if it is negative or NaN.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxclip import functional
         >>> print(functional.project_max_norm(jnp.array([[3.0, 0.3], [4.0, 0.4]]), 1.0, axis=0))
@@ -73,7 +73,7 @@ def project_unit_norm(
     Raises:
         TypeError: if `axis` is not an axis.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxclip import functional
         >>> print(functional.project_unit_norm(jnp.array([[3.0, 0.0], [4.0, 0.0]]), axis=0))
@@ -114,7 +114,7 @@ def project_min_max_norm(
         ValueError: if a bound is negative or NaN, `min_norm` is infinite or exceeds `max_norm`, or
             `rate` is not between 0 and 1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxclip import functional
         >>> w = jnp.array([[3.0, 0.3], [4.0, 0.4]])
@@ -138,7 +138,7 @@ def project_non_negative(w: PyTree) -> PyTree:
     Raises:
         ValueError: if a leaf is complex.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxclip import functional
         >>> print(functional.project_non_negative(jnp.array([-1.0, 2.0])))
@@ -163,7 +163,7 @@ def project_box(w: PyTree, min_value: ArrayLike | None, max_value: ArrayLike | N
         ValueError: if a bound is NaN or enlarges `w`, if `min_value` exceeds `max_value`, or a leaf
             is complex.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxclip import functional
         >>> print(functional.project_box(jnp.array([-1.0, 0.25]), -0.5, 0.5))
@@ -201,7 +201,7 @@ def project_spectral_norm(
         ValueError: if it is negative or NaN; if a leaf is complex, or has no axis of
             inputs or none of outputs.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jaxclip import functional
         >>> print(functional.project_spectral_norm(jnp.diag(jnp.array([3.0, 0.5])), 1.0))

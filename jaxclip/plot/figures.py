@@ -57,7 +57,7 @@ def overview(metrics: Metrics, *, fig: Figure | None = None) -> Figure:
         ImportError: if matplotlib is missing.
         ValueError: if none of these was recorded.
 
-    Example:
+    Examples:
         >>> import jaxclip, matplotlib
         >>> matplotlib.use("agg")
         >>> log = [{"loss": 1 / (i + 1), "grads/norm/w": 2.0 * i} for i in range(5)]
@@ -92,7 +92,7 @@ def side_by_side(runs: Mapping[str, Metrics], *, fig: Figure | None = None) -> F
         ImportError: if matplotlib is missing.
         ValueError: if there is no run, or none of them recorded what the panels show.
 
-    Example:
+    Examples:
         >>> import jaxclip, matplotlib
         >>> matplotlib.use("agg")
         >>> fig = jaxclip.plot.side_by_side(

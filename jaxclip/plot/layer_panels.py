@@ -34,7 +34,7 @@ def norms(metrics: Metrics | Log, *, monitor: str | None = None, ax: Axes | None
         ImportError: if matplotlib is missing.
         ValueError: if there is no such monitor.
 
-    Example:
+    Examples:
         >>> import jaxclip, matplotlib
         >>> matplotlib.use("agg")
         >>> log = [{f"grads/norm/layers/{i}/kernel": 4.0**i for i in range(3)} for _ in range(9)]
@@ -116,7 +116,7 @@ def ratios(
         ImportError: if matplotlib is missing.
         ValueError: if there are no such monitors.
 
-    Example:
+    Examples:
         >>> import jaxclip, matplotlib
         >>> matplotlib.use("agg")
         >>> log = {"updates/norm/w": [0.1, 0.2, 0.3], "weights/norm/w": [10.0, 10.0, 10.0]}
@@ -156,7 +156,7 @@ def heat_map(metrics: Metrics | Log, *, monitor: str | None = None, ax: Axes | N
         ImportError: if matplotlib is missing.
         ValueError: if there is no such monitor.
 
-    Example:
+    Examples:
         >>> import jaxclip, matplotlib
         >>> matplotlib.use("agg")
         >>> log = {"grads/norm/a/kernel": [1.0, 30.0], "grads/norm/b/kernel": [2.0, 4.0]}

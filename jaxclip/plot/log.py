@@ -153,7 +153,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, list[dict[str, float]]]:
     Warns:
         UserWarning: if lines are damaged; they are left out.
 
-    Example:
+    Examples:
         >>> import json, pathlib, tempfile, jaxclip
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "log.jsonl"
         >>> rows = [{"run": name, "step": 0, "loss": 2.3} for name in ("plain", "clipped")]

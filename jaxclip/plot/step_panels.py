@@ -29,7 +29,7 @@ def clipping(metrics: Metrics | Log, *, rule: str | None = None, ax: Axes | None
         ImportError: if matplotlib is missing.
         ValueError: if there is no such rule.
 
-    Example:
+    Examples:
         >>> import jaxclip, matplotlib
         >>> matplotlib.use("agg")
         >>> norm, threshold = [1.0, 9.0, 2.0, 1.0], [5.0] * 4
@@ -88,7 +88,7 @@ def clip_rate(metrics: Metrics | Log, *, ax: Axes | None = None) -> Axes:
         ImportError: if matplotlib is missing.
         ValueError: if no rule recorded anything.
 
-    Example:
+    Examples:
         >>> import jaxclip, matplotlib
         >>> matplotlib.use("agg")
         >>> log = {"clip_by_norm/fraction": [1.0, 0.5, 0.0, 0.0]}
@@ -138,7 +138,7 @@ def series(
         ImportError: if matplotlib is missing.
         ValueError: if the key was not recorded.
 
-    Example:
+    Examples:
         >>> import jaxclip, matplotlib
         >>> matplotlib.use("agg")
         >>> ax = jaxclip.plot.series({"loss": [2.3, 1.1, 0.4]}, name="plain")

@@ -59,7 +59,7 @@ def project_spectral_norm(
         ValueError: if an argument has a wrong value, or `params` is missing; if a leaf is complex,
             has no axis of inputs or none of outputs, or is sharded inside `shard_map`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip, optax
         >>> tx = jaxclip.project_spectral_norm(1.0)
         >>> params = jnp.diag(jnp.array([3.0, 0.5]))

@@ -62,7 +62,7 @@ def project_max_norm(
         TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value, or `params` is missing.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip, optax
         >>> tx = optax.chain(optax.sgd(1.0), jaxclip.project_max_norm(1.0))
         >>> params = {"kernel": jnp.array([[0.6], [0.0]])}
@@ -109,7 +109,7 @@ def project_unit_norm(
         TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value, or `params` is missing.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip, optax
         >>> tx = jaxclip.project_unit_norm()
         >>> params = jnp.array([[0.0], [1.0]])
@@ -164,7 +164,7 @@ def project_min_max_norm(
         ValueError: if an argument has a wrong value, if `min_norm` exceeds `max_norm`, or `params`
             is missing.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip, optax
         >>> tx = jaxclip.project_min_max_norm(0.5, 1.0)
         >>> params = jnp.array([[0.0, 0.0], [2.0, 0.1]])
@@ -201,7 +201,7 @@ def project_non_negative(
         TypeError: if an argument has a wrong type.
         ValueError: if `params` is missing, or a leaf is complex.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip, optax
         >>> tx = jaxclip.project_non_negative()
         >>> params = jnp.array([[1.0, 2.0]])
@@ -247,7 +247,7 @@ def project_box(
         ValueError: if a bound is NaN, `min_value` exceeds `max_value`, or `params` is missing; if a
             bound does not broadcast to a leaf, or a leaf is complex.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip, optax
         >>> tx = jaxclip.project_box(-0.01, 0.01)
         >>> params = jnp.array([[0.0, 0.005]])

@@ -30,7 +30,7 @@ def flax_units(name: str, leaf: jax.Array) -> Axes:
     Returns:
         The axes to reduce; `None` for all but the last.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> params = {"embed": {"embedding": jnp.array([[3.0, 4.0], [0.3, 0.4]])}}
         >>> units = jaxclip.projections.flax_units
@@ -65,7 +65,7 @@ def equinox_units(name: str, leaf: jax.Array) -> Axes:
     Returns:
         The axes to reduce; `None` for all but the last.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> params = {"linear": {"weight": jnp.array([[3.0, 4.0], [0.3, 0.4]])}}
         >>> units = jaxclip.projections.equinox_units

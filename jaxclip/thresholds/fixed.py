@@ -34,7 +34,7 @@ def constant(value: LimitTree) -> Threshold:
         ValueError: if a value is negative or NaN; when an update is traced, if its shape does not
             fit the scope.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> rule = jaxclip.clip_by(jaxclip.thresholds.constant(1.0), scope="leaf")
         >>> grads = {"w": jnp.array([3.0, 4.0])}
@@ -88,7 +88,7 @@ def relative_to_params(factor: LimitTree, *, eps: ArrayLike = 1e-3) -> Threshold
         TypeError: if an argument is a bool, a string or not a number.
         ValueError: if an argument is negative or NaN.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> rule = jaxclip.clip_by(jaxclip.thresholds.relative_to_params(0.1), scope="leaf")
         >>> params, grads = jnp.array([0.0, 10.0]), jnp.array([3.0, 4.0])

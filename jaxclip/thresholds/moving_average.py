@@ -130,7 +130,7 @@ def zscore(
     Raises:
         TypeError, ValueError: if an argument has a wrong type or value.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> threshold = jaxclip.thresholds.zscore(warmup_steps=2, max_norm=None, mode="max")
         >>> rule = jaxclip.clip_by(threshold, scope="leaf")

@@ -54,7 +54,7 @@ def quantile(
     Raises:
         TypeError, ValueError: if an argument has a wrong type or value.
 
-    Example:
+    Examples:
         Twice the median of the last 100 norms, for every leaf:
 
         >>> import jax.numpy as jnp, jaxclip
@@ -173,7 +173,7 @@ def tracked_quantile(
     Raises:
         TypeError, ValueError: if an argument has a wrong type or value.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> rule = jaxclip.clip_by(jaxclip.thresholds.tracked_quantile(0.9), scope="leaf")
         >>> state = rule.init(jnp.zeros(1))

@@ -47,7 +47,7 @@ def ema_ratio(
     Raises:
         TypeError, ValueError: if an argument has a wrong type or value.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> threshold = jaxclip.thresholds.ema_ratio(warmup_steps=1, warmup_norm=10.0)
         >>> rule = jaxclip.clip_by(threshold, scope="leaf")

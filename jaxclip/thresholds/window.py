@@ -144,7 +144,7 @@ def mean_plus_sigma(
     Raises:
         TypeError, ValueError: if an argument has a wrong type or value.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> threshold = jaxclip.thresholds.mean_plus_sigma(2.0, window=4, min_history=2)
         >>> rule = jaxclip.clip_by(threshold, scope="leaf")

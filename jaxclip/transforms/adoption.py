@@ -57,7 +57,7 @@ def adopt(
         ValueError: if a part of one optimizer has no place in the other, or another shape or dtype;
             if the memory of a rule has; if it is not known which of several rules continues.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip, optax
         >>> params, grads = jnp.zeros(2), jnp.array([3.0, 4.0])
         >>> old = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9))

@@ -69,7 +69,7 @@ def zclip(
     Raises:
         TypeError, ValueError: if an argument has a wrong type or value.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> rule = jaxclip.zclip(warmup_steps=2, max_norm=None)
         >>> state = rule.init(jnp.zeros(1))
@@ -152,7 +152,7 @@ def adagc(
     Raises:
         TypeError, ValueError: if an argument has a wrong type or value.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> rule = jaxclip.adagc(warmup_steps=1)
         >>> state = rule.init({"w": jnp.zeros(1), "b": jnp.zeros(1)})

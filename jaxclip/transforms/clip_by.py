@@ -114,7 +114,7 @@ def clip_by(
         ValueError: if an argument has a wrong value; when an update is traced, with the key path,
             if a shape or a tree does not fit.
 
-    Example:
+    Examples:
         Each row of a matrix is held to a norm of at most 1:
 
         >>> import jax.numpy as jnp, jaxclip

@@ -51,7 +51,7 @@ def clip_by_global_norm(
     Raises:
         TypeError, ValueError: if an argument has a wrong type or value.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip, optax
         >>> tx = optax.chain(jaxclip.clip_by_global_norm(1.0), optax.sgd(0.1))
         >>> params = {"w": jnp.zeros(2), "b": jnp.zeros(1)}
@@ -110,7 +110,7 @@ def clip_by_norm(
     Raises:
         TypeError, ValueError: if an argument has a wrong type or value.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> rule = jaxclip.clip_by_norm(5.0)
         >>> grads = jnp.array([2.0, 5.0])
@@ -161,7 +161,7 @@ def clip_by_average_norm(
     Raises:
         TypeError, ValueError: if an argument has a wrong type or value.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> rule = jaxclip.clip_by_average_norm(1.0)
         >>> grads = jnp.array([3.0, 4.0])
@@ -212,7 +212,7 @@ def clip_by_block_rms(
     Raises:
         TypeError, ValueError: if an argument has a wrong type or value.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> rule = jaxclip.clip_by_block_rms(1.0, stacked=0)
         >>> layers = jnp.array([[100.0, -100.0], [0.5, 0.5]])
@@ -273,7 +273,7 @@ def adaptive_grad_clip(
         TypeError: if an argument has a wrong type.
         ValueError: if an argument has a wrong value, or `params` is missing.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> rule = jaxclip.adaptive_grad_clip(0.1)
         >>> params, grads = jnp.array([[3.0], [4.0]]), jnp.array([[0.0], [2.0]])

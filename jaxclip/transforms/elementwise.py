@@ -52,7 +52,7 @@ def clip(
         ValueError: if it is negative or NaN; if it does not broadcast to a leaf; if `axis_name`
             names an axis over which a leaf is replicated.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> rule = jaxclip.clip(1.0)
         >>> grads = jnp.array([0.5, -3.0])
@@ -96,7 +96,7 @@ def clip_by_value(
             broadcast to a leaf; if a leaf is complex and the bounds are not -c and c; if
             `axis_name` names an axis over which a leaf is replicated.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> rule = jaxclip.clip_by_value(2.0, 5.0)
         >>> grads = jnp.array([[1.0, 1.0, 2.0, 4.0], [3.0, 4.0, 8.0, 5.0]])

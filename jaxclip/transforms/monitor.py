@@ -78,7 +78,7 @@ def monitor(
         ValueError: if `of` is not known, `ord` is below 1, or `name` contains a `/`; in `update`,
             if `params` is needed and missing, or if the leaves are not those of `init`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> probe = jaxclip.monitor(name="grads")
         >>> grads = {"dense": {"kernel": jnp.array([3.0, 4.0]), "bias": jnp.array([1.0])}}

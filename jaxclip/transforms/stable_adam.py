@@ -99,7 +99,7 @@ def scale_by_stable_adam(
     Raises:
         TypeError, ValueError: if an argument has a wrong type or value.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> tx = jaxclip.scale_by_stable_adam(b1=0.0, b2=0.9)
         >>> params = jnp.zeros(1)

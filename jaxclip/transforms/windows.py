@@ -53,7 +53,7 @@ def autoclip(
     Raises:
         TypeError, ValueError: if an argument has a wrong type or value.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> rule = jaxclip.autoclip(50)
         >>> state = rule.init(jnp.zeros(1))
@@ -118,7 +118,7 @@ def clip_by_history(
     Raises:
         TypeError, ValueError: if an argument has a wrong type or value.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxclip
         >>> rule = jaxclip.clip_by_history(window=4, min_history=2)
         >>> state = rule.init(jnp.zeros(1))
