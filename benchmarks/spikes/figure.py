@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from jaxclip.train.reporting.figures import BLUE, FONT, GREY, ORANGE
+from jaxclip.plot.style import BLUE, GREY, ORANGE
 
+FONT = 13
 SEED = 0  # its curve is highlighted
 EXPLOSION = "rnn", ("high", "calm")  # the section and setting of the curves
 LINES = (

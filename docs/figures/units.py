@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
-from jaxclip.train.reporting.figures import BLUE, FONT, GREY, ORANGE
+from jaxclip.plot.style import BLUE, GREY, ORANGE
 
+FONT = 13
 COUNT = {"x": 4, "y": 3}
 WHAT = {"x": "inputs", "y": "outputs"}
 SUBSCRIPTS = str.maketrans("1234", "₁₂₃₄")
