@@ -1,4 +1,4 @@
-"""The README's table "Coming from": both sides of each line are run, as they stand there."""
+"""The first table of docs/migration.md: both sides of each line are run, as they stand there."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from tests.support import modes
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "migration.md"
 # How code on the right begins.
 OURS = ("jaxclip.", "jax.", "optax.", "orbax.", "saver.", "updates, ")
 # How code on the left begins, for each library.
@@ -36,11 +36,10 @@ NUMBERS |= {"steps": 3, "end": 0.05, "power": 0.9}
 
 def table():
     """The code on the right by the first code on the left, and the other code on the left."""
-    if not README.exists():
+    if not PAGE.exists():
         return {}
-    section = re.search(r"^## Coming from$(.*?)^## ", README.read_text(), re.M | re.S)[1]
     rows = {}
-    for line in section.splitlines():
+    for line in PAGE.read_text().split("\n## ")[0].splitlines():
         if line.startswith("| `"):
             left, right = (re.findall(r"`([^`]+)`", cell) for cell in line.split("|")[1:3])
             rows[left[0]] = ([x for x in right if x.startswith(OURS)], left[1:])
@@ -91,7 +90,7 @@ def whatever(code, want, **names):
 
 
 pytestmark = [
-    pytest.mark.skipif(not README.exists(), reason="the README is not beside the tests"),
+    pytest.mark.skipif(not PAGE.exists(), reason="the documentation is not beside the tests"),
     pytest.mark.relaxed,
     pytest.mark.slow,
 ]
