@@ -13,7 +13,7 @@ import pytest
 import jaxclip
 
 ROOT = Path(__file__).parents[2]
-PAGES = [p for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")) if (ROOT / "README.md").exists()]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")] if (ROOT / "README.md").exists() else []
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 pytestmark = pytest.mark.skipif(not PAGES, reason="the documentation is not beside the tests")
 BY_FILE = pytest.mark.parametrize("path", [*PAGES, *NOTEBOOKS], ids=lambda path: path.name)
@@ -123,7 +123,7 @@ def test_commands(path):
     """Modules that the text runs, files that it names."""
     text = everything(path)
     for module in set(re.findall(r"python (?:-W error )?-m ([\w.]+)", text)):
-        assert importlib.util.find_spec(module) or module in ("build", "twine", "pdoc"), module
+        assert importlib.util.find_spec(module) or module in ("build", "twine"), module
     for file in set(
         re.findall(r"`((?:jaxclip|tests|docs|benchmarks|notebooks|\.ci)/[\w./-]+)`", text)
     ):
