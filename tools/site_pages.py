@@ -17,6 +17,9 @@ OUTSIDE += sorted(f"notebooks/{path.name}" for path in ROOT.glob("notebooks/*.ip
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:)([^)\s#]+)")
 FENCE = re.compile(r"(^```.*?^```$)", re.M | re.S)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
+PRIME = re.compile(
+    r"<msup>(<mi>.</mi>)<mi>&#x02032;</mi></msup>"
+)  # as a superscript it is too high
 
 
 @event_priority(100)  # before the plugin of notebooks
@@ -44,7 +47,9 @@ def on_page_content(content: str, **_: object) -> str:
     """Turns TeX into MathML, which browsers draw by themselves."""
 
     def drawn(formula: re.Match[str]) -> str:
-        display = "block" if formula[1] == "div" else "inline"
-        return convert(html.unescape(formula[2]), display=display)
+        tag, tex = formula.groups()
+        drawing = convert(html.unescape(tex), display="block" if tag == "div" else "inline")
+        drawing = PRIME.sub(r'\1<mo lspace="0" rspace="0">&#x02032;</mo>', drawing)
+        return f'<{tag} class="formula">{drawing}</{tag}>'
 
     return FORMULA.sub(drawn, content)
