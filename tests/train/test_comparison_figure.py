@@ -1,8 +1,11 @@
-"""The figure of a comparison calls a rule best only if every seed bears it out."""
+"""Figure and table of a comparison mark a rule as best only if every seed bears it out."""
+
+import io
 
 import pytest
+from rich.console import Console
 
-from jaxclip.train.reporting import comparison
+from jaxclip.train.reporting import comparison, comparison_table
 
 CASES = [
     # accuracies of each rule, lost runs of each rule, the headline
@@ -26,12 +29,21 @@ def test_headline(accuracies, lost, words):
     rows = [
         {
             "rule": f"r{i}",
+            "learning_rate": 0.1,
             "seeds": list(range(len(scores) + gone)),
             "test_accuracy": scores,
+            **dict.fromkeys(("train_loss", "test_loss", "grad_norm_max"), scores),
+            "clipped_fraction": [],
             "lost_at_step": [None] * len(scores) + [3] * gone,
         }
         for i, (scores, gone) in enumerate(zip(accuracies, lost, strict=True))
     ]
     said = comparison._headline(rows).replace("\n", " ")
     assert words in said
-    assert ("Best" in said) == words.startswith("Best") or "others in 3 seeds;" in words
+    is_best = words.startswith("Best") or "others in 3 seeds;" in words
+    assert ("Best" in said) == is_best
+    console = Console(file=io.StringIO(), force_terminal=True, width=200, color_system="standard")
+    comparison_table.show(console, "title", rows)
+    lines = console.file.getvalue().splitlines()
+    bold = [line for line in lines[2:] if line.startswith("\x1b[1m")]
+    assert [line[4:6] for line in bold] == ["r0"] * is_best

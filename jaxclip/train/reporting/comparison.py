@@ -13,7 +13,13 @@ from jaxclip.plot import style
 from jaxclip.plot.style import COLOURS, GREY, MARKERS
 from jaxclip.train.recording.history import History
 from jaxclip.train.reporting import figures
-from jaxclip.train.reporting.comparison_table import Row, best_of, lost_runs
+from jaxclip.train.reporting.comparison_table import (
+    Row,
+    best_of,
+    lost_runs,
+    scores_of_others,
+    winner,
+)
 from jaxclip.train.reporting.terminal import percent
 from jaxclip.train.words import count
 
@@ -56,17 +62,12 @@ def _headline(rows: Sequence[Row]) -> str:
 
 
 def _verdict(best: Row, rows: Sequence[Row]) -> str:
-    """Returns which rule is best, if each of its runs is above all runs of the others.
-
-    By chance, that happens in 1 of 10 comparisons of two equal rules with three seeds, and in 1 of
-    3 with two: so fewer than three seeds decide nothing.
-    """
-    others = [row for row in rows if row["rule"] != best["rule"]] or [x for x in rows if x != best]
-    scores = [score for row in others for score in row["test_accuracy"]]
+    """Returns which rule is best, or why none is said to be."""
     accuracy, seeds = best["test_accuracy"], len(best["seeds"])
+    scores = scores_of_others(best, rows)
     if not scores:
         return f"{best['rule']}: test accuracy {percent(float(np.median(accuracy)))}"
-    if seeds >= 3 and min(accuracy) > max(scores):
+    if winner(rows) is not None:
         median = percent(float(np.median(accuracy)))
         return f"Best: {best['rule']}, median accuracy {median}, above all others in {seeds} seeds"
     every = [*scores, *accuracy]
