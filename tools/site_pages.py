@@ -17,9 +17,8 @@ OUTSIDE += sorted(f"notebooks/{path.name}" for path in ROOT.glob("notebooks/*.ip
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:)([^)\s#]+)")
 FENCE = re.compile(r"(^```.*?^```$)", re.M | re.S)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
-PRIME = re.compile(
-    r"<msup>(<mi>.</mi>)<mi>&#x02032;</mi></msup>"
-)  # as a superscript it is too high
+# As a superscript it is drawn too high.
+PRIME = re.compile(r"<msup>(<mi>.</mi>)<mi>&#x02032;</mi></msup>")
 
 
 @event_priority(100)  # before the plugin of notebooks
