@@ -169,6 +169,17 @@ def test_oldest_versions_match_pyproject():
     assert pins == {name: floors.get(name) for name in pins}
 
 
+def test_files_of_a_release_name_the_version():
+    project = pathlib.Path(__file__).parents[2]
+    citation, changes = project / "CITATION.cff", project / "CHANGELOG.md"
+    if not (citation.is_file() and changes.is_file()):
+        pytest.skip("CITATION.cff and CHANGELOG.md are not beside the tests")
+    assert f"\nversion: {jaxclip.__version__}\n" in citation.read_text()
+    assert f"\n## {jaxclip.__version__}" in changes.read_text()
+    declared = tomllib.loads((project / "pyproject.toml").read_text())["project"]["version"]
+    assert declared == jaxclip.__version__
+
+
 def test_typed():
     spec = importlib.util.find_spec("jaxclip")
     assert (pathlib.Path(spec.origin).parent / "py.typed").is_file()
