@@ -20,7 +20,7 @@ Metrics are one of
 
 A step's number is its value of `step`, if there is one; else that of a rule's or monitor's count;
 else its position. Of two records of a step the later counts. NaN and inf, which a file may hold as
-`NaN`, `"NaN"`, `"Infinity"` or `null`, are marked with a cross, and a norm of 0 on a log scale with
+`NaN`, `"nan"`, `"inf"` or `null`, are marked with a cross, and a norm of 0 on a log scale with
 a triangle. No two lines differ in colour alone.
 
 A function that draws into axes takes them as `ax=`, and one that draws a figure as `fig=`; both
@@ -29,10 +29,10 @@ return what they drew on. Without the argument they make a new figure of pyplot.
 
 from jaxclip.plot.figures import overview as overview
 from jaxclip.plot.figures import side_by_side as side_by_side
+from jaxclip.plot.json_lines import read as read
 from jaxclip.plot.layer_panels import heat_map as heat_map
 from jaxclip.plot.layer_panels import norms as norms
 from jaxclip.plot.layer_panels import ratios as ratios
-from jaxclip.plot.log import read as read
 from jaxclip.plot.step_panels import clip_rate as clip_rate
 from jaxclip.plot.step_panels import clipping as clipping
 from jaxclip.plot.step_panels import series as series

@@ -1,14 +1,9 @@
-"""Reads metrics: from dicts of stacked arrays, lists of dicts, and files of JSON lines."""
+"""Metrics by key: from dicts of stacked arrays, lists of dicts, and files of JSON lines."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -17,13 +12,12 @@ from jax.typing import ArrayLike
 
 from jaxclip._validate import short
 from jaxclip.diagnosis import layers
+from jaxclip.plot import json_lines
 
 Metrics: TypeAlias = (
     Mapping[str, ArrayLike] | Sequence[Mapping[str, ArrayLike]] | str | os.PathLike[str]
 )
-_STEP = ("step", "_step", "global_step", "steps")
-_LABELS = ("story", "run", "rule", "first_learning_rate", "seed")  # of the runs in one file
-_WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_LARGEST_STEP = 2**53  # above it, float64 does not hold every whole number
 
 
 class Series(NamedTuple):
@@ -42,7 +36,7 @@ class Log:
             self._entries, self.keys = metrics._entries, metrics.keys
             return
         if isinstance(metrics, str | os.PathLike):
-            runs = read(metrics)
+            runs = json_lines.read(metrics)
             if len(runs) != 1:
                 raise ValueError(f"{metrics} has {len(runs)} runs, choose one: {short(list(runs))}")
             metrics = next(iter(runs.values()))
@@ -61,6 +55,14 @@ class Log:
                 found.update(zip(steps.tolist(), values.tolist(), strict=True))
         steps = sorted(found)
         return Series(np.array(steps, float), np.array([found[step] for step in steps], float))
+
+    def rows(self) -> dict[int, dict[str, float]]:
+        """Returns the numbers of each step; the log's entries must be of one step each."""
+        found: dict[int, dict[str, float]] = {}
+        for steps, entry in self._entries:
+            row = {key: float(value) for key, value in entry.items()}
+            found.setdefault(int(steps[0]), {}).update(row)
+        return found
 
     def ending(self, end: str) -> list[str]:
         """Returns the rules, guards and monitors that recorded a field, as `/threshold`."""
@@ -117,7 +119,8 @@ def _numbered(
         if len(sizes) > 1:
             raise ValueError(f"metrics[{i}] has arrays of different lengths: {sorted(sizes)}")
         size = sizes.pop() if sizes else 1
-        steps = next((numbers[key] for key in _STEP if key in numbers), None)
+        given = (numbers[key] for key in json_lines.STEP if key in numbers)
+        steps = next((x for x in given if np.all(np.abs(x) < _LARGEST_STEP)), None)
         counts = [value for key, value in numbers.items() if key.endswith("/count")]
         if steps is None:
             steps = np.max(counts, axis=0) - 1 if counts else start + np.arange(size)
@@ -127,95 +130,7 @@ def _numbered(
 
 def _array(value: object) -> np.ndarray | None:
     """A number or an array of numbers as float64; None for a text."""
-    value = _WORDS.get(value, value) if isinstance(value, str) else value
-    array = np.asarray(math.nan if value is None else value)
+    if value is None or isinstance(value, str):
+        value = json_lines.number(value)
+    array = np.asarray(value)
     return None if array.dtype.kind in "OSU" else array.astype(np.float64)
-
-
-def read(path: str | os.PathLike[str]) -> dict[str, list[dict[str, float]]]:
-    r"""Reads the runs in a file of JSON lines, one dict a line.
-
-    Lines that differ in `run`, `rule`, `seed`, `story` or `first_learning_rate` belong to different
-    runs, as in the files of `jaxclip demo` and `jaxclip compare`. After a line of kind `run`, which
-    the training program writes first, those before it do not count.
-
-    Args:
-        path: the file, or a folder with a `metrics.jsonl`.
-
-    Returns:
-        The records of each run, by its name; the only run of a file has the name of its preset, or
-        that of the file's folder.
-
-    Raises:
-        OSError: if there is no such file.
-        ValueError: if it holds no record.
-
-    Warns:
-        UserWarning: if lines are damaged; they are left out.
-
-    Examples:
-        >>> import json, pathlib, tempfile, jaxclip
-        >>> path = pathlib.Path(tempfile.mkdtemp()) / "log.jsonl"
-        >>> rows = [{"run": name, "step": 0, "loss": 2.3} for name in ("plain", "clipped")]
-        >>> _ = path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        >>> jaxclip.plot.read(path)["clipped"]
-        [{'step': 0.0, 'loss': 2.3}]
-    """
-    file = Path(path)
-    file = file / "metrics.jsonl" if file.is_dir() else file
-    name, damaged = file.resolve().parent.name, 0
-    groups: dict[tuple[object, ...], list[dict[str, float]]] = {}
-    lines = file.read_bytes().splitlines()
-    for line in lines:
-        record = _record(line)
-        damaged += record is None
-        if record is None or record.get("kind") == "resume":
-            continue
-        if record.get("kind") == "run":
-            groups, name = {}, str(record.get("preset", name))
-            continue
-        labels = tuple(record.get(label) for label in _LABELS)
-        groups.setdefault(labels, []).append(_numbers(record))
-    if damaged:
-        warnings.warn(f"{file}: {damaged} of {len(lines)} lines are damaged", stacklevel=2)
-    if not groups:
-        raise ValueError(f"{file} holds no record: a dict of numbers a line, as JSON")
-    return dict(zip(_names(list(groups), name), groups.values(), strict=True))
-
-
-def _record(line: bytes) -> dict[str, object] | None:
-    """A line's object; None if it is damaged."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def _numbers(record: Mapping[str, object]) -> dict[str, float]:
-    """The numbers of a record; null is NaN."""
-    found: dict[str, float] = {}
-    for key, value in record.items():
-        number = _WORDS.get(value) if isinstance(value, str) else value
-        number = math.nan if value is None else number
-        if isinstance(number, int | float) and key not in _LABELS:
-            with contextlib.suppress(OverflowError):  # of a whole number of hundreds of digits
-                found[key] = float(number)
-    return found
-
-
-def _names(groups: Sequence[tuple[object, ...]], alone: str) -> list[str]:
-    """Names of runs: their labels as far as they differ."""
-    if len(groups) == 1:
-        return [alone]
-    differ = [len(set(column)) > 1 for column in zip(*groups, strict=True)]
-    words = {"first_learning_rate": "rate ", "seed": "seed "}
-    rows = [
-        [
-            f"{words.get(label, '')}{value}"
-            for label, value, differs in zip(_LABELS, row, differ, strict=True)
-            if differs and value is not None
-        ]
-        for row in groups
-    ]
-    return [", ".join(row) or alone for row in rows]

@@ -1,4 +1,4 @@
-"""Reading of metrics: the three forms agree; steps, runs and damaged lines of files."""
+"""Metrics by key: the three forms agree; numbers of steps; names of rules and monitors."""
 
 import json
 import math
@@ -59,6 +59,7 @@ def test_all_forms_are_one(tmp_path):
         ([{"a/count": 1, "x": 1}, {"a/count": 4, "b/count": 11, "x": 1}], [0, 10]),
         ({"step": [2, 4, 6], "a/count": [1, 2, 3], "x": 1.0}, [2, 4, 6]),
         ([{"y": 1.0}, {"x": 1.0}], [1]),
+        ([{"step": None, "x": 1.0}, {"step": 1e300, "global_step": 4, "x": 1.0}], [0, 4]),
         ([], []),
     ],
 )
@@ -79,6 +80,11 @@ def test_values_of_every_kind():
     for odd in (None, "NaN", NAN):
         assert math.isnan(values([{"x": odd}], "x")[0][1])
     assert values({"x": "some", "y": [1.0]}, "x") == []
+
+
+def test_rows_join_the_entries_of_a_step():
+    log = Log([{"step": 4, "a": 1, "b": 2}, {"step": 2, "a": 0.5}, {"step": 4, "a": 3, "c": 5}])
+    assert log.rows() == {4: {"step": 4, "a": 3, "b": 2, "c": 5}, 2: {"step": 2, "a": 0.5}}
 
 
 @pytest.mark.parametrize(
@@ -128,62 +134,3 @@ def test_layers_of_two_monitors_in_the_steps_of_both():
     for monitor, words in (("x", "monitor='x': no norms of layers; found"), ("h", "monitor='h'")):
         with pytest.raises(ValueError, match=words):
             Log([row | {"h/norm/2/w": 1.0} for row in steps]).layers(gradient="g", weight=monitor)
-
-
-def test_files(tmp_path):
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    rows = [{"kind": "run", "preset": "old"}, {"kind": "step", "step": 0, "x": 7.0}]
-    rows += [
-        {"kind": "run", "preset": "explode", "sizes": [3]},
-        {"kind": "step", "step": 0, "x": 1},
-    ]
-    rows += [
-        {"kind": "resume", "step": 9, "x": 5},
-        {"kind": "step", "step": 1, "x": None, "t": "a"},
-    ]
-    rows += [{"kind": "epoch", "epoch": 0, "steps": 2, "test_accuracy": 0.5, "big": 10**400}]
-    write(folder / "metrics.jsonl", *rows)
-    ((name, records),) = jaxclip.plot.read(folder).items()
-    assert name == "explode"
-    assert [list(r) for r in records] == [
-        ["step", "x"],
-        ["step", "x"],
-        ["epoch", "steps", "test_accuracy"],
-    ]
-    assert values(folder, "test_accuracy") == [(2, 0.5)]
-    assert jaxclip.plot.read(write(folder / "other.jsonl", {"x": 1})) == {"mine": [{"x": 1.0}]}
-
-
-def test_runs_in_one_file(tmp_path):
-    rows = [
-        {"rule": rule, "first_learning_rate": 0.1, "seed": seed, "step": 0, "loss": seed}
-        for rule in ("a", "b")
-        for seed in (1, 2)
-    ]
-    path = write(tmp_path / "log.jsonl", *rows)
-    found = jaxclip.plot.read(path)
-    assert list(found) == ["a, seed 1", "a, seed 2", "b, seed 1", "b, seed 2"]
-    assert found["b, seed 2"] == [{"step": 0.0, "loss": 2.0}]
-    with pytest.raises(ValueError, match=r"has 4 runs, choose one: \['a, seed 1'"):
-        Log(path)
-    rows = [{"first_learning_rate": rate, "loss": 1.0} for rate in (0.1, 0.2)]
-    assert list(jaxclip.plot.read(write(path, *rows))) == ["rate 0.1", "rate 0.2"]
-    rows = [{"story": "s", "run": run, "loss": 1.0} for run in ("x", "y")]
-    assert list(jaxclip.plot.read(write(path, *rows, {"loss": 1.0}))) == [
-        "s, x",
-        "s, y",
-        tmp_path.name,
-    ]
-
-
-def test_damaged_lines_are_left_out_and_told(tmp_path):
-    path = tmp_path / "log.jsonl"
-    path.write_bytes(b'{"x": 1}\n{"x": \n\xff\xfe\n[1]\n' + b"[" * 100_000 + b'\n{"x": 2}\n{"x"')
-    with pytest.warns(UserWarning, match=r"log.jsonl: 5 of 7 lines are damaged"):
-        assert values(path, "x") == [(0, 1), (1, 2)]
-    path.write_bytes(b"")
-    with pytest.raises(ValueError, match="holds no record"):
-        jaxclip.plot.read(path)
-    with pytest.raises(OSError, match="nowhere"):
-        jaxclip.plot.read(tmp_path / "nowhere")

@@ -40,7 +40,7 @@ def test_runs_of_two_files(tmp_path, capsys):
     with two.open("a") as file:
         file.write('{"step": 9, ')
     said = plot(capsys, str(one), str(two), "--out", str(out))
-    assert f"note: {two}: 1 of 5 lines are damaged, left out\n" in said
+    assert f"note: {two}: 1 damaged line left out\n" in said
     assert f"figure: {out}, of a.jsonl; b.jsonl\n" in said
     again = plot(capsys, str(one), str(one), "--out", str(out))
     assert again.endswith("of a.jsonl; a.jsonl (2)\n")
@@ -54,7 +54,11 @@ def test_runs_of_two_files(tmp_path, capsys):
     ("content", "words"),
     [
         (None, "FILE=FOLDER/log.jsonl: No such file or directory"),
-        ("", "FOLDER/log.jsonl holds no record: a dict of numbers a line, as JSON"),
+        ("", "FILE=FOLDER/log.jsonl: empty"),
+        (
+            "x",
+            "FILE=FOLDER/log.jsonl: no line is a JSON object; log one object a line: json.dumps(",
+        ),
         ('{"speed": 1}\n', "nothing to draw: no loss, rule or monitor in the keys ['speed']"),
     ],
 )

@@ -1,8 +1,8 @@
 """`jaxclip diagnose FILE`: says from logged metrics whether gradients vanish or explode."""
 
+import collections
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,13 @@ from rich.console import Console
 
 from jaxclip import diagnosis
 from jaxclip.diagnosis import Diagnosis
-from jaxclip.train.commands import diagnosing
+from jaxclip.plot.json_lines import Record, Run
+from jaxclip.plot.log import Log
+from jaxclip.train.commands import diagnosing, logs
 from jaxclip.train.errors import UserError, first_line, user_path
-from jaxclip.train.recording import log_file
 from jaxclip.train.recording.history import History
-from jaxclip.train.recording.log_file import Log
 from jaxclip.train.reporting import layer_figure, terminal
+from jaxclip.train.training.tensor_norms import Telemetry
 from jaxclip.train.words import choose, count
 
 _CLASSES = 10  # of each data set of this program
@@ -34,24 +35,64 @@ def run(file: str, console: Console, out: str, names: dict[str, str | None]) -> 
       out: the figure.
       names: of the monitors, by `gradients`, `weights` and `updates`; None: those that are usual.
     """
-    logs, damaged = log_file.read(file)
-    if damaged:
-        terminal.say(console, f"note: {count(damaged, 'damaged line')} left out")
-    results = [_run(log, console, names) for log in logs]
-    if len(logs) > 1:
-        terminal.say(console, f"figure: none, as the file has {len(logs)} runs")
+    runs = [run for run in logs.read(file, console) if any(map(_has_norm, run.records))]
+    if not runs:
+        text = "no line has a norm, such as grads/norm: log jaxclip.metrics(state)"
+        raise UserError(f"FILE={file}: {text}")
+    histories = [_history(run) for run in runs]
+    several = len(runs) > 1
+    results = [_diagnose(history, console, names, several) for history in histories]
+    if several:
+        terminal.say(console, f"figure: none, as the file has {len(runs)} runs")
     else:
-        _draw(logs[0], results[0], file, out)
+        layer_figure.draw(histories[0], results[0], user_path(out, "--out"))
         terminal.say(console, f"figure: {out}")
     return results
 
 
-def _run(log: Log, console: Console, names: dict[str, str | None]) -> Diagnosis:
-    log, gradients, others = _monitors(log, names)
-    found = _diagnosis(log, gradients, others)
-    steps = f"{count(len(log.steps), 'recorded step')}, {log.steps[0]} to {log.steps[-1]}:"
-    terminal.say(console, f"{log.name}: {steps}" if log.name else f"findings from {steps}")
-    rate = log.settings.get("learning_rate")
+def _has_norm(row: Record) -> bool:
+    return any(map(_is_norm, row))
+
+
+def _is_norm(key: str) -> bool:
+    return key.endswith("/norm") or "/norm/" in key
+
+
+def _history(run: Run) -> History:
+    """Returns the steps of a run that have norms, and its epochs if this program wrote it."""
+    result = History(run.name)
+    result.settings = dict(run.settings)
+    epochs = {row["epoch"]: row for row in run.records if {"epoch", "steps"} <= row.keys()}
+    if run.settings and epochs:
+        result.epochs = list(_alike(epochs, lambda key: True).values())
+    by_step = Log([row for row in run.records if _has_norm(row)]).rows()
+    kept = _alike(by_step, _is_norm)
+    result.steps, rows = np.array(list(kept)), list(kept.values())
+    keys = [key for key in rows[0] if all(key in row for row in rows)]
+    result.telemetry = {key: np.array([row[key] for row in rows]) for key in keys}
+    return result
+
+
+def _alike(rows: dict[Any, Record], counts: Callable[[str], bool]) -> dict[Any, Record]:
+    """Returns the rows, in order, that have the same keys that count as most rows have.
+
+    Rows with norms of leaves come before more rows without.
+    """
+    forms = {i: frozenset(filter(counts, row)) for i, row in rows.items()}
+    often = collections.Counter(forms.values())
+    usual = max(often, key=lambda form: (any("/norm/" in key for key in form), often[form]))
+    return {i: rows[i] for i in sorted(rows) if forms[i] == usual}
+
+
+def _diagnose(
+    history: History, console: Console, names: dict[str, str | None], several: bool
+) -> Diagnosis:
+    telemetry, gradients, others = _monitors(history.telemetry, names)
+    found = _diagnosis(history, telemetry, gradients, others)
+    steps = history.steps
+    text = f"{count(len(steps), 'recorded step')}, {steps[0]} to {steps[-1]}:"
+    terminal.say(console, f"{history.name}: {text}" if several else f"findings from {text}")
+    rate = history.settings.get("learning_rate")
     for sentence in found.findings:
         text = terminal.as_flag(sentence, rate) if isinstance(rate, float) else sentence
         terminal.say(console, f"- {text}")
@@ -64,30 +105,24 @@ def _run(log: Log, console: Console, names: dict[str, str | None]) -> Diagnosis:
     return found
 
 
-def _draw(log: Log, found: Diagnosis, file: str, out: str) -> None:
-    history = History(str(log.settings.get("preset", Path(file).name)))
-    history.steps, history.telemetry, history.epochs = log.steps, log.telemetry, log.epochs
-    history.settings = log.settings
-    history.settings = log.settings
-    layer_figure.draw(history, found, user_path(out, "--out"))
-
-
-def _monitors(log: Log, names: dict[str, str | None]) -> tuple[Log, str, dict[str, str | None]]:
-    """Returns the names of the monitors of the gradients, and of the weights and updates.
+def _monitors(
+    telemetry: Telemetry, names: dict[str, str | None]
+) -> tuple[Telemetry, str, dict[str, str | None]]:
+    """Returns the norms, and the names of the monitors of gradients, and of weights and updates.
 
     Without a monitor, the norm that a rule recorded takes the place of a monitor of one leaf.
     """
-    there = list(dict.fromkeys(k.partition("/norm/")[0] for k in log.telemetry if "/norm/" in k))
+    there = list(dict.fromkeys(k.partition("/norm/")[0] for k in telemetry if "/norm/" in k))
     for flag, name in names.items():
         if name is not None and name not in there:
             raise UserError(f"--{flag}={name}: no such monitor, {choose(name, there)}")
     if not there:
-        rule = next(key.removesuffix("/norm") for key in log.telemetry if key.endswith("/norm"))
-        one = {f"{_ALONE}/norm/all": log.telemetry[f"{rule}/norm"]}
-        return log._replace(telemetry=log.telemetry | one), _ALONE, dict.fromkeys(_USUAL)
+        rule = next(key.removesuffix("/norm") for key in telemetry if key.endswith("/norm"))
+        one = {f"{_ALONE}/norm/all": telemetry[f"{rule}/norm"]}
+        return telemetry | one, _ALONE, dict.fromkeys(_USUAL)
     chosen = {flag: names[flag] or _first(there, *usual) for flag, usual in _USUAL.items()}
     free = [name for name in there if name not in chosen.values()] or there
-    return log, names["gradients"] or _first(free, "grads") or free[0], chosen
+    return telemetry, names["gradients"] or _first(free, "grads") or free[0], chosen
 
 
 def _first(names: Sequence[str], *words: str) -> str | None:
@@ -95,15 +130,18 @@ def _first(names: Sequence[str], *words: str) -> str | None:
     return next((name for name in names if name.rpartition("/")[2] in words), None)
 
 
-def _diagnosis(log: Log, gradients: str, others: dict[str, str | None]) -> Diagnosis:
-    leaves = [key.partition("/norm/")[2] for key in log.telemetry if "/norm/" in key]
-    own = leaves if log.settings else []
+def _diagnosis(
+    history: History, telemetry: Telemetry, gradients: str, others: dict[str, str | None]
+) -> Diagnosis:
+    leaves = [key.partition("/norm/")[2] for key in telemetry if "/norm/" in key]
+    own = leaves if history.settings else []
     layers = {m[0] for leaf in own if (m := re.match(r"layers/\d+(?=/)", leaf))}
     # Monitors count steps; a count without `nonfinite_count` would be that of a rule.
-    counts = {f"{gradients}/count": log.steps + 1, f"{gradients}/nonfinite_count": 0 * log.steps}
-    metrics: dict[str, Any] = counts | log.telemetry
-    loss = log.telemetry.get("loss")
-    chance = diagnosing.CHANCE.get(log.settings.get("loss", ""))
+    steps = history.steps
+    counts = {f"{gradients}/count": steps + 1, f"{gradients}/nonfinite_count": 0 * steps}
+    metrics: dict[str, Any] = counts | telemetry
+    loss = telemetry.get("loss")
+    chance = diagnosing.CHANCE.get(str(history.settings.get("loss")))
     try:
         return diagnosis.of_metrics(
             metrics,

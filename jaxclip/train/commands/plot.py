@@ -1,6 +1,5 @@
 """`jaxclip plot FILE...`: draws the runs in logged metrics side by side."""
 
-import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from matplotlib import pyplot
 from rich.console import Console
 
 from jaxclip import plot
+from jaxclip.train.commands import logs
 from jaxclip.train.errors import UserError, first_line, user_path
 from jaxclip.train.recording import metrics_file
 from jaxclip.train.reporting import figures, terminal
@@ -20,7 +20,7 @@ def run(files: Sequence[str], out: str, console: Console) -> None:
     """Draws the runs in all files.
 
     Args:
-      files: logs of JSON lines, or folders of runs.
+      files: logs of JSON lines, folders of runs, or `-` for standard input.
       out: the figure.
       console: where to print.
 
@@ -30,9 +30,9 @@ def run(files: Sequence[str], out: str, console: Console) -> None:
     path = user_path(out, "--out")
     runs = {}
     for file in files:
-        found = _read(file, console)
-        for name, records in found.items():
-            runs[_name(name, file, len(files), len(found), runs)] = records
+        found = logs.read(file, console)
+        for run in found:
+            runs[_name(run.name, file, len(files), len(found), runs)] = run.records
     if len(runs) > _MOST:
         raise UserError(f"FILE: {len(runs)} runs, but at most {_MOST} fit side by side")
     matplotlib.use("agg")  # no window
@@ -43,21 +43,6 @@ def run(files: Sequence[str], out: str, console: Console) -> None:
     figures.save(figure, path)
     pyplot.close(figure)
     terminal.say(console, f"figure: {out}, of {'; '.join(runs)}")
-
-
-def _read(file: str, console: Console) -> dict[str, list[dict[str, float]]]:
-    path = user_path(file, "FILE")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            runs = plot.read(path)
-        except OSError as error:
-            raise UserError(f"FILE={file}: {error.strerror or error}") from None
-        except ValueError as error:
-            raise UserError(f"FILE={file}: {first_line(error)}") from None
-    for warning in caught:
-        terminal.say(console, f"note: {warning.message}, left out")
-    return runs
 
 
 def _name(name: str, file: str, files: int, runs_in_file: int, taken: Collection[str]) -> str:

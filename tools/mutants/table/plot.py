@@ -1,6 +1,7 @@
 """Mutants of the figures, and of metrics as floats."""
 
 _LOG, _PANELS = "tests/plot/test_log.py", "tests/plot/test_panels.py"
+_LINES = "tests/plot/test_json_lines.py"
 _FIGURES, _FLOATS = "tests/plot/test_figures.py", "tests/diagnosis/test_telemetry.py"
 
 CHANGES = {
@@ -33,14 +34,26 @@ CHANGES = {
              "np.max(counts, axis=0) - 1", "np.max(counts, axis=0)",
              f"{_LOG}::test_numbers_of_steps"),
         ],
-        "read": [
+    },
+    "plot/json_lines.py": {
+        "parse": [
             ("an earlier run in a file counts",
-             'groups, name = {}, str(record.get("preset", name))',
-             'name = str(record.get("preset", name))',
-             f"{_LOG}::test_files"),
+             "settings, runs, spans = record, {}, {}", "settings = record",
+             f"{_LINES}::test_files"),
             ("damaged lines are not counted",
-             "damaged += record is None", "damaged += 0",
-             f"{_LOG}::test_damaged_lines_are_left_out_and_told"),
+             "damaged += 1", "damaged += 0",
+             f"{_LINES}::test_damaged_lines_are_left_out_and_told"),
+            ("a run that was started again is added to the earlier one",
+             "records.clear()", "pass",
+             f"{_LINES}::test_a_run_that_was_started_again_replaces_the_earlier_one"),
+            ("a second line for a step drops the first",
+             "step <= first and step < latest", "step <= first and step <= latest",
+             f"{_LINES}::test_a_run_that_was_started_again_replaces_the_earlier_one"),
+        ],
+        "number": [
+            ("words of numbers are taken for texts",
+             "value.lstrip(\"+-\").lower() in _NOT_FINITE", "value in _NOT_FINITE",
+             f"{_LINES}::test_numbers_of_every_kind"),
         ],
     },
     "plot/style.py": {
