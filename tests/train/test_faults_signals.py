@@ -22,6 +22,17 @@ SHORT = ["train", "explode", *runs.SMALL[:-1], "64", "--log-every", "3", "--epoc
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def heard():
+    """A program that a test starts hears all signals, also where the tests run under nohup."""
+    ignored = [n for n in NUMBERS if signal.getsignal(n) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class _Ended(BaseException):
     """Stands for the end of the process."""
 
@@ -227,7 +238,10 @@ def test_the_program_ends_in_time_at_any_moment(number, tmp_path):
         time.sleep(moments.uniform(0, 1 if line else 0.2))
         sent, waiting = time.monotonic(), Waiting(process)
         process.send_signal(number)
-        _, error = process.communicate(timeout=60)
+        try:
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
         assert time.monotonic() - sent - waiting.seconds < signals.SECONDS + 2
         assert process.returncode == 128 + number, error
         assert error.startswith(f"jaxclip: ended by {signal.Signals(number).name}")
