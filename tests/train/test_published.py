@@ -12,15 +12,19 @@ def epochs(preset, data, **changes):
     return list(loop.train(loop.prepare(settings, data), data))
 
 
-def first_images(data, count):
+def few_images(data, train=None, test=10):
+    """The first images alone: scores on test images are not looked at."""
     return data._replace(
-        train_images=data.train_images[:count], train_labels=data.train_labels[:count]
+        train_images=data.train_images[:train],
+        train_labels=data.train_labels[:train],
+        test_images=data.test_images[:test],
+        test_labels=data.test_labels[:test],
     )
 
 
 @pytest.mark.slow
 def test_forward_reaches_the_published_losses(real_mnist):
-    first, *_, last = epochs("forward", real_mnist)
+    first, *_, last = epochs("forward", few_images(real_mnist))
     assert last.number == 9
     np.testing.assert_allclose(
         last.telemetry["loss"][::100], [0.0811, 0.0860, 0.0853, 0.0781, 0.0856], atol=0.012
@@ -33,7 +37,7 @@ def test_forward_reaches_the_published_losses(real_mnist):
 
 @pytest.mark.slow
 def test_forward_explodes_with_weights_of_standard_deviation_one(real_mnist):
-    data = first_images(real_mnist, 128 * 300)
+    data = few_images(real_mnist, 128 * 300)
     wild = epochs("forward", data, init_std=1.0, epochs=1)[0].telemetry["loss"]
     assert 2e5 < wild[0] < 5e5
     assert np.isnan(wild[100:]).all()
@@ -44,9 +48,7 @@ def test_forward_explodes_with_weights_of_standard_deviation_one(real_mnist):
 
 @pytest.mark.slow
 def test_explode_has_the_published_norms_and_clips_them_to_15(real_mnist):
-    data = first_images(real_mnist, 512)._replace(test_images=real_mnist.test_images[:1])
-    data = data._replace(test_labels=data.test_labels[:1])
-    telemetry = epochs("explode", data, epochs=1)[0].telemetry
+    telemetry = epochs("explode", few_images(real_mnist, 512), epochs=1)[0].telemetry
     names = tensor_norms.names(telemetry)
     assert len(names) == 6
     before, after = (tensor_norms.norms(telemetry, m, names)[1] for m in ("grads", "clipped"))
@@ -70,17 +72,13 @@ def largest_rows(epoch):
 
 @pytest.mark.slow
 def test_max_norm_is_as_accurate_as_no_projection(real_mnist):
-    """In two epochs every row stays within its limit, and accuracy does not drop."""
-    scores, rows = {}, {}
-    for project in (("max_norm=1.0,axis=1,layers=hidden",), ()):
-        settings = presets.get("max-norm").override({"project": project, "epochs": 2})
-        assert project or settings.project == ()
-        for epoch in loop.train(loop.prepare(settings, real_mnist), real_mnist):
-            rows.setdefault(project, []).append(largest_rows(epoch)[:2])
-            assert not project or epoch.telemetry["project_max_norm/clipped_count"][-1] > 0
-        scores[project] = epoch.test_accuracy
-    (bound, bound_rows), (free, free_rows) = zip(scores.values(), rows.values(), strict=True)
-    assert np.max(bound_rows) <= 1 + 1e-6
-    assert np.min(free_rows[-1]) > 1.05
-    assert bound > 0.96
-    assert bound >= free - 0.002  # twenty images: rounding differs between machines
+    """In an epoch every row stays within its limit, and accuracy does not drop."""
+    rule = "max_norm=1.0,axis=1,layers=hidden"
+    assert presets.get("max-norm").project == (rule,)
+    (bound,) = epochs("max-norm", real_mnist, epochs=1)
+    (free,) = epochs("max-norm", real_mnist, epochs=1, project=())
+    assert np.max(largest_rows(bound)[:2]) <= 1 + 1e-6
+    assert np.min(largest_rows(free)[:2]) > 1.02
+    assert bound.telemetry["project_max_norm/clipped_count"][-1] > 0
+    assert bound.test_accuracy > 0.945
+    assert bound.test_accuracy >= free.test_accuracy - 0.002  # rounding differs between machines
