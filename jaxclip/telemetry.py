@@ -38,7 +38,12 @@ def metrics(opt_state: PyTree) -> dict[str, jax.Array]:
         fraction of updates clipped so far is `clipped_count / count`. Labels of `optax.partition`
         come first, those of an outer one before those of an inner one:
         `encoder/clip_by_global_norm/norm`. The second occurrence of a rule under the same labels
-        is called `clip_by_global_norm_2`, and so on. Empty without a rule.
+        is called `clip_by_global_norm_2`, and so on. Empty if the optimizer has no rule, guard or
+        monitor of this library.
+
+    Raises:
+        TypeError: if `opt_state` cannot be the state of an optimizer: a transformation, parameters,
+            or a state that was restored as dicts.
 
     Examples:
         >>> import jax.numpy as jnp, jaxclip, optax
@@ -66,7 +71,24 @@ def metrics(opt_state: PyTree) -> dict[str, jax.Array]:
             number += 1
             prefix = f"{name}_{number}"
         result |= {f"{prefix}/{key}": value for key, value in scalars.items()}
+    if not result:
+        _check_is_state(opt_state)
     return result
+
+
+def _check_is_state(tree: PyTree) -> None:
+    """Raises if a tree without a rule is not the state of an optimizer: tuples, some with names."""
+    how = "pass what tx.init or tx.update returned, or an nnx.Optimizer or a TrainState"
+    named = [x for x in jax.tree.leaves(tree, is_leaf=_is_named_tuple) if _is_named_tuple(x)]
+    if any(isinstance(x, optax.GradientTransformation) for x in named):
+        raise TypeError(f"opt_state is a transformation, not its state: {how}")
+    if not named and not isinstance(tree, tuple):
+        name = type(tree).__name__
+        raise TypeError(f"opt_state of type {name} is not the state of an optimizer: {how}")
+
+
+def _is_named_tuple(x: object) -> bool:
+    return isinstance(x, tuple) and hasattr(x, "_fields")
 
 
 def to_floats(

@@ -133,6 +133,28 @@ def test_names():
 def test_metrics_of_states_without_rules():
     assert jaxclip.metrics(optax.sgd(0.1).init(U)) == {}
     assert jaxclip.metrics(()) == {}
+    assert jaxclip.metrics({"a": optax.adam(0.1).init(U)}) == {}
+    model = eqx.nn.Linear(2, 1, key=jax.random.key(0))
+    state = train_state.TrainState.create(apply_fn=None, params=U, tx=optax.sgd(0.1))
+    assert jaxclip.metrics(state) == {}
+    for wrong in (U, [U["w"]], U["w"], None, {}, model, jaxclip.metrics, [(U["w"], U["b"])]):
+        with pytest.raises(TypeError, match=rf"opt_state of type {type(wrong).__name__} is not"):
+            jaxclip.metrics(wrong)
+    for wrong in (rule(), optax.sgd(0.1), optax.chain(rule()), [rule(), optax.sgd(0.1)]):
+        with pytest.raises(TypeError, match=r"opt_state is a transformation, not its .* tx.init"):
+            jaxclip.metrics(wrong)
+
+
+@pytest.mark.relaxed
+def test_metrics_of_parameters_of_nnx():
+    """Also of the optimizer's variables, in which the classes of states are lost."""
+    model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, rule(), wrt=nnx.Param)
+    for wrong in (model, nnx.state(model), nnx.state(optimizer)):
+        with pytest.raises(TypeError, match="is not the state of an optimizer: pass"):
+            jaxclip.metrics(wrong)
+    plain = nnx.Optimizer(model, optax.adam(0.1), wrt=nnx.Param)
+    assert jaxclip.metrics(plain) == {}
 
 
 ZEROS = {"int": 0, "float": 0.0, "array": np.float32(0), "schedule": lambda count: jnp.zeros(())}

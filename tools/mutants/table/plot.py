@@ -123,6 +123,19 @@ CHANGES = {
         ],
     },
     "telemetry.py": {
+        "metrics": [
+            ("parameters are a state without rules",
+             "if not result:\n        _check_is_state(opt_state)", "pass",
+             f"{_FLOATS}::test_metrics_of_states_without_rules"),
+        ],
+        "_check_is_state": [
+            ("a transformation is a state without rules",
+             "isinstance(x, optax.GradientTransformation)", "x is None",
+             f"{_FLOATS}::test_metrics_of_states_without_rules"),
+            ("dicts of states are no state",
+             "not named and not", "not",
+             f"{_FLOATS}::test_metrics_of_states_without_rules"),
+        ],
         "to_floats": [
             ("values are given to the wrong keys",
              "jax.device_get(list(metrics.values()))",
