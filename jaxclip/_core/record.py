@@ -5,14 +5,14 @@ Devices may have norms of their own, but record the same scalars.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxclip._core.state import Record
-from jaxclip._numerics import collectives, power_sums, total_order
+from jaxclip._numerics import collectives, joining, total_order
 from jaxclip._numerics.collectives import MeshAxes
 from jaxclip._numerics.scaled_float import (
     Norm,
@@ -24,12 +24,13 @@ from jaxclip._numerics.scaled_float import (
     widened,
 )
 
+_SMALL = 4096  # norms of a leaf that are joined with those of others
+
 
 def of_norms(
     norms: list[Norm],
     limits: Sequence[Any],
-    scales: list[Scale],
-    clipped: list[jax.Array],
+    scaled: Callable[[Norm, jax.Array, Any], tuple[Scale, jax.Array]],
     axis_name: MeshAxes | None = None,
 ) -> Record:
     """The record of one update, over all norms and over the devices on which they differ.
@@ -37,17 +38,63 @@ def of_norms(
     Args:
         norms: the norms.
         limits: their thresholds.
-        scales: the scales of their arrays.
-        clipped: which of them count as clipped.
+        scaled: `scaled(norm, its number, threshold)`, element by element, is the scale of its
+            arrays and whether it counts as clipped. It is called for many norms at once.
         axis_name: mesh axes on which norms differ, besides those that types tell.
     """
-    rows = [
-        (n.number, -jnp.asarray(c), -s.factor, ~s.finite)
-        for n, c, s in zip(norms, limits, scales, strict=True)
-    ]
-    norm, limit, scale, broken = largest(rows, (0.0, -unlimited(jnp.float32), -1.0, 0.0), axis_name)
-    number, fraction = _clipped(clipped, axis_name)
+    rows = []
+    for value, unit, limit in _joined([(*n, c) for n, c in zip(norms, limits, strict=True)]):
+        norm = Norm(value, unit)
+        number = norm.number
+        scale, clipped = scaled(norm, number, limit)
+        rows.append((number, limit, scale.factor, scale.finite, clipped))
+    return _of_rows(rows, axis_name)
+
+
+def of_scales(norms: list[Norm], limits: Sequence[Any], scales: list[Scale]) -> Record:
+    """The record of one update whose scales are known; those that are not 1 count as clipped."""
+    trios = zip(norms, limits, scales, strict=True)
+    rows = _joined([(n.number, c, s.factor, s.finite, s.over) for n, c, s in trios])
+    return _of_rows(rows, None)
+
+
+def _of_rows(rows: list[tuple[Any, ...]], axis_name: MeshAxes | None) -> Record:
+    """The record of norms, thresholds, factors, whether norms are finite, and clipped."""
+    largest_of = [(n, -jnp.asarray(c), -factor, ~finite) for n, c, factor, finite, _ in rows]
+    defaults = (0.0, -unlimited(jnp.float32), -1.0, 0.0)
+    norm, limit, scale, broken = largest(largest_of, defaults, axis_name)
+    number, fraction = _clipped([row[-1] for row in rows], axis_name)
     return Record(norm, -limit, jnp.abs(scale), fraction, number > 0, broken > 0)
+
+
+def _joined(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Rows of small arrays of one dtype as one row of vectors: few kernels for many leaves.
+
+    On meshes they stay as they are. The first array of a row has the shape of all.
+    """
+    if not jax.sharding.get_abstract_mesh().empty:
+        return rows
+    groups: dict[Any, list[tuple[Any, ...]]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault((row[0].dtype, None if row[0].size <= _SMALL else i), []).append(row)
+    found: list[tuple[Any, ...]] = []
+    for group in groups.values():
+        columns: list[Any] = list(zip(*group, strict=True))
+        for k, column in enumerate(columns):
+            one = column[0]
+            if jnp.ndim(one) == 0 and all(x is one for x in column):
+                columns[k] = one
+            else:
+                pairs = zip(column, group, strict=True)
+                columns[k] = joining.concatenated([_raveled(x, row[0]) for x, row in pairs])
+        found.append(tuple(columns))
+    return found
+
+
+def _raveled(x: Any, like: jax.Array) -> jax.Array:
+    x = jnp.asarray(x)
+    x = x if x.dtype == bool else x.astype(like.dtype)
+    return jnp.ravel(jnp.broadcast_to(x, like.shape))
 
 
 def of_elements(
@@ -90,7 +137,7 @@ def all_elements_finite(arrays: list[jax.Array], axis_name: MeshAxes | None = No
     if not parts:
         return jnp.ones((), bool)
     mesh = tuple([collectives.differing_axes(part, axis_name) for part in parts])
-    return power_sums.sum_of(parts, mesh) == 0
+    return joining.sum_of(parts, mesh) == 0
 
 
 def largest(
@@ -109,7 +156,7 @@ def largest(
     if not parts:
         return [jnp.full((), default, jnp.float32) for default in defaults]
     mesh = tuple([collectives.differing_axes(part, axis_name) for part in parts])
-    most = power_sums.largest_of(parts, mesh)
+    most = joining.largest_of(parts, mesh)
     return [most[i] for i in range(len(defaults))]
 
 
@@ -125,7 +172,7 @@ def _clipped(clipped: list[jax.Array], axis_name: MeshAxes | None) -> tuple[jax.
         return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
     parts = [jnp.sum(c, dtype=jnp.float32) for c in clipped]
     mesh = [collectives.differing_axes(part, axis_name) for part in parts]
-    number = power_sums.sum_of(parts, tuple(mesh))
+    number = joining.sum_of(parts, tuple(mesh))
     sizes = zip(clipped, mesh, strict=True)
     return number, number / float(max(sum(c.size * collectives.shards(m) for c, m in sizes), 1))
 

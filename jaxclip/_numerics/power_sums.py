@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxclip._numerics import collectives, total_order
+from jaxclip._numerics import collectives, joining, total_order
 from jaxclip._numerics.collectives import MeshAxes
 from jaxclip._numerics.scaled_float import (
     Norm,
@@ -22,6 +22,7 @@ from jaxclip._numerics.scaled_float import (
     in_unit,
     power_of_two_near,
     read_apart,
+    reciprocal,
     times,
     to_the,
     widened,
@@ -30,7 +31,6 @@ from jaxclip._numerics.scaled_float import (
 # Rescaling by 2**k or 2**-k keeps the squares, and sums of up to 2**37 of them, in range.
 _RESCALE = {4: 96, 8: 700}  # by bytes of the accumulator
 _SUMMED = 2**37
-_STACKED = 64  # scalars in one vector
 _ROOT_LAST = (1, 2)  # powers whose root follows the branches
 _SMALL = 4096  # elements of arrays that are stacked before they are rescaled
 
@@ -101,16 +101,15 @@ class _Sum(NamedTuple):
 
 def _exact_norms(sums: list[_Sum]) -> list[Norm]:
     """The norms; where a plain sum overflowed or underflowed, of rescaled arrays."""
-    exact = [_is_exact(s) for s in sums]
     plain = [
         (s.value if s.kind.power in _ROOT_LAST else _root(s.value, s.kind), jnp.ones_like(s.value))
         for s in sums
     ]
 
     def rescaled() -> list[tuple[jax.Array, jax.Array]]:
-        return list(map(_rescaled, sums, exact))
+        return [_rescaled(s, _is_exact(s.value, s)) for s in sums]
 
-    every = joined([jnp.all(e) if e.ndim else e for e in exact], jnp.all)
+    every = _all_exact(sums)
     pairs = zip(sums, jax.lax.cond(every, lambda: plain, rescaled), strict=True)
     return [Norm(_root(x, s.kind) if s.kind.power in _ROOT_LAST else x, u) for s, (x, u) in pairs]
 
@@ -123,15 +122,29 @@ def _rescaled(total: _Sum, exact: jax.Array) -> tuple[jax.Array, jax.Array]:
         return _relative_to_peak(arrays, kind, total.every)
     unit = jax.lax.select(value < 1, jnp.full_like(value, 2.0**-k), jnp.full_like(value, 2.0**k))
     unit = jax.lax.select(exact, jnp.ones_like(value), unit)
-    return _power_sum(arrays, kind, 1 / unit, total.every), unit
+    return _power_sum(arrays, kind, reciprocal(unit), total.every), unit
 
 
-def _is_exact(total: _Sum) -> jax.Array:
-    """Where no power that matters has overflowed or underflowed."""
-    info = jnp.finfo(total.value.dtype)
-    elements = 0 if total.kind.power == 1 else min(_elements(total), _SUMMED)
-    least = jnp.asarray(elements * float(info.tiny) / float(info.eps), total.value.dtype)
-    return total.value == jax.lax.clamp(least, total.value, jnp.asarray(info.max, least.dtype))
+def _all_exact(sums: list[_Sum]) -> jax.Array:
+    """Whether no power that matters has overflowed or underflowed."""
+    if any(s.value.ndim for s in sums) or not jax.sharding.get_abstract_mesh().empty:
+        found = [_is_exact(s.value, s) for s in sums]
+        return joining.joined([jnp.all(e) if e.ndim else e for e in found], jnp.all)
+    groups: dict[Any, list[_Sum]] = {}
+    for s in sums:
+        groups.setdefault(s.value.dtype, []).append(s)
+    vectors = [(joining.concatenated([s.value[None] for s in g]), g) for g in groups.values()]
+    whole = [jnp.all(_is_exact(values, *g)) for values, g in vectors]
+    return functools.reduce(jnp.logical_and, whole)
+
+
+def _is_exact(value: jax.Array, *sums: _Sum) -> jax.Array:
+    """Where no power that matters has overflowed or underflowed; one sum, or a vector of them."""
+    info = jnp.finfo(value.dtype)
+    counts = [0 if s.kind.power == 1 else min(_elements(s), _SUMMED) for s in sums]
+    least = np.asarray(counts, np.float64) * (float(info.tiny) / float(info.eps))
+    lowest = jnp.asarray(least.reshape(value.shape[:1] if len(sums) > 1 else ()), value.dtype)
+    return value == jax.lax.clamp(lowest, value, jnp.asarray(info.max, value.dtype))
 
 
 def _is_always_exact(total: _Sum) -> bool:
@@ -181,7 +194,7 @@ def _relative_to_peak(arrays: Arrays, kind: Kind, every: MeshAxes) -> tuple[jax.
 def _power_sum(arrays: Arrays, kind: Kind, scale: jax.Array | None, every: MeshAxes) -> jax.Array:
     dtype = accumulator(*arrays)
     parts = [reduced(_raised(x, dtype, scale, kind.power), kind.axes) for x in arrays]
-    return sum_of(parts, kind.mesh, every)
+    return joining.sum_of(parts, kind.mesh, every)
 
 
 def _peak(arrays: Arrays, kind: Kind) -> Norm:
@@ -192,47 +205,8 @@ def _peak(arrays: Arrays, kind: Kind) -> Norm:
     scale = jnp.asarray(1 / unit, dtype)
     sizes = [jnp.abs(times(widened(x, dtype), scale) if unit > 1 else x) for x in arrays]
     parts = [total_order.magnitude(x.astype(dtype), kind.axes) for x in sizes]
-    most = largest_of(parts, kind.mesh)
+    most = joining.largest_of(parts, kind.mesh)
     return Norm(most, jnp.full_like(most, unit))
-
-
-def largest_of(parts: list[jax.Array], mesh: tuple[MeshAxes, ...] | None) -> jax.Array:
-    """The largest of some arrays of one shape, each over its mesh axes; NaN if one is NaN."""
-
-    def largest(x: jax.Array, axis: int) -> jax.Array:
-        return total_order.largest(x, (axis,))
-
-    return _over_mesh(parts, mesh, largest, collectives.max_over)
-
-
-def sum_of(
-    parts: list[jax.Array], mesh: tuple[MeshAxes, ...] | None, every: MeshAxes = ()
-) -> jax.Array:
-    """The sum of some arrays of one shape, each over its mesh axes."""
-    if mesh is None:
-        return joined(parts, jnp.sum)
-    return _over_mesh(parts, mesh, jnp.sum, lambda sums: collectives.sum_over(sums, every))
-
-
-def _over_mesh(parts: Any, mesh: Any, reduce: Any, across: Any) -> jax.Array:
-    """Reduces the parts of each mesh axes on their device, and then the results across devices."""
-    if mesh is None or not any(mesh):
-        return joined(parts, reduce)
-    groups: dict[MeshAxes, list[jax.Array]] = {}
-    for part, axes in zip(parts, mesh, strict=True):
-        groups.setdefault(axes, []).append(part)
-    return across({axes: joined(own, reduce) for axes, own in groups.items()})
-
-
-def joined(parts: list[jax.Array], reduce: Callable[[jax.Array, int], jax.Array]) -> jax.Array:
-    """Small arrays of one shape, reduced to one.
-
-    Without the barrier XLA would make one kernel of a thousand scalars, and compile it for seconds.
-    """
-    while len(parts) > 1:
-        chunks = [parts[i : i + _STACKED] for i in range(0, len(parts), _STACKED)]
-        parts = [reduce(jax.lax.optimization_barrier(jnp.stack(chunk)), 0) for chunk in chunks]
-    return parts[0]
 
 
 def reduced(x: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
@@ -280,10 +254,10 @@ def _tangent(arrays: Arrays, dots: Arrays, out: Norm, kind: Kind) -> Norm:
         reduced(jnp.real(jnp.conj(slope) * in_unit(dot, unit)), kind.axes)
         for slope, dot in zip(slopes, dots, strict=True)
     ]
-    change = sum_of(terms, kind.mesh) / jnp.asarray(kind.elements, value.dtype)
+    change = joining.sum_of(terms, kind.mesh) / jnp.asarray(kind.elements, value.dtype)
     if math.isinf(kind.power):  # the elements of largest magnitude share the derivative
         ties = [reduced(jnp.abs(slope), kind.axes) for slope in slopes]
-        change = change / jnp.maximum(sum_of(ties, kind.mesh), 1)
+        change = change / jnp.maximum(joining.sum_of(ties, kind.mesh), 1)
     change = jnp.where(good, change, jnp.zeros_like(change))
     return Norm(change, jnp.zeros_like(out.unit))
 

@@ -94,16 +94,15 @@ def quotient(
     """
     one, finite = jnp.ones_like(number), jnp.isfinite(norm.value)
     over = changes & finite
-    unit = power_of_two_near(_select(over, number, one))
-    divisor = norm.value * (norm.unit / unit)
+    value, unit = _select(over, norm.value, one), _select(over, norm.unit, one)
+    down = reciprocal(power_of_two_near(value * unit))
+    divisor = value * (unit * down)
     if eps is not None:
-        divisor = divisor + jnp.asarray(eps).astype(one.dtype) / unit
+        divisor = divisor + jnp.asarray(eps).astype(one.dtype) * down
     if floor is not None:
-        divisor = jnp.maximum(divisor, jnp.asarray(floor).astype(one.dtype) / unit)
+        divisor = jnp.maximum(divisor, jnp.asarray(floor).astype(one.dtype) * down)
     info = jnp.finfo(one.dtype)
-    second = _select(over, target, one) / _select(over, divisor, one)
-    # By the reciprocal: XLA joins (a / b) / c to a / (b c), which may overflow.
-    down = 1 / unit
+    second = _select(over, target, one) / divisor
     factor = second * down
     least, most = jnp.asarray(info.tiny, one.dtype), jnp.asarray(info.max, one.dtype)
     is_normal = factor == jax.lax.clamp(least, factor, most)
@@ -160,6 +159,14 @@ def power_of_two_near(x: jax.Array) -> jax.Array:
     power = jax.lax.reduce_precision(x, info.nexp, 0)
     most = jnp.asarray(2.0 ** (info.maxexp - 2), x.dtype)
     return jax.lax.stop_gradient(jax.lax.clamp(jnp.asarray(info.tiny, x.dtype), power, most))
+
+
+def reciprocal(power: jax.Array) -> jax.Array:
+    """The reciprocal of a power of two, by its exponent: XLA makes a kernel of each division."""
+    wide = power.dtype.itemsize == 8
+    bits = jax.lax.bitcast_convert_type(power, jnp.int64 if wide else jnp.int32)
+    exponents = 2046 << 52 if wide else 254 << 23
+    return jax.lax.bitcast_convert_type(jnp.asarray(exponents, bits.dtype) - bits, power.dtype)
 
 
 def magnitude(x: jax.Array) -> Norm:

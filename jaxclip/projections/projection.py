@@ -131,4 +131,4 @@ def _seen(moved: Flat, landed: list[Landing], axis_name: Any) -> Record:
         outside = [~landing.keep for landing in landed]
         return records.of_elements(moved.arrays, limits, outside, axis_name)
     norms, scales = [landing.norm for landing in landed], [landing.scale for landing in landed]
-    return records.of_norms(norms, limits, scales, [scale.over for scale in scales])
+    return records.of_scales(norms, limits, scales)

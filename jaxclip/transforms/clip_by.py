@@ -5,6 +5,7 @@ A named rule is a call of `clip_by`. Norms, thresholds and bounds live in the mo
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -154,6 +155,9 @@ def clip_by(
     return states.transformation(first, states.named(ClipState, name), rule.step)
 
 
+_VALUES = {"nan": jnp.nan, "zero": 0.0}  # of an update that is not finite
+
+
 class _Rule(NamedTuple):
     """The arguments of `clip_by`, validated."""
 
@@ -177,25 +181,36 @@ class _Rule(NamedTuple):
         seen = measured(self.measure, flat, numbers, state.update_count, params)
         limits, memory = self.limit.update(state.memory, seen) if norms else ([], state.memory)
         trios = list(zip(norms, numbers, limits, strict=True))
-        scales = [BOUNDS[self.bound](*trio, self.eps, self.floor) for trio in trios]
-        over = [scale.over for scale in scales]
-        if self.bound in ("tanh", "rational"):
-            over = [(n > c) & s.finite for s, (_, n, c) in zip(scales, trios, strict=True)]
-        pairs = zip(flat.arrays, self.measure.per_leaf(flat, scales), strict=True)
+        found = [self.scaled(*trio, finite) for trio in trios]
+        scales = self.measure.per_leaf(flat, [scale for scale, _ in found])
+        pairs = zip(flat.arrays, scales, strict=True)
         arrays = [apply(x, scale) for x, scale in pairs]
         if self.scale_mask is not None:
             chosen = flat.chosen(self.scale_mask, "scale_mask")
             arrays = [y if c else x for x, y, c in zip(flat.arrays, arrays, chosen, strict=True)]
         if self.nonfinite in ("nan", "zero"):
-            arrays, scales, over = _disposed(self.nonfinite, finite, arrays, scales, over)
+            arrays = [jnp.where(finite, x, _VALUES[self.nonfinite]) for x in arrays]
         if self.measure.scope == "global" and jax.sharding.get_abstract_mesh().empty:
-            broken = ~(scales[0].finite if finite is None else finite)
-            limit = jnp.asarray(limits[0])
-            done = Record(numbers[0], limit, scales[0].factor, over[0], over[0], broken)
+            (scale, over), limit = found[0], jnp.asarray(limits[0])
+            done = Record(numbers[0], limit, scale.factor, over, over, ~scale.finite)
         else:
-            done = record.of_norms(norms, limits, scales, over, self.measure.differing)
-            done = done if finite is None else done._replace(nonfinite=~finite)
+            scaled = functools.partial(self.scaled, finite=finite)
+            done = record.of_norms(norms, limits, scaled, self.measure.differing)
+        done = done if finite is None else done._replace(nonfinite=~finite)
         return flat.rebuild(arrays), states.following(state, done, memory)
+
+    def scaled(
+        self, norm: Norm, number: jax.Array, limit: Any, finite: Any
+    ) -> tuple[Scale, jax.Array]:
+        """The scale of the arrays with a norm, and whether it counts as clipped."""
+        scale = BOUNDS[self.bound](norm, number, limit, self.eps, self.floor)
+        over = scale.over
+        if self.bound in ("tanh", "rational"):
+            over = (number > limit) & scale.finite
+        if self.nonfinite in ("nan", "zero"):
+            factor = jnp.where(finite, scale.factor, _VALUES[self.nonfinite])
+            scale, over = scale._replace(factor=factor), over & finite
+        return scale, over
 
     def _dropped(self, flat: Flat, norms: list[Norm], finite: jax.Array) -> tuple[Flat, list[Norm]]:
         """The leaves without their non-finite elements, and the norms of the rest."""
@@ -232,23 +247,6 @@ def measured(
 
 def _finite_part(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x))
-
-
-def _disposed(
-    nonfinite: NonFinite,
-    finite: jax.Array,
-    arrays: list[jax.Array],
-    scales: list[Scale],
-    over: list[jax.Array],
-) -> tuple[list[jax.Array], list[Scale], list[jax.Array]]:
-    """Unless all norms are finite: every leaf NaN or zero, and none clipped."""
-    value = jnp.nan if nonfinite == "nan" else 0.0
-
-    def unless(x: jax.Array) -> jax.Array:
-        return jnp.where(finite, x, value)
-
-    scales = [scale._replace(factor=unless(scale.factor)) for scale in scales]
-    return [unless(x) for x in arrays], scales, [o & finite for o in over]
 
 
 def _unless_zero(value: ArrayLike, name: str) -> Any:

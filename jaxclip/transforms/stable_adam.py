@@ -147,7 +147,7 @@ def scale_by_stable_adam(
         scales = [clipped(*trio) for trio in zip(norms, numbers, limits, strict=True)]
         trios = zip(flat.arrays, leaves, scales, strict=True)
         arrays = [apply(leaf.step, scale).astype(g.dtype) for g, leaf, scale in trios]
-        seen = records.of_norms(norms, limits, scales, [s.over for s in scales])
+        seen = records.of_scales(norms, limits, scales)
         memory = AdamMoments(
             form.unflatten([leaf.mean for leaf in leaves]),
             form.unflatten([leaf.root for leaf in leaves]),

@@ -107,9 +107,19 @@ CHANGES = {
         ],
     },
     "_core/record.py": {
-        "of_norms": [
+        "of_scales": [
+            ("units within their limit count as clipped",
+             "s.finite, s.over)", "s.finite, ~s.over)",
+             "tests/projections/test_records.py::test_records_of_units"),
+        ],
+        "_joined": [
+            ("thresholds of leaves count as one",
+             "if jnp.ndim(one) == 0 and all(x is one for x in column):", "if jnp.ndim(one) == 0:",
+             "tests/contract/test_state.py::test_records_of_leaves_with_thresholds_of_their_own"),
+        ],
+        "_of_rows": [
             ("the recorded threshold is the largest one, with the wrong sign",
-             "(n.number, -jnp.asarray(c), -s.factor,", "(n.number, jnp.asarray(c), -s.factor,",
+             "(n, -jnp.asarray(c), -factor,", "(n, jnp.asarray(c), -factor,",
              "tests/contract/test_state.py::test_records[clip_by_norm]"),
         ],
         "of_elements": [
@@ -127,7 +137,7 @@ CHANGES = {
         ],
         "all_elements_finite": [
             ("each device looks at its own part of the step",
-             "power_sums.sum_of(parts, mesh)", "power_sums.sum_of(parts, None)",
+             "joining.sum_of(parts, mesh)", "joining.sum_of(parts, None)",
              "tests/sharding/test_guards.py::"
              "test_step_that_is_not_finite_on_one_device_of_pmap"),
         ],

@@ -80,9 +80,10 @@ CHANGES = {
         ],
     },
     "transforms/clip_by.py": {
-        "_disposed.unless": [
+        "_Rule.step": [
             ("nonfinite='nan' makes a NaN that it does not use",
-             "jnp.where(finite, x, value)", "jnp.where(finite, x, jnp.full_like(x, value))",
+             "jnp.where(finite, x, _VALUES[self.nonfinite])",
+             "jnp.where(finite, x, jnp.full_like(x, _VALUES[self.nonfinite]))",
              f'"{TESTS}::test_without_jit_everywhere[nan]"'),
         ],
     },

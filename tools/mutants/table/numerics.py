@@ -1,6 +1,27 @@
 """Mutants of norms and arithmetic."""
 
 CHANGES = {
+    "_numerics/joining.py": {
+        "_over_mesh": [
+            ("leaves are summed over the mesh axes of the first leaf",
+             "groups.setdefault(axes, [])", "groups.setdefault(mesh[0], [])",
+             "tests/sharding/test_rules.py::test_shard_map_checked[clip_by_global_norm]"),
+        ],
+        "joined": [
+            ("scalars are stacked without a barrier",
+             "reduce(jax.lax.optimization_barrier(jnp.stack(chunk)), 0)",
+             "reduce(jnp.stack(chunk), 0)",
+             "tests/contract/test_cost.py::test_no_kernel_reads_the_sums_of_100_leaves"),
+            ("one of 64 leaves is not measured",
+             "parts[i : i + _STACKED]", "parts[i : i + _STACKED - 1]",
+             "tests/contract/test_edges.py::test_norm_of_600_bfloat16_leaves"),
+        ],
+        "concatenated": [
+            ("one of 64 norms is not recorded",
+             "parts[i : i + _STACKED]", "parts[i : i + _STACKED - 1]",
+             "tests/contract/test_state.py::test_records_of_leaves_with_thresholds_of_their_own"),
+        ],
+    },
     "_numerics/power_sums.py": {
         "": [
             ("cubes are rescaled like squares",
@@ -17,8 +38,8 @@ CHANGES = {
              "jnp.full_like(value, 2.0**k)", "jnp.full_like(value, 2.0**-k)",
              "tests/numerics/test_norms.py::test_extreme_values[2]"),
             ("the recomputed norm has the wrong unit",
-             "return _power_sum(arrays, kind, 1 / unit, total.every), unit",
-             "return _power_sum(arrays, kind, 1 / unit, total.every), jnp.ones_like(unit)",
+             "return _power_sum(arrays, kind, reciprocal(unit), total.every), unit",
+             "return _power_sum(arrays, kind, reciprocal(unit), total.every), jnp.ones_like(unit)",
              "tests/numerics/test_norms.py::test_extreme_values[2]"),
             ("slices with an exact sum are rescaled with the others",
              "unit = jax.lax.select(exact, jnp.ones_like(value), unit)", "",
@@ -26,11 +47,11 @@ CHANGES = {
         ],
         "_is_exact": [
             ("sums of powers that underflow are not recomputed",
-             "jax.lax.clamp(least, total.value,",
-             "jax.lax.clamp(jnp.zeros_like(least), total.value,",
+             "jax.lax.clamp(lowest, value,",
+             "jax.lax.clamp(jnp.zeros_like(lowest), value,",
              "tests/numerics/test_norms.py::test_extreme_values[2]"),
             ("sums of powers that overflow are not recomputed",
-             "jnp.asarray(info.max, least.dtype)", "jnp.asarray(jnp.inf, least.dtype)",
+             "jnp.asarray(info.max, value.dtype)", "jnp.asarray(jnp.inf, value.dtype)",
              "tests/numerics/test_norms.py::test_extreme_values[2]"),
         ],
         "_is_always_exact": [
@@ -63,20 +84,6 @@ CHANGES = {
              "unit = 2.0 if any(map(jnp.iscomplexobj, arrays)) else 1.0", "unit = 1.0",
              "tests/contract/test_elements.py::test_complex_norm_beyond_float32_max[inf]"),
         ],
-        "_over_mesh": [
-            ("leaves are summed over the mesh axes of the first leaf",
-             "groups.setdefault(axes, [])", "groups.setdefault(mesh[0], [])",
-             "tests/sharding/test_rules.py::test_shard_map_checked[clip_by_global_norm]"),
-        ],
-        "joined": [
-            ("scalars are stacked without a barrier",
-             "reduce(jax.lax.optimization_barrier(jnp.stack(chunk)), 0)",
-             "reduce(jnp.stack(chunk), 0)",
-             "tests/contract/test_cost.py::test_no_kernel_reads_the_sums_of_100_leaves"),
-            ("one of 64 leaves is not measured",
-             "parts[i : i + _STACKED]", "parts[i : i + _STACKED - 1]",
-             "tests/contract/test_edges.py::test_norm_of_600_bfloat16_leaves"),
-        ],
         "_raised": [
             ("the imaginary part is not measured",
              "+ _raised(imag, dtype, scale, power)", "",
@@ -98,14 +105,14 @@ CHANGES = {
              "good = (out.value > 0) & jnp.isfinite(out.value)", "good = jnp.isfinite(out.value)",
              "tests/numerics/test_norms.py::test_derivatives_at_zero[2]"),
             ("equal largest elements get the whole derivative each",
-             "change / jnp.maximum(sum_of(ties, kind.mesh), 1)", "change / 1",
+             "change / jnp.maximum(joining.sum_of(ties, kind.mesh), 1)", "change / 1",
              "tests/numerics/test_norms.py::test_derivative_of_inf_norm_with_equal_largest_elements"),
             ("the derivative of a root mean square is that of the norm",
              "sum_of(terms, kind.mesh) / jnp.asarray(kind.elements, value.dtype)",
              "sum_of(terms, kind.mesh)",
              "tests/numerics/test_norms.py::test_gradient_is_the_difference_quotient[rms]"),
             ("the derivative is not summed over devices",
-             "change = sum_of(terms, kind.mesh)", "change = sum_of(terms, None)",
+             "change = joining.sum_of(terms, kind.mesh)", "change = joining.sum_of(terms, None)",
              "tests/sharding/test_collectives.py::test_global_norm_over_six_devices"),
         ],
         "_slope": [
@@ -196,13 +203,13 @@ CHANGES = {
              "over = changes & finite", "over = changes",
              "tests/contract/test_leaves.py::test_propagate_touches_only_nonfinite_groups[clip_by_norm]"),
             ("eps is not in the quotient",
-             "divisor + jnp.asarray(eps).astype(one.dtype) / unit", "divisor + 0",
+             "divisor + jnp.asarray(eps).astype(one.dtype) * down", "divisor + 0",
              "tests/contract/test_eps.py::test_eps_joins_the_quotient_only[clip_by_global_norm]"),
             ("the divisor has no floor",
-             "jnp.maximum(divisor, jnp.asarray(floor).astype(one.dtype) / unit)", "divisor + 0",
+             "jnp.maximum(divisor, jnp.asarray(floor).astype(one.dtype) * down)", "divisor + 0",
              "tests/contract/test_eps.py::test_adaptive_grad_clip_with_tiny_norms"),
             ("the derivative of a norm of 0 is not a number",
-             "_select(over, divisor, one)", "divisor",
+             "_select(over, norm.value, one)", "norm.value",
              "tests/contract/test_edges.py::test_zero_update_is_unchanged_with_an_identity_jacobian[clip_by_global_norm]"),
             ("the factor lacks the magnitude of the norm",
              "factor = second * down", "factor = second",

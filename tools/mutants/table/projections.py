@@ -64,11 +64,6 @@ CHANGES = {
              "here = jax.lax.stop_gradient(step)", "here = step",
              "tests/projections/test_edges.py::test_derivative_of_a_bound"),
         ],
-        "_seen": [
-            ("units within their limit count as clipped",
-             "[scale.over for scale in scales]", "[~scale.over for scale in scales]",
-             "tests/projections/test_records.py::test_records_of_units"),
-        ],
     },
     "projections/constraints.py": {
         "norms_between": [
