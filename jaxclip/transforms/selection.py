@@ -126,14 +126,16 @@ def program(update: Callable[[], tuple[PyTree, PyTree]], state: PyTree, inputs: 
 
     def flat() -> list[Any]:
         step, after = update()
-        leaves[:], tree = jax.tree.flatten((step, after))
+        found, tree = jax.tree.flatten((step, after))
         trees[:] = [tree]
         known = jax.tree.leaves(state)
-        old[:] = [None] * (len(leaves) - len(known)) + known
+        old[:] = [None] * (len(found) - len(known)) + known
         places[:] = [
-            i for i, (x, y) in enumerate(zip(leaves, old, strict=True)) if x is not y and kept(x)
+            i for i, (x, y) in enumerate(zip(found, old, strict=True)) if x is not y and kept(x)
         ]
-        return [leaves[i] for i in places]
+        made = set(places)  # which are not kept here: they would leak from the trace
+        leaves[:] = [None if i in made else x for i, x in enumerate(found)]
+        return [found[i] for i in places]
 
     def kept(x: Any) -> bool:
         return not is_traced or _validate.is_traced(x)
