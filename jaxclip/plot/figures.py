@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from jaxclip._validate import short
 from jaxclip.plot import layer_panels, step_panels, style
 from jaxclip.plot.log import Log, Metrics
 
@@ -109,7 +110,9 @@ def side_by_side(runs: Mapping[str, Metrics], *, fig: Figure | None = None) -> F
     drawn: dict[str, list[Axes]] = {name: [] for name in chosen}
     for (name, log), column in zip(logs.items(), cells.T, strict=True):
         head = {"xytext": (0, 36), "textcoords": "offset points", "ha": "center"}
-        column[0].annotate(name, (0.5, 1), xycoords="axes fraction", weight="bold", **head)
+        column[0].annotate(
+            style.plain(name), (0.5, 1), xycoords="axes fraction", weight="bold", **head
+        )
         for kind, ax in zip(chosen, column, strict=True):
             if _PANELS[kind].is_in(log):
                 drawn[kind].append(_PANELS[kind].draw(log, ax=ax))
@@ -129,8 +132,8 @@ def _recorded(logs: Sequence[Log]) -> list[str]:
     """
     found = [name for name, panel in _PANELS.items() if any(map(panel.is_in, logs))]
     if not found:
-        keys = [key for log in logs for key in log.keys]
-        raise ValueError(f"nothing to draw: no loss, rule or monitor in the keys {keys[:20]}")
+        keys = short(list(dict.fromkeys(key for log in logs for key in log.keys)))
+        raise ValueError(f"nothing to draw: no loss, rule or monitor in the keys {keys}")
     return found
 
 

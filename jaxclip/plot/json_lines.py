@@ -98,12 +98,12 @@ def parse(content: bytes, name: str) -> tuple[list[Run], int]:
         if record.get("kind") == "run":
             settings, runs, spans = record, {}, {}
             continue
-        labels = tuple(str(record[x]) if x in record else None for x in _LABELS)
+        labels = tuple(_printable(record[x]) if x in record else None for x in _LABELS)
         records = runs.setdefault(labels, [])
         step = next((numbers[key] for key in STEP if key in numbers), None)
         if step is not None:
             first, latest = spans.get(labels, (step, step))
-            if step <= first and step < latest:
+            if step <= first < latest:
                 records.clear()  # the run was started again
                 first = step
             spans[labels] = first, step
@@ -112,7 +112,7 @@ def parse(content: bytes, name: str) -> tuple[list[Run], int]:
         how = "log one object a line: json.dumps(jaxclip.to_floats(jaxclip.metrics(state)))"
         found = "no line is a JSON object" if damaged else "no line has a number"
         raise ValueError(f"{found}; {how}" if content.strip() else "empty")
-    names = _names(list(runs), str(settings.get("preset", name)))
+    names = _names(list(runs), _printable(settings.get("preset", name)))
     return [Run(*pair, settings) for pair in zip(names, runs.values(), strict=True)], damaged
 
 
@@ -130,8 +130,16 @@ def _numbers(record: Mapping[str, object], prefix: str = "") -> Record:
         if isinstance(value, Mapping):
             found |= _numbers(value, f"{prefix}{key}/")
         elif (converted := number(value)) is not None:
-            found[prefix + key] = converted
+            found[_printable(prefix + key)] = converted
     return found
+
+
+def _printable(value: object) -> str:
+    """A text without control characters, which a terminal would obey."""
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def number(value: object) -> float | None:

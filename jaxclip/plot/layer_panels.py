@@ -75,7 +75,7 @@ def _range(layers: Sequence[Layer]) -> str:
     """The layers with the smallest and the largest median norm."""
     middles = [_median(layer.gradient) for layer in layers]
     low, high = int(np.argmin(middles)), int(np.argmax(middles))
-    ends = [f"{number(middles[i])} ({layers[i].name})" for i in (low, high)]
+    ends = [f"{number(middles[i])} ({style.short_name(layers[i].name)})" for i in (low, high)]
     return ends[0] if low == high else f"from {ends[0]} to {ends[1]}"
 
 
@@ -185,7 +185,8 @@ def heat_map(metrics: Metrics | Log, *, monitor: str | None = None, ax: Axes | N
     bar = ax.figure.colorbar(mesh, ax=ax)
     bar.set_label("norm of the layer", fontsize=style.FONT)
     every = -(-len(layers) // 16)
-    ax.set_yticks(range(0, len(layers), every), [layer.name for layer in layers[::every]])
+    names = [style.plain(style.short_name(layer.name)) for layer in layers[::every]]
+    ax.set_yticks(range(0, len(layers), every), names)
     ax.grid(False)
     style.whole_steps(ax, steps)
     style.title(ax, f"{monitor}: {_not_finite(steps, layers) or _largest(steps, layers)}")
@@ -197,4 +198,5 @@ def _largest(steps: np.ndarray, layers: Sequence[Layer]) -> str:
     """The layer and the step with the largest norm."""
     table = np.array([layer.gradient for layer in layers])
     row, column = divmod(int(table.argmax()), table.shape[1])
-    return f"largest in {layers[row].name} at step {steps[column]:.0f}, {number(table.max())}"
+    name = style.short_name(layers[row].name)
+    return f"largest in {name} at step {steps[column]:.0f}, {number(table.max())}"

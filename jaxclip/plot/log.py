@@ -56,12 +56,12 @@ class Log:
         steps = sorted(found)
         return Series(np.array(steps, float), np.array([found[step] for step in steps], float))
 
-    def rows(self) -> dict[int, dict[str, float]]:
+    def rows(self) -> dict[float, dict[str, float]]:
         """Returns the numbers of each step; the log's entries must be of one step each."""
-        found: dict[int, dict[str, float]] = {}
+        found: dict[float, dict[str, float]] = {}
         for steps, entry in self._entries:
             row = {key: float(value) for key, value in entry.items()}
-            found.setdefault(int(steps[0]), {}).update(row)
+            found.setdefault(float(steps[0]), {}).update(row)
         return found
 
     def ending(self, end: str) -> list[str]:
@@ -120,12 +120,16 @@ def _numbered(
             raise ValueError(f"metrics[{i}] has arrays of different lengths: {sorted(sizes)}")
         size = sizes.pop() if sizes else 1
         given = (numbers[key] for key in json_lines.STEP if key in numbers)
-        steps = next((x for x in given if np.all(np.abs(x) < _LARGEST_STEP)), None)
-        counts = [value for key, value in numbers.items() if key.endswith("/count")]
+        steps = next((x for x in given if _is_step(x)), None)
+        counts = [x for key, x in numbers.items() if key.endswith("/count") and _is_step(x)]
         if steps is None:
             steps = np.max(counts, axis=0) - 1 if counts else start + np.arange(size)
         start += size
         yield np.broadcast_to(np.asarray(steps, float), (size,)), numbers
+
+
+def _is_step(x: np.ndarray) -> bool:
+    return bool(np.all(np.abs(x) < _LARGEST_STEP))
 
 
 def _array(value: object) -> np.ndarray | None:

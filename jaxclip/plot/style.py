@@ -58,7 +58,18 @@ def new_figure(figure: Figure | None, size: tuple[float, float]) -> Figure:
 def title(ax: Axes, text: str) -> None:
     """Writes a title, in lines as long as the axes are wide."""
     width = ax.get_window_extent().width / ax.figure.dpi
-    ax.set_title(textwrap.fill(text, max(24, int(12 * width))), fontsize=FONT, loc="left")
+    text = textwrap.fill(plain(text), max(24, int(12 * width)))
+    ax.set_title(text, fontsize=FONT, loc="left")
+
+
+def plain(text: str) -> str:
+    """Returns a text in which a dollar is no formula."""
+    return text.replace("$", r"\$")
+
+
+def short_name(name: str) -> str:
+    """Returns the ends of a name that is too long for a legend."""
+    return name if len(name) <= 40 else f"{name[:18]}...{name[-19:]}"
 
 
 def label(ax: Axes, x: str, y: str, *, log: bool = False, legend: Any = "best") -> None:
@@ -129,7 +140,7 @@ def line(
         ax.plot(at, y, color=look["color"], linewidth=1, alpha=0.3)
         parts = [part for part in np.array_split(np.arange(len(at)), _PARTS) if part.size]
         at, y = (np.array([np.median(values[part]) for part in parts]) for values in (at, y))
-    (drawn,) = ax.plot(at, y, label=text, markersize=5, linewidth=1.8)
+    (drawn,) = ax.plot(at, y, label=plain(short_name(text)), markersize=5, linewidth=1.8)
     drawn.set(**look, markevery=max(1, len(at) // 8))
     mark(ax, x[bad], top=True)
     mark(ax, x[low], top=False)

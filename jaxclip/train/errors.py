@@ -38,8 +38,11 @@ def user_path(path: str | Path, flag: str) -> Path:
     """Returns a path that the user gave to `flag`, with `~` replaced by the home folder.
 
     Raises:
-      UserError: if there is no such home folder, or the path has a null character or is not UTF-8.
+      UserError: if the path is empty, has a null character or is not UTF-8, or if there is no such
+        home folder.
     """
+    if not str(path):
+        raise UserError(f"{flag}=: empty, a path is needed")
     try:
         result = Path(path).expanduser()
     except RuntimeError:
@@ -50,4 +53,16 @@ def user_path(path: str | Path, flag: str) -> Path:
         str(result).encode()
     except UnicodeEncodeError:  # the system's bytes; TensorStore takes text only
         raise UserError(f"{flag}={path!r}: a path must be UTF-8") from None
+    return result
+
+
+def figure_path(path: str) -> Path:
+    """Returns the path of a figure that the user gave to `--out`.
+
+    Raises:
+      UserError: if it is not that of a PNG file, so that no log is written over.
+    """
+    result = user_path(path, "--out")
+    if result.suffix.lower() != ".png":
+        raise UserError(f"--out={path}: a figure's name must end in .png")
     return result

@@ -74,6 +74,7 @@ def test_a_run_that_was_started_again_replaces_the_earlier_one(tmp_path):
         ((0, 1, 2, 0, 1), [0, 1]),
         ((5, 6, 4, 5), [4, 5]),
         ((0, 0, 1), [0, 0, 1]),  # two lines for a step
+        ((3, 2, 1, 0), [3, 2, 1, 0]),  # the newest first
     ):
         path = write(tmp_path / "log.jsonl", *({"step": s, "x": 1.0} for s in steps))
         (records,) = jaxclip.plot.read(path).values()
@@ -95,6 +96,14 @@ def test_numbers_of_every_kind(tmp_path):
     assert list(second.values())[:2] == [INF, -INF]
     assert [math.isnan(second[key]) for key in "cd"] == [True, True]
     assert third == {"x": 1}
+
+
+def test_control_characters_are_spelled_out(tmp_path):
+    """A terminal would obey them, and matplotlib fails at half a character."""
+    rows = [{"run": run, "слой\x1b[31m\ud800": 1} for run in ("a\nb", "é")]
+    found = jaxclip.plot.read(write(tmp_path / "log.jsonl", *rows))
+    assert list(found) == [r"a\nb", "é"]
+    assert found["é"] == [{r"слой\x1b[31m\ud800": 1}]
 
 
 def test_damaged_lines_are_left_out_and_told(tmp_path):

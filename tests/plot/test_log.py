@@ -59,6 +59,7 @@ def test_all_forms_are_one(tmp_path):
         ([{"a/count": 1, "x": 1}, {"a/count": 4, "b/count": 11, "x": 1}], [0, 10]),
         ({"step": [2, 4, 6], "a/count": [1, 2, 3], "x": 1.0}, [2, 4, 6]),
         ([{"y": 1.0}, {"x": 1.0}], [1]),
+        ([{"a/count": math.inf, "x": 1.0}, {"a/count": math.nan, "b/count": 5, "x": 1.0}], [0, 4]),
         ([{"step": None, "x": 1.0}, {"step": 1e300, "global_step": 4, "x": 1.0}], [0, 4]),
         ([], []),
     ],
@@ -84,7 +85,8 @@ def test_values_of_every_kind():
 
 def test_rows_join_the_entries_of_a_step():
     log = Log([{"step": 4, "a": 1, "b": 2}, {"step": 2, "a": 0.5}, {"step": 4, "a": 3, "c": 5}])
-    assert log.rows() == {4: {"step": 4, "a": 3, "b": 2, "c": 5}, 2: {"step": 2, "a": 0.5}}
+    assert log.rows() == {4.0: {"step": 4, "a": 3, "b": 2, "c": 5}, 2.0: {"step": 2, "a": 0.5}}
+    assert list(Log([{"step": 0.5}, {"step": 0.75}]).rows()) == [0.5, 0.75]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 import jaxclip
 from jaxclip.plot import style
@@ -95,6 +96,16 @@ def test_legend_names_some_of_many_layers(layers, named):
     assert len(texts) == named
     assert texts[0] == "layers/0"
     assert texts[-1] == f"layers/{layers - 1}"
+
+
+def test_names_that_are_long_or_look_like_formulas():
+    names = ["block_" * 20 + "end", r"$\a_{$", "$"]
+    log = [{f"grads/norm/{name}/w": 1.0 + i for i, name in enumerate(names)}] * 2
+    for draw in (jaxclip.plot.norms, jaxclip.plot.heat_map):
+        ax = draw(log)
+        said = [text.get_text() for text in rendered(ax).findobj(Text)]
+        assert "block_block_block_...ock_block_block_end" in said
+        assert r"\$\a_{\$" in said
 
 
 def test_long_series_are_medians_over_faint_values():

@@ -183,6 +183,7 @@ def test_non_finite_loss_exits_with_code_1(tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.startswith("jaxclip: error: the loss is ")
     assert "first non-finite gradient: layers/0/kernel" in said
+    assert said.endswith("; try --learning-rate=1e+29 or --clip=global_norm=1\n")
     assert said.count("\n") == 1
     assert summary(tmp_path / "out")["status"] == "non-finite loss"
     assert records(tmp_path / "out")[-1]["train_loss"] in ("NaN", "Infinity")

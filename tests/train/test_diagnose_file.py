@@ -87,6 +87,7 @@ def test_the_figure(tmp_path, capsys, drawn):
     diagnose(capsys, saved(tmp_path, lines_of(falling())))
     assert matplotlib.image.imread(tmp_path / "work" / "layers.png").shape == (550, 1320, 4)
     path = saved(tmp_path, lines_of(falling(layers=1, steps=1)))
+    assert "--out=x.txt: a figure's name must" in diagnose(capsys, path, "--out", "x.txt", code=2)
     said = diagnose(capsys, path, "--out", "/dev/null/x.png", code=1)
     assert said.startswith("jaxclip: error: /dev/null/x.png: ")
     assert said.count("\n") == 1
@@ -226,6 +227,15 @@ def test_each_run_of_a_comparison(tmp_path, capsys):
     assert "global_norm=1: " in said
     assert "figure: none, as the file has 2 runs" in said
     assert not (tmp_path / "work" / "layers.png").exists()
+
+
+def test_steps_and_counts_that_are_none(tmp_path, capsys):
+    """Steps that are no whole numbers are counted; counts that cannot be are left out."""
+    odd = {"clip/count": 1e300, "clip/clipped_count": "inf", "clip/norm": 1.0}
+    rows = [row | odd | {"step": i / 10} for i, row in enumerate(falling())]
+    said = diagnose(capsys, saved(tmp_path, lines_of(rows)))
+    assert said.startswith("findings from 12 recorded steps, 0 to 11:\n")
+    assert "clipped:" not in said
 
 
 def test_medians_are_of_finite_steps(tmp_path, capsys):

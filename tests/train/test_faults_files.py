@@ -200,6 +200,8 @@ def test_a_home_folder_that_does_not_exist(arguments, capsys):
     assert cli.main(arguments) == 2
     said = capsys.readouterr().err
     assert said.endswith("=~nosuch/x: no such home folder\n")
+    assert cli.main([*arguments[:-1], ""]) == 2
+    assert capsys.readouterr().err.endswith("=: empty, a path is needed\n")
     assert said.count("\n") == 1
     with pytest.raises(UserError, match="--out=~nosuch: no such home folder"):
         RunFolder("~nosuch")

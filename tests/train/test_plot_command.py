@@ -50,6 +50,15 @@ def test_runs_of_two_files(tmp_path, capsys):
     assert "9 runs, but at most 8 fit" in plot(capsys, many, code=2)
 
 
+@pytest.mark.parametrize("out", ["", "metrics.jsonl", "../mine", "/"])
+def test_no_other_file_is_written_over(out, tmp_path, capsys):
+    path = write(tmp_path / "work" / "metrics.jsonl", *steps())
+    before = (tmp_path / "work" / "metrics.jsonl").read_bytes()
+    words = "a figure's name must end in .png" if out else "empty, a path is needed"
+    assert plot(capsys, path, "--out", out, code=2) == f"jaxclip: error: --out={out}: {words}\n"
+    assert (tmp_path / "work" / "metrics.jsonl").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -9,6 +9,7 @@ from jaxclip.train.config import presets
 from jaxclip.train.errors import UserError
 from jaxclip.train.recording import metrics_file
 from jaxclip.train.training import loop, nonfinite, optimizer
+from tests.train import runs
 
 BAD = (1, 2)  # of eight batches of eight images, in the order of the file
 
@@ -187,3 +188,10 @@ def test_a_skipped_gradient_is_not_the_first():
     # Of several in one step, the one next to the input counts.
     telemetry["grads/norm/layers/0/bias"][2] = np.nan
     assert nonfinite.failure(0, telemetry).endswith("layers/0/bias at step 2")
+
+
+@pytest.mark.slow
+def test_a_lost_run_is_not_told_to_leave_its_rule_out(capsys):
+    command = ["train", "forward", *runs.SMALL, "--epochs", "1", "--learning-rate", "1e30"]
+    assert cli.main([*command, "--clip", "global_norm=1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("-2 --learning-rate 1e+29")

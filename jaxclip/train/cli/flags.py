@@ -212,5 +212,5 @@ def _rules(name: str, texts: list[str]) -> tuple[str, ...]:
     if texts == ["none"]:
         return ()
     if "none" in texts:
-        raise UserError(f"--{name} none: cannot be combined with another --{name}")
+        raise UserError(f"--{name} none: cannot be combined with another --{name}, leave it out")
     return tuple(texts)

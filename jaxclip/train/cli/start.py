@@ -46,7 +46,7 @@ def train(options: argparse.Namespace) -> None:
         from jaxclip.train.recording import resuming
         from jaxclip.train.training import processes
 
-    out = options.out or f"runs/{config.preset}"
+    out = f"runs/{config.preset}" if options.out is None else options.out
     command = _to_go_on(options, out)
     who = (options.coordinator, options.process_count, options.process_index, options.cluster)
     processes.connect(*who, command)
@@ -82,7 +82,7 @@ def _to_go_on(options: argparse.Namespace, out: str) -> str:
 
 def _config_to_resume(options: argparse.Namespace) -> Config | None:
     """Returns the run in the folder of `--resume --out FOLDER`, if nothing else names a run."""
-    if not (options.resume and options.out) or options.preset or options.config:
+    if not options.resume or options.out is None or options.preset or options.config:
         return None
     from jaxclip.train.recording import resuming
 

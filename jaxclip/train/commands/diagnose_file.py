@@ -13,7 +13,7 @@ from jaxclip.diagnosis import Diagnosis
 from jaxclip.plot.json_lines import Record, Run
 from jaxclip.plot.log import Log
 from jaxclip.train.commands import diagnosing, logs
-from jaxclip.train.errors import UserError, first_line, user_path
+from jaxclip.train.errors import UserError, figure_path, first_line
 from jaxclip.train.recording.history import History
 from jaxclip.train.reporting import layer_figure, terminal
 from jaxclip.train.training.tensor_norms import Telemetry
@@ -35,6 +35,7 @@ def run(file: str, console: Console, out: str, names: dict[str, str | None]) -> 
       out: the figure.
       names: of the monitors, by `gradients`, `weights` and `updates`; None: those that are usual.
     """
+    path = figure_path(out)
     runs = [run for run in logs.read(file, console) if any(map(_has_norm, run.records))]
     if not runs:
         text = "no line has a norm, such as grads/norm: log jaxclip.metrics(state)"
@@ -45,7 +46,7 @@ def run(file: str, console: Console, out: str, names: dict[str, str | None]) -> 
     if several:
         terminal.say(console, f"figure: none, as the file has {len(runs)} runs")
     else:
-        layer_figure.draw(histories[0], results[0], user_path(out, "--out"))
+        layer_figure.draw(histories[0], results[0], path)
         terminal.say(console, f"figure: {out}")
     return results
 
@@ -67,10 +68,18 @@ def _history(run: Run) -> History:
         result.epochs = list(_alike(epochs, lambda key: True).values())
     by_step = Log([row for row in run.records if _has_norm(row)]).rows()
     kept = _alike(by_step, _is_norm)
-    result.steps, rows = np.array(list(kept)), list(kept.values())
-    keys = [key for key in rows[0] if all(key in row for row in rows)]
-    result.telemetry = {key: np.array([row[key] for row in rows]) for key in keys}
+    numbers, rows = np.array(list(kept)), list(kept.values())
+    whole = (numbers == np.round(numbers)).all()
+    result.steps = numbers.astype(int) if whole else np.arange(len(rows))
+    columns = {key: [row.get(key) for row in rows] for key in rows[0]}
+    result.telemetry = {k: np.array(v) for k, v in columns.items() if _is_whole(k, v)}
     return result
+
+
+def _is_whole(key: str, values: Sequence[float | None]) -> bool:
+    """Returns whether a key has a value in each row, and a count one that can be a count."""
+    is_count = key.endswith("count")
+    return all(x is not None and (not is_count or abs(x) < 2**53) for x in values)
 
 
 def _alike(rows: dict[Any, Record], counts: Callable[[str], bool]) -> dict[Any, Record]:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from jaxclip import plot
 from jaxclip.train.commands import logs
-from jaxclip.train.errors import UserError, first_line, user_path
+from jaxclip.train.errors import UserError, figure_path, first_line
 from jaxclip.train.recording import metrics_file
 from jaxclip.train.reporting import figures, terminal
 
@@ -27,7 +27,7 @@ def run(files: Sequence[str], out: str, console: Console) -> None:
     Raises:
       UserError: if a file holds no run, or the files hold too many.
     """
-    path = user_path(out, "--out")
+    path = figure_path(out)
     runs = {}
     for file in files:
         found = logs.read(file, console)

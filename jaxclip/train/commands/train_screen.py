@@ -100,6 +100,7 @@ class Screen:
             self._say(f"- {terminal.as_flag(sentence, rate)}")
         advised = [flag for x in summary["findings"] for flag in terminal.flags_for(x, rate)]
         usual = "--clip none" if self._config.clip else "--clip global_norm=1"
+        usual = usual if np.isfinite(past.loss[-1]) else f"--learning-rate {rate / 10:.3g}"
         if again:
             terminal.say_next(self._console, f"{again} {[*advised, usual][0]}")
 

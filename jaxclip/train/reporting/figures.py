@@ -1,6 +1,7 @@
 """Figures: panels side by side in the style of `jaxclip.plot`; those of a run and its weights."""
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ _ACCURACY = "test accuracy (%)"
 def panels(titles: Sequence[str], headline: str) -> tuple[Figure, Sequence[Axes]]:
     """Returns a figure with a headline, and a panel for each title side by side."""
     figure = Figure(figsize=(12, 5), layout="constrained")
-    figure.suptitle(headline, fontsize=FONT + 3, fontweight="bold")
+    figure.suptitle(style.plain(headline), fontsize=FONT + 3, fontweight="bold")
     axes = figure.subplots(1, len(titles), squeeze=False)[0]
     for ax, title in zip(axes, titles, strict=True):
         style.title(style.axes(ax), title)
@@ -47,9 +48,11 @@ def legend_below(figure: Figure, ax: Axes, columns: int) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG."""
+    """Writes a PNG; a letter that the font lacks is drawn as a box."""
     content = io.BytesIO()
-    figure.savefig(content, dpi=110, format="png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        figure.savefig(content, dpi=110, format="png")
     files.replace(path, content.getvalue())
 
 

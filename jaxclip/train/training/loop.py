@@ -204,7 +204,8 @@ def train(
         failed = None if config.allow_nonfinite else failure(first, telemetry)
         yield Epoch(number, first, telemetry, scores, seconds, state, failed)
         if failed:
-            raise NonFiniteLossError(f"{failed}; a smaller --learning-rate or a --clip may help")
+            advice = f"try --learning-rate={config.learning_rate / 10:.3g} or --clip=global_norm=1"
+            raise NonFiniteLossError(f"{failed}; {advice}")
 
 
 def batch_indices(config: Config, count: int, epoch: int) -> np.ndarray:
