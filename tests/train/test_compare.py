@@ -200,6 +200,7 @@ def test_a_second_comparison_sets_the_first_aside(first, tmp_path, capsys, monke
 ERRORS = [
     (["--seeds", "0"], "--seeds=0: must be at least 1"),
     (["--seeds", "-2"], "--seeds=-2: must be at least 1"),
+    (["--seeds", "1000000000"], "--seeds=1000000000: must be at most 10,000"),
     (["--seeds", "x"], "--seeds=x: must be a whole number"),
     (["--seeds", "2", "--seed", "1", "--seed", "2"], "with one --seed or none"),
     (["--seeds", "2", "--seed", str(2**32 - 1)], "--seed=4294967296: must be at least 0"),

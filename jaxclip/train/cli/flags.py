@@ -15,6 +15,7 @@ from jaxclip.train.errors import UserError
 
 Arguments: TypeAlias = Any  # a parser or a group of it: argparse has no public type for both
 DATA_DIR = "folder with a prepared data set or its original files"
+_MOST_SEEDS = 10_000
 _RULES = {  # an example, and the name of VALUE
     "clip": "global_norm=15",
     "project": "max_norm=1,axis=0,layers=hidden",
@@ -195,6 +196,8 @@ def axes(options: argparse.Namespace) -> dict[str, list[Any]]:
     """Returns the values that the user gave for each field, in the order of the fields."""
     if options.seeds is not None and (options.seeds < 1 or len(options.seed or []) > 1):
         raise UserError(f"--seeds={options.seeds}: must be at least 1, with one --seed or none")
+    if options.seeds is not None and options.seeds > _MOST_SEEDS:
+        raise UserError(f"--seeds={options.seeds}: must be at most {_MOST_SEEDS:,}")
     names = [field.name for field in presets.fields() if field.name not in ("preset", "dataset")]
     axes = {name: values for name in names if (values := getattr(options, name)) is not None}
     for name in _RULES:
