@@ -185,7 +185,7 @@ def heat_map(metrics: Metrics | Log, *, monitor: str | None = None, ax: Axes | N
     bar = ax.figure.colorbar(mesh, ax=ax)
     bar.set_label("norm of the layer", fontsize=style.FONT)
     every = -(-len(layers) // 16)
-    names = [style.plain(style.short_name(layer.name)) for layer in layers[::every]]
+    names = [style.plain(style.short_name(layer.name, 24)) for layer in layers[::every]]
     ax.set_yticks(range(0, len(layers), every), names)
     ax.grid(False)
     style.whole_steps(ax, steps)

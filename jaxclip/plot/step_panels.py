@@ -51,16 +51,17 @@ def clipping(metrics: Metrics | Log, *, rule: str | None = None, ax: Axes | None
     look = {"color": ORANGE, "marker": "o", "linestyle": "-"}
     style.line(ax, steps, values, "norm", look, log=is_log)
     few = "_" if limited.sum() == 1 else ""  # a line needs two points
-    (limit,) = ax.plot(at[limited], threshold[limited], "--", color=BLUE, label="threshold")
+    name = "threshold" if limited.any() else "_"
+    (limit,) = ax.plot(at[limited], threshold[limited], "--", color=BLUE, label=name)
     limit.set(linewidth=2.2, marker=few, markersize=20)
     clipped = _clipped(log, rule)
     over = np.isin(steps, clipped) & np.isfinite(values)
     some = np.flatnonzero(over)[:: max(1, over.sum() // 60)]
     if some.size:
         ax.plot(steps[some], values[some], "^", color="#000000", markersize=6, label="clipped")
-    top = f"; largest norm {number(values[np.isfinite(values)].max())}" if steps.size else ""
     bad = steps[~np.isfinite(values)]
-    top = f"; norm not finite from step {bad[0]:.0f} on" if bad.size else top
+    top = f"; norm not finite from step {bad[0]:.0f} on" if bad.size else ""
+    top = top if bad.size or not steps.size else f"; largest norm {number(values.max())}"
     word = "step" if len(steps) == 1 else "steps"
     style.title(ax, f"{rule} clipped {len(clipped)} of {len(steps)} {word}{top}")
     style.whole_steps(ax, steps)

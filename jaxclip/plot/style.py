@@ -67,9 +67,10 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def short_name(name: str) -> str:
+def short_name(name: str, longest: int = 40) -> str:
     """Returns the ends of a name that is too long for a legend."""
-    return name if len(name) <= 40 else f"{name[:18]}...{name[-19:]}"
+    end = (longest - 3) // 2
+    return name if len(name) <= longest else f"{name[:end]}...{name[-end:]}"
 
 
 def label(ax: Axes, x: str, y: str, *, log: bool = False, legend: Any = "best") -> None:
@@ -81,6 +82,8 @@ def label(ax: Axes, x: str, y: str, *, log: bool = False, legend: Any = "best") 
     ax.set_ylabel(y, fontsize=FONT)
     if log:
         ax.set_yscale("log")
+        if not ax.dataLim.y1 > 0:  # marks alone
+            ax.set_ylim(0.1, 10)
     found = entries(ax)
     texts = found[1]
     if legend is None or len(texts) < 2:
