@@ -173,6 +173,9 @@ def test_comparisons_fit(width):
     assert ("more in compare.json: train loss" in said) == (width < 120)
 
 
+RATE = {"learning_rate": 0.1}
+
+
 def test_recommended_rule_and_rate_as_flags():
     norms = 2.0 * 10.0 ** np.arange(20)
     norms[10:] = np.nan
@@ -180,7 +183,7 @@ def test_recommended_rule_and_rate_as_flags():
     found = diagnosis.of_metrics(log)
     assert "jaxclip.clip_by_global_norm(3)" in found.findings[0]
     wanted = "rate. Try: --clip global_norm=3 or --learning-rate 0.01"
-    assert terminal.as_flag(found.findings[0], 0.1).endswith(wanted)
+    assert terminal.as_flag(found.findings[0], RATE).endswith(wanted)
 
 
 @pytest.mark.parametrize(
@@ -201,8 +204,8 @@ def test_recommended_rule_and_rate_as_flags():
     ],
 )  # fmt: skip
 def test_advice_as_flags(finding, flags):
-    assert terminal.flags_for(finding, 0.1) == flags
-    assert terminal.as_flag(finding, 0.1) == finding + (
+    assert terminal.flags_for(finding, RATE) == flags
+    assert terminal.as_flag(finding, RATE) == finding + (
         f" Try: {' or '.join(flags)}" if flags else ""
     )
 
@@ -211,12 +214,15 @@ def test_advice_of_the_library_is_found():
     """The sentences of `jaxclip.diagnosis` still have the words that flags are made from."""
     falling = {f"grads/norm/layers/{i}/kernel": np.full(9, 10.0**i) for i in range(6)}
     (vanishing,) = diagnosis.of_metrics(falling).findings[:1]
-    assert terminal.flags_for(vanishing, 0.1) == ["--activation relu --init he", "--batch-norm"]
+    assert terminal.flags_for(vanishing, RATE) == ["--activation relu --init he", "--batch-norm"]
+    cured = RATE | {"activation": "relu", "init": "he"}  # what is so already is not advised
+    assert terminal.flags_for(vanishing, cured) == ["--batch-norm"]
+    assert terminal.flags_for(vanishing, cured | {"batch_norm": True}) == []
     rule = {f"clip/{key}": np.full(20, value) for key, value in
             {"norm": 1.0, "threshold": 9.0, "count": 20, "clipped_count": 0}.items()}  # fmt: skip
     level = {f"grads/norm/layers/{i}/kernel": np.full(20, 1.0) for i in range(3)}
     last = diagnosis.of_metrics(level | rule).findings[-1]
-    assert terminal.flags_for(last, 0.1) == ["--clip none"]
+    assert terminal.flags_for(last, RATE) == ["--clip none"]
 
 
 @pytest.mark.parametrize(

@@ -101,9 +101,10 @@ def _diagnose(
     steps = history.steps
     text = f"{count(len(steps), 'recorded step')}, {steps[0]} to {steps[-1]}:"
     terminal.say(console, f"{history.name}: {text}" if several else f"findings from {text}")
-    rate = history.settings.get("learning_rate")
+    settings = history.settings
+    is_ours = isinstance(settings.get("learning_rate"), float)
     for sentence in found.findings:
-        text = terminal.as_flag(sentence, rate) if isinstance(rate, float) else sentence
+        text = terminal.as_flag(sentence, settings) if is_ours else sentence
         terminal.say(console, f"- {text}")
     if gradients == _ALONE:
         terminal.say(console, f"- note: the log has no norms of layers; {_HOW}.")

@@ -95,12 +95,16 @@ class Screen:
         terminal.records(self._console, f"{summary['preset']} on {summary['data']}", rows)
         self._say("")
         self._say(_steps_judged(past, self._run.steps_per_epoch * len(past.epochs)))
-        rate = self._config.learning_rate
+        settings = dataclasses.asdict(self._config)
         for sentence in summary["findings"]:
-            self._say(f"- {terminal.as_flag(sentence, rate)}")
-        advised = [flag for x in summary["findings"] for flag in terminal.flags_for(x, rate)]
+            self._say(f"- {terminal.as_flag(sentence, settings)}")
+        advised = [flag for x in summary["findings"] for flag in terminal.flags_for(x, settings)]
         usual = "--clip none" if self._config.clip else "--clip global_norm=1"
-        usual = usual if np.isfinite(past.loss[-1]) else f"--learning-rate {rate / 10:.3g}"
+        usual = (
+            usual
+            if np.isfinite(past.loss[-1])
+            else f"--learning-rate {self._config.learning_rate / 10:.3g}"
+        )
         if again:
             terminal.say_next(self._console, f"{again} {[*advised, usual][0]}")
 

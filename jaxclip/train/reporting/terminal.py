@@ -10,6 +10,7 @@ import os
 import re
 import textwrap
 from collections.abc import Generator, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -149,15 +150,16 @@ def row_of(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join([f"{cells[0]:{widths[0]}}", *(f"{c:>{w}}" for c, w in rest)]).rstrip()
 
 
-def as_flag(finding: str, learning_rate: float) -> str:
-    """Returns a finding of a run of this program, with the flags that follow its advice."""
-    flags = flags_for(finding, learning_rate)
+def as_flag(finding: str, settings: Mapping[str, Any]) -> str:
+    """Returns a finding of a run with these settings, with the flags that follow its advice."""
+    flags = flags_for(finding, settings)
     return f"{finding} Try: {' or '.join(flags)}" if flags else finding
 
 
-def flags_for(finding: str, learning_rate: float) -> list[str]:
-    """Returns the flags that follow the advice of a finding."""
+def flags_for(finding: str, settings: Mapping[str, Any]) -> list[str]:
+    """Returns the flags that follow the advice of a finding, and that change the settings."""
     flags: list[str] = []
+    learning_rate = settings["learning_rate"]
     if bound := re.search(r"jaxclip\.clip_by_(global_norm)\((\S+)\)", finding):
         flags.append(f"--clip {bound[1]}={bound[2]}")
     if re.search(r"lower [^.;:]*learning rate|rate may be too high", finding, re.IGNORECASE):
@@ -165,7 +167,10 @@ def flags_for(finding: str, learning_rate: float) -> list[str]:
     if "rate may be too low" in finding:
         flags.append(f"--learning-rate {learning_rate * 10:.3g}")
     if "ReLU with He" in finding:
-        flags += ["--activation relu --init he", "--batch-norm"]
+        if (settings.get("activation"), settings.get("init")) != ("relu", "he"):
+            flags.append("--activation relu --init he")
+        if not settings.get("batch_norm"):
+            flags.append("--batch-norm")
     if rule := re.match(r"unclipped: (\w+) .* leave the rule out", finding):
         flags.append(f"--{'project' if rule[1].startswith('project') else 'clip'} none")
     return flags
