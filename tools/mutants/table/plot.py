@@ -47,8 +47,13 @@ CHANGES = {
              "records.clear()", "pass",
              f"{_LINES}::test_a_run_that_was_started_again_replaces_the_earlier_one"),
             ("a second line for a step drops the first",
-             "step <= first and step < latest", "step <= first and step <= latest",
+             "step <= first < latest", "step <= first <= latest",
              f"{_LINES}::test_a_run_that_was_started_again_replaces_the_earlier_one"),
+        ],
+        "_printable": [
+            ("a terminal obeys control characters of a file",
+             "if text.isprintable():", "if text:",
+             f"{_LINES}::test_control_characters_are_spelled_out"),
         ],
         "number": [
             ("words of numbers are taken for texts",
@@ -57,6 +62,11 @@ CHANGES = {
         ],
     },
     "plot/style.py": {
+        "plain": [
+            ("a dollar begins a formula",
+             'text.replace("$", r"\\$")', "text",
+             f"{_PANELS}::test_names_that_are_long_or_look_like_formulas"),
+        ],
         "line": [
             ("zeros on a log scale are not marked",
              "mark(ax, x[low], top=False)", "pass",
