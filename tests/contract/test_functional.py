@@ -67,6 +67,7 @@ def test_derivative_through_365_multiplications(factor, slope):
 # ---- against the oracle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("axis", "ord"),
     [(None, 2), (0, 1), (1, 2), (-1, 3), ((0, 1), 2), ((0, 2), float("inf")), ((5,), 2)],

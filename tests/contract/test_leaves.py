@@ -138,6 +138,7 @@ def test_nan_and_zero_replace_the_whole_update(rule):
         assert int(state.nonfinite_count) == bad
 
 
+@pytest.mark.slow
 @by_rule
 def test_drop_clips_the_finite_elements(rule):
     for u, clean, p, out, state in _run(rule, "drop", BAD | {"finite": 1.0}):

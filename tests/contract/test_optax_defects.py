@@ -156,6 +156,7 @@ def test_stacked_layers():
     assert float(crushed[1, 0]) < 0.01  # what happens without `axis`
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_projection_of_a_small_weight_1000_times(dtype):
     """Nor does any other projection; nor one on the limit."""

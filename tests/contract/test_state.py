@@ -100,7 +100,7 @@ def _record(rule, c, u, p):
     }
 
 
-@pytest.mark.parametrize("leaves", [1, 3, 130])
+@pytest.mark.parametrize("leaves", [1, pytest.param(130, marks=pytest.mark.slow)])
 def test_records_of_leaves_with_thresholds_of_their_own(leaves):
     """Of three dtypes, some within their threshold; one leaf has more norms than are joined."""
     draw = np.random.default_rng(leaves)

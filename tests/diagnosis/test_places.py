@@ -89,6 +89,7 @@ def test_numbers_of_the_layers_with_weights():
 # ---- LayerOrder
 
 
+@pytest.mark.slow
 def test_the_order_of_the_network_and_not_of_names():
     """A sigmoid network that vanishes, with names in the opposite order."""
     names = ["zeta", "my", "lambda", "eta", "alpha"]

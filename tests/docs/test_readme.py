@@ -66,6 +66,7 @@ def _sharded(library):
     return _norm(jax.jit(update)(jnp.ones(8)))
 
 
+@pytest.mark.slow
 @pytest.mark.relaxed
 def test_table_of_optax_beside_jaxclip():
     rows = re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \|$", README.read_text(), re.M)

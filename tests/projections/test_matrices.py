@@ -113,6 +113,7 @@ def stack(shape, size, count=6, axis=0):
     return jnp.asarray(np.stack(layers, axis), jnp.float32)
 
 
+@pytest.mark.slow
 def test_layers_of_a_stack_inside_are_unchanged():
     """Without `stacked` they are taken for one matrix, and become smaller."""
     w = stack((8, 8), 0.75)

@@ -41,6 +41,7 @@ def step(tx, w, u):
     return updates["k"], {name: add(w, updates["k"]) for name, add in ADD.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name in PLAIN else pytest.param(name, marks=pytest.mark.slow) for name in SETS]
 )
@@ -68,6 +69,7 @@ def test_all_ways_to_add_an_update_end_inside(name, dtype):
         registry.assert_same_bits(again["optax"], found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_sum_inside_that_is_stored_outside(dtype):
     """The sum 1.0049 is inside of 1.005, and the bfloat16 nearest to it, 1.0078, is not."""

@@ -200,6 +200,7 @@ def test_many_steps_in_a_scan(method):
     assert np.mean(np.array(largest) > 0.999) > 0.5
 
 
+@pytest.mark.slow
 def test_singular_values_near_float32_max():
     w = jnp.diag(jnp.array([3e38, 1e38]))
     for method in ("eigh", "iterative"):

@@ -129,6 +129,7 @@ def test_flax_units_in_an_nnx_optimizer(zoo):
     np.testing.assert_allclose(found["project_max_norm/norm"], max(largest), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_linen_attention_has_the_same_names():
     layer = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=6, out_features=5)
     params = jax.eval_shape(layer.init, jax.random.key(0), jnp.ones((2, 4, 8)))["params"]

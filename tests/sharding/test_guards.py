@@ -31,6 +31,7 @@ def _good():
     return {"kernel": jnp.ones((8, 3)), "bias": jnp.full(3, 2.0)}
 
 
+@pytest.mark.slow
 @by_guard
 def test_nan_on_one_shard(guard):
     """With replication checking: that the counts leave as replicated is proof that all agree."""

@@ -152,6 +152,7 @@ RULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
 def test_spike_of_one_percent_is_clipped(name):
     """One of a twentieth of a percent is not, except with `min_spread=0`."""

@@ -73,6 +73,7 @@ def losses(run):
     return np.concatenate([epoch.telemetry["loss"] for epoch in run])
 
 
+@pytest.mark.slow
 def test_each_step_drops_other_units(standing):
     found = losses(standing)
     assert len(found) == 4
@@ -131,6 +132,7 @@ def test_layers_draw_different_masks():
     assert (first != second).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_preactivations(batch_norm):
     net, x = network(batch_norm=batch_norm, dropout=RATE, sizes=(6, 9, 8, 3)), inputs(50)
