@@ -180,6 +180,7 @@ def test_goals_of_other_sections():
     assert len(goals.verdicts({})) == len(goals.GOALS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0.1, 10.0])
 def test_the_least_rule_clips(size):
     grads = {"a": jnp.full((3, 4), size), "b": jnp.full(5, -size)}

@@ -108,7 +108,8 @@ def _cases():
     """A check of the step makes another program; random numbers compile for seconds."""
     for name in CASES:
         for way, check_step in [*[(way, True) for way in WAYS], ("jit", False)]:
-            marks = [pytest.mark.slow] * (name == "has a key" and way != "eager")
+            is_slow = way in ("vmap", "scan") or (name == "has a key" and way == "jit")
+            marks = [pytest.mark.slow] * is_slow
             yield pytest.param(name, way, check_step, marks=marks)
 
 

@@ -175,6 +175,7 @@ def test_device_keys_differ():
     assert len({key.tobytes() for key in drawn}) == 8
 
 
+@pytest.mark.slow
 def test_batch_must_divide_by_devices(few_digits):
     with pytest.raises(UserError, match="--batch-size=12: must be a multiple of the 8 devices"):
         loop.prepare(config(parallel="jit", batch_size=12), few_digits)

@@ -37,12 +37,14 @@ def drawn():
     return np.asarray(many, np.float64), np.asarray(still)
 
 
+@pytest.mark.slow
 def test_no_dropout_in_evaluation(drawn):
     plain = network()
     same = np.maximum(inputs() @ kernels(plain)[0], 0) @ kernels(plain)[1]
     np.testing.assert_allclose(drawn[1], same, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_mean_over_keys_equals_evaluation(drawn):
     """With one hidden layer, outputs are linear in the mask; the variance is checked too."""
     many, still = drawn
@@ -97,6 +99,7 @@ def _arguments(data):
     return data.train_images, data.train_labels, batches, numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dropout", "drawn"), [(0.0, False), (0.1, True)])
 def test_random_numbers_only_with_dropout(dropout, drawn, few_digits):
     run = loop.prepare(config(dropout=dropout), few_digits)
@@ -106,6 +109,7 @@ def test_random_numbers_only_with_dropout(dropout, drawn, few_digits):
     assert any(aval.dtype == np.uint32 for aval in held)
 
 
+@pytest.mark.slow
 def test_key_changes_only_with_dropout(standing, few_digits):
     first = np.asarray(loop.prepare(config(), few_digits).state.key)
     assert (np.asarray(standing[-1].state.key) != first).any()

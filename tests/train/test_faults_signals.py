@@ -95,6 +95,7 @@ def program(body, tmp_path):
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize(("body", "said"), [(WAITING, "the same command"), (GRACEFUL, "go on")])
 def test_a_waiting_program_ends(number, body, said, tmp_path):

@@ -30,6 +30,7 @@ def test_truncated_normal_equals_tensorflows():
         assert abs(kernel.mean()) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("init", "variance"),
     [
@@ -61,6 +62,7 @@ ACTIVATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", model.ACTIVATIONS)
 def test_outputs_without_activation_on_the_last_layer(name):
     net, x = network(activation=name, sizes=(5, 7, 6, 3)), np.linspace(-3, 3, 20).reshape(4, 5)
@@ -138,6 +140,7 @@ def test_cosine_schedule():
     assert [float(rate(s)) for s in (0, 50, 100)] == pytest.approx([1e-3, 5.5e-4, 1e-4], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
 def test_optimizers_step_against_the_gradient(name):
     config = presets.get("forward").override({"optimizer": name, "weight_decay": 0.1, "b1": 0.5})
