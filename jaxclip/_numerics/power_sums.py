@@ -127,7 +127,8 @@ def _rescaled(total: _Sum, exact: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _all_exact(sums: list[_Sum]) -> jax.Array:
     """Whether no power that matters has overflowed or underflowed."""
-    if any(s.value.ndim for s in sums) or not jax.sharding.get_abstract_mesh().empty:
+    apart = len(sums) == 1 or not jax.sharding.get_abstract_mesh().empty
+    if apart or any(s.value.ndim for s in sums):
         found = [_is_exact(s.value, s) for s in sums]
         return joining.joined([jnp.all(e) if e.ndim else e for e in found], jnp.all)
     groups: dict[Any, list[_Sum]] = {}
