@@ -127,7 +127,7 @@ def to_floats(
     for key, value in zip(metrics, jax.device_get(list(metrics.values())), strict=True):
         name = f"metrics[{key!r}]"
         if np.ndim(value):
-            text = "for each step, pass {key: values[i] for key, values in metrics.items()}"
+            text = "for each step or seed, pass {key: values[i] for key, values in metrics.items()}"
             raise ValueError(f"{name} of shape {np.shape(value)} is not a scalar; {text}")
         if value is None or isinstance(value, str) or np.iscomplexobj(value):
             raise TypeError(f"{name}={_validate.short(value)} must be a real number")

@@ -72,8 +72,8 @@ def test_table_of_optax_beside_jaxclip():
     rows = re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \|$", README.read_text(), re.M)
     says = {row[0]: [cell.strip("`") for cell in row[1:]] for row in rows}
     wide, narrow = says["`[1e20, 1]` in float32"], says["`[300, 400]` in float16"]
-    many = says["ones in 1,000 bfloat16 leaves: the norm that comes out"]
-    sharded = says["ones on 8 devices in `shard_map`: the norm that comes out"]
+    many = says["1,000 bfloat16 leaves of ones: norm after clipping"]
+    sharded = says["ones on 8 devices in `shard_map`: norm after clipping"]
     for i, library in enumerate((optax, jaxclip)):
         for said, given in ((wide, jnp.array([1e20, 1])), (narrow, jnp.float16([300, 400]))):
             found = np.float64(_clipped(library, given)[0])
