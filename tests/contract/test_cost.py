@@ -141,6 +141,34 @@ def test_program_length_against_optax():
     assert own <= most * _instructions(optax.clip_by_global_norm(1.0), 100)
 
 
+# HLO instructions that a leaf adds to a chain with SGD, for which XLA compiles; Optax's
+# `clip_by_block_rms` adds 50.
+PER_LEAF = {
+    "clip": (1.0, 20),
+    "clip_by_global_norm": (1.0, 85),
+    "clip_by_norm": (1.0, 175),
+    "clip_by_block_rms": (1.0, 175),
+    "adaptive_grad_clip": (0.1, 240),
+    "zclip": (None, 85),
+    "autoclip": (None, 115),
+    "clip_by_history": (None, 105),
+    "adagc": (None, 385),
+    "monitor": (None, 132),
+    "project_max_norm": (1.0, 160),
+    "scale_by_stable_adam": (None, 370),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="older XLA writes more of them")
+@pytest.mark.parametrize("name", PER_LEAF)
+def test_instructions_per_leaf(name):
+    limit, most = PER_LEAF[name]
+    rule = getattr(jaxclip, name)(*([] if limit is None else [limit]))
+    few, many = (_instructions(rule, leaves) for leaves in (8, 16))
+    assert 0 < (many - few) / 8 <= most
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["adaptive_grad_clip", "adagc", "autoclip"])
 def test_program_length_is_linear_in_leaves(name):

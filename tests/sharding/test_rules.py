@@ -144,20 +144,17 @@ def _specs(axes):
 
 
 def _meshes():
-    """Every rule on two axes, by types; those of `FEW` without types, and on one axis, as well."""
+    """Every rule by types; those of `FEW` without types as well."""
     for kind in (AxisType.Auto, AxisType.Explicit):
-        for axes in (2,) if kind is AxisType.Auto else (1, 2):
-            every = kind is AxisType.Explicit and axes == 2
-            tables = ON_TWO_AXES if every else [("few", dict.fromkeys(FEW))]
-            cases = _together(*tables, plain=(*PLAIN, *PLAIN_UNITS) if axes == 2 else ())
-            for (names,), marks, label in cases:
-                yield pytest.param(kind, axes, names, marks=marks, id=f"{kind}-{axes}-{label}")
+        tables = ON_TWO_AXES if kind is AxisType.Explicit else [("few", dict.fromkeys(FEW))]
+        for (names,), marks, label in _together(*tables, plain=(*PLAIN, *PLAIN_UNITS)):
+            yield pytest.param(kind, names, marks=marks, id=f"{kind}-{label}")
 
 
-@pytest.mark.parametrize(("kind", "axes", "names"), list(_meshes()))
-def test_jit(kind, axes, names):
+@pytest.mark.parametrize(("kind", "names"), list(_meshes()))
+def test_jit(kind, names):
     """Kernels sharded along the reduced axis, along the other, along both and not at all."""
-    specs, mesh = _specs(axes), _mesh(axes, kind)
+    specs, mesh = _specs(2), _mesh(2, kind)
     p, u = _trees(specs)
     run = jax.jit(_all(names))
     one = run(u, p)

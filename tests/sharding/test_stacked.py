@@ -77,8 +77,6 @@ def test_shard_map_over_the_layers():
     tree = registry.build(SHAPES)
     want = jax.device_get(jax.jit(_steps())(tree))
     assert want[0][0].norms["blocks/*/kernel"].shape == (LAYERS,)
-    mesh = jax.make_mesh((8,), ("layers",), (AxisType.Auto,))
-    _mapped(tree, want, mesh, _specs("layers"), axis_name=())
     mesh = jax.make_mesh((4, 2), ("layers", "data"), (AxisType.Auto,) * 2)
     _mapped(tree, want, mesh, _specs("layers", "data"), axis_name="data")
 

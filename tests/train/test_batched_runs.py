@@ -58,23 +58,22 @@ def assert_same(found, wanted):
 
 
 SLOW = pytest.mark.slow  # half a dozen compiled runs each
+POLYNOMIAL = {
+    "schedule": "polynomial",
+    "end_learning_rate": 0.01,
+    "power": 0.9,
+    "decay_steps": 5,
+}
+REMEMBERING = {
+    "optimizer": "momentum",
+    "dropout": 0.2,
+    "batch_norm": True,
+    "guard": ("skip_spikes",),
+}
 CASES = [
-    pytest.param(DIFFERENT[::2], {}, marks=SLOW, id="shuffled"),
-    pytest.param(DIFFERENT, {"shuffle": False}, marks=SLOW, id="file order"),
-    pytest.param(MORE, {}, marks=SLOW, id="a chain"),
-    pytest.param(DIFFERENT[::2], {"schedule": "cosine"}, marks=SLOW, id="cosine"),
-    pytest.param(
-        DIFFERENT[::2],
-        {"schedule": "polynomial", "end_learning_rate": 0.01, "power": 0.9, "decay_steps": 5},
-        marks=SLOW,
-        id="polynomial",
-    ),
-    pytest.param(
-        DIFFERENT[::2],
-        {"optimizer": "momentum", "dropout": 0.2, "batch_norm": True, "guard": ("skip_spikes",)},
-        marks=SLOW,
-        id="all that remembers",
-    ),
+    pytest.param(DIFFERENT, {"shuffle": False} | POLYNOMIAL, marks=SLOW, id="file order"),
+    pytest.param(MORE, {"schedule": "cosine"}, marks=SLOW, id="a chain"),
+    pytest.param(DIFFERENT[::2], REMEMBERING, marks=SLOW, id="all that remembers"),
 ]
 
 

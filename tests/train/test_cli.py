@@ -120,7 +120,8 @@ def test_missing_extra_names_the_package_to_install():
 
 
 @pytest.mark.slow
-def test_train_writes_all_files(tmp_path, capsys):
+def test_train_writes_all_files(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")  # paths of any length in a line
     out = tmp_path / "out"
     command = ["train", "explode", *SMALL, "--out", str(out)]
     command += ["--project", "max_norm=0.2,axis=1,layers=hidden"]

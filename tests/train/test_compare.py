@@ -175,7 +175,7 @@ def test_a_row_equals_the_run_by_train(first, digits):
 
 @pytest.mark.slow
 def test_a_second_comparison_sets_the_first_aside(first, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "500")
     out = tmp_path / "out"
     shutil.copytree(first, out)
     runs.train(*COMMAND, "--out", str(out), "--no-at-once")
