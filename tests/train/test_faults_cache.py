@@ -142,7 +142,7 @@ def test_several_prepare_at_once(locks, prepared, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_four_processes_prepare_at_once(mnist_folder, tmp_path):
     code = f"from jaxclip.train import data; print(data.load('mnist', {str(mnist_folder)!r}).name)"
-    for number in range(runs.tries(1, 4)):
+    for number in range(runs.tries(1, 16)):
         environment = os.environ | {cache.VARIABLE: str(tmp_path / f"{number}")}
         start = partial(
             subprocess.Popen,
