@@ -21,9 +21,9 @@ from jaxclip._core.types import PyTree
 # These cost more than a pass over memory, so no step is computed twice with them.
 _NAMES = """
     all_gather all_to_all cholesky cond conv_general_dilated custom_linear_solve dot_general eig
-    eigh fft ffi_call lu pallas_call pmax pmin ppermute psum psum2 psum_invariant qr ragged_dot
-    ragged_dot_general random_bits reduce_scatter scan schur shard_map sort svd threefry2x32 top_k
-    triangular_solve tridiagonal tridiagonal_solve while
+    eigh fft ffi_call lu pallas_call pmax pmin ppermute psum psum2 psum_invariant pure_callback qr
+    ragged_dot ragged_dot_general random_bits reduce_scatter scan schur shard_map sort svd
+    threefry2x32 top_k triangular_solve tridiagonal tridiagonal_solve while
 """
 _HEAVY = frozenset(_NAMES.split())
 
@@ -94,7 +94,7 @@ class Program(NamedTuple):
         return found
 
     def _run(self, equations: list[Any], values: dict[Any, Any]) -> dict[Any, Any]:
-        """What some equations in a row make."""
+        """The values that some equations make."""
         if not equations:
             return {}
         made = [v for e in equations for v in self._made(e)]
@@ -171,7 +171,7 @@ class _Known:
 
 
 def _dependents(equations: list[Any], variables: Iterable[Any]) -> list[Any]:
-    """The equations that read some variables, or what is made from them."""
+    """The equations that depend on some variables."""
     changed = set(variables)
     found: list[Any] = []
     for equation in equations:

@@ -190,6 +190,23 @@ def test_an_effect_happens_once():
     assert len(seen) == 1
 
 
+def test_a_callback_without_effect_is_called_once():
+    """It may be expensive, so the step that it makes is not computed twice."""
+    called = []
+
+    def on_the_host(m):
+        called.append(m)
+        return np.asarray(m)
+
+    def update(u, s, params=None):
+        m = s + u
+        return jax.pure_callback(on_the_host, m, m), m
+
+    guarded = jaxclip.skip_nonfinite(_transformation(ZERO, update))
+    jax.block_until_ready(jax.jit(guarded.update)(GOOD, guarded.init(PARAMS)))
+    assert len(called) == 1
+
+
 def test_derivative():
     """By the update and by the state, through a guard as without one."""
 

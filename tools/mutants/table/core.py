@@ -115,7 +115,7 @@ CHANGES = {
         "_joined": [
             ("thresholds of leaves count as one",
              "if jnp.ndim(one) == 0 and all(x is one for x in column):", "if jnp.ndim(one) == 0:",
-             "tests/contract/test_state.py::test_records_of_leaves_with_thresholds_of_their_own"),
+             "tests/contract/test_records_of_leaves.py::test_records_of_leaves_with_thresholds_of_their_own"),
         ],
         "_of_rows": [
             ("the recorded threshold is the largest one, with the wrong sign",

@@ -51,6 +51,11 @@ CHANGES = {
              '"eqns", ()))', '"eqns", ())[:0])',
              "tests/guards/test_selection.py::test_nothing_expensive_is_computed_twice"),
         ],
+        "": [
+            ("a callback without an effect is called twice",
+             " pure_callback ", " ",
+             "tests/guards/test_selection.py::test_a_callback_without_effect_is_called_once"),
+        ],
         "_same_type": [
             ("a leaf of another dtype is selected where it is made",
              "and aval.dtype == jnp.result_type(x)", "",

@@ -19,7 +19,7 @@ CHANGES = {
         "concatenated": [
             ("one of 64 norms is not recorded",
              "parts[i : i + _STACKED]", "parts[i : i + _STACKED - 1]",
-             "tests/contract/test_state.py::test_records_of_leaves_with_thresholds_of_their_own"),
+             "tests/contract/test_records_of_leaves.py::test_records_of_leaves_with_thresholds_of_their_own"),
         ],
     },
     "_numerics/power_sums.py": {
