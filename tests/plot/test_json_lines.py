@@ -1,24 +1,14 @@
 """Files of JSON lines: the runs in a file, numbers of every kind, and damaged lines."""
 
-import json
 import math
 
 import pytest
 
 import jaxclip
 from jaxclip.plot.log import Log
+from tests.plot.logs import values, write
 
 INF = float("inf")
-
-
-def write(path, *records):
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
-
-
-def series(metrics, key):
-    steps, found = Log(metrics).series(key)
-    return list(zip(steps.tolist(), found.tolist(), strict=True))
 
 
 def test_files(tmp_path):
@@ -42,7 +32,7 @@ def test_files(tmp_path):
         ["step", "x"],
         ["epoch", "steps", "test_accuracy"],
     ]
-    assert series(folder, "test_accuracy") == [(2, 0.5)]
+    assert values(folder, "test_accuracy") == [(2, 0.5)]
     assert jaxclip.plot.read(write(folder / "other.jsonl", {"x": 1})) == {"mine": [{"x": 1.0}]}
 
 
@@ -110,7 +100,7 @@ def test_damaged_lines_are_left_out_and_told(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_bytes(b'{"x": 1}\n{"x": \n\xff\xfe\n[1]\n' + b"[" * 100_000 + b'\n{"x": 2}\n{"x"')
     with pytest.warns(UserWarning, match=r"log.jsonl: damaged lines left out: 5"):
-        assert series(path, "x") == [(0, 1), (1, 2)]
+        assert values(path, "x") == [(0, 1), (1, 2)]
     for content, words in (
         (b"", "log.jsonl: empty"),
         (b"\n \n", "log.jsonl: empty"),

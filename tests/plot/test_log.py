@@ -1,6 +1,5 @@
 """Metrics by key: the three forms agree; numbers of steps; names of rules and monitors."""
 
-import json
 import math
 
 import jax
@@ -10,18 +9,9 @@ import pytest
 
 import jaxclip
 from jaxclip.plot.log import Log
+from tests.plot.logs import values, write
 
 NAN, INF = float("nan"), float("inf")
-
-
-def write(path, *records):
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
-
-
-def values(metrics, key):
-    steps, found = Log(metrics).series(key)
-    return list(zip(steps.tolist(), found.tolist(), strict=True))
 
 
 def test_all_forms_are_one(tmp_path):
