@@ -22,7 +22,7 @@ OURS = ("jaxclip.", "jax.", "optax.", "orbax.", "saver.", "updates, ")
 # How code on the left begins, for each library.
 LIBRARIES = {
     "optax": ("optax.",),
-    "torch": ("torch.",),
+    "torch": ("torch.", "w."),
     "tensorflow": ("tf.clip_by_", "tf.global_norm"),
     "keras": ("keras.",),
 }
@@ -92,7 +92,6 @@ def whatever(code, want, **names):
 pytestmark = [
     pytest.mark.skipif(not PAGE.exists(), reason="the documentation is not beside the tests"),
     pytest.mark.relaxed,
-    pytest.mark.slow,
 ]
 
 
@@ -101,7 +100,7 @@ def test_no_row_is_left_out():
     assert known == ROWS
     assert set(GRAPH) <= set(ROWS)
     assert all(ours for ours, _ in TABLE.values())
-    assert len(ROWS) == 24
+    assert len(ROWS) == 25
 
 
 @rows("optax")
@@ -112,10 +111,11 @@ def test_optax(theirs, ours):
         assert_near(clipped(evaluated(ours[1]), CUBE), clipped(evaluated(theirs), CUBE))
 
 
+@pytest.mark.slow
 @rows("torch")
 def test_torch(theirs, ours):
     torch = pytest.importorskip("torch", reason="pip install -e .[parity]")
-    if theirs.startswith("torch.renorm"):
+    if theirs.startswith(("torch.renorm", "w.")):
         want = evaluated(theirs, torch=torch, w=torch.tensor(WEIGHTS)).numpy()
         for code in ours:
             whatever(code, want, w=jnp.asarray(WEIGHTS))
@@ -133,6 +133,7 @@ def tensorflow():
     return found.compat.v1
 
 
+@pytest.mark.slow
 @rows("tensorflow")
 def test_tensorflow(theirs, ours):
     tf = tensorflow()
@@ -158,6 +159,7 @@ def test_rules_beside_the_functions():
         assert_near(clipped(evaluated(f"jaxclip.{rule}"), GRADS[:1]), [want])
 
 
+@pytest.mark.slow
 @rows("keras")
 def test_keras(theirs, ours):
     pytest.importorskip("tensorflow", reason="pip install -e .[parity]")
@@ -267,6 +269,7 @@ def here(folder):
     return seen
 
 
+@pytest.mark.slow
 def test_a_program_of_tensorflow_1(tmp_path):
     tf = tensorflow()
     pytest.importorskip("orbax.checkpoint", reason="pip install -e .[parity]")
