@@ -51,6 +51,8 @@ from jaxclip.transforms.clipping import clip_by_global_norm as clip_by_global_no
 from jaxclip.transforms.clipping import clip_by_norm as clip_by_norm
 from jaxclip.transforms.elementwise import clip as clip
 from jaxclip.transforms.elementwise import clip_by_value as clip_by_value
+from jaxclip.transforms.grouping import clip_by_group_norm as clip_by_group_norm
+from jaxclip.transforms.normalizing import normalize_by_norm as normalize_by_norm
 from jaxclip.transforms.stable_adam import scale_by_stable_adam as scale_by_stable_adam
 from jaxclip.transforms.windows import autoclip as autoclip
 from jaxclip.transforms.windows import clip_by_history as clip_by_history
@@ -81,6 +83,7 @@ __all__ = [
     "clip_by_average_norm",
     "clip_by_block_rms",
     "clip_by_global_norm",
+    "clip_by_group_norm",
     "clip_by_history",
     "clip_by_norm",
     "clip_by_value",
@@ -90,6 +93,7 @@ __all__ = [
     "guards",
     "metrics",
     "monitor",
+    "normalize_by_norm",
     "norms",
     "plot",
     "project_box",

@@ -1,4 +1,4 @@
-"""The norms of a tree at a scope: one for the whole tree, or one for each leaf, unit or element.
+"""The norms of a tree at a scope: one for the whole tree, or for each group, leaf, unit or element.
 
 A scope is resolved to groups of arrays. The sums themselves are in `power_sums`.
 """
@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxclip import _validate
-from jaxclip._core import stacks
+from jaxclip._core import labels, stacks, units
 from jaxclip._core.flat_tree import Flat
-from jaxclip._core.types import AxisName, Mask, Order, Scope, Stacked, UnitAxes
+from jaxclip._core.types import AxisName, Groups, Mask, Order, Scope, Stacked, UnitAxes
 from jaxclip._numerics import collectives, power_sums
 from jaxclip._numerics.collectives import MeshAxes
 from jaxclip._numerics.power_sums import Kind
@@ -46,12 +46,13 @@ class Measure(NamedTuple):
     """A scope and a norm. Made by `measure`, which validates.
 
     Attributes:
-        scope: `"element"`, `"unit"`, `"leaf"` or `"global"`.
+        scope: `"element"`, `"unit"`, `"leaf"`, `"group"` or `"global"`.
         order: a float >= 1, `"rms"` or `"average"`.
         axis: the axes that a unit reduces.
         axis_name: the mesh axes that shard the leaves, or `None` to find them.
-        mask: the leaves that are measured; scope `"global"` only.
+        mask: the leaves that are measured; scopes `"global"` and `"group"` only.
         stacked: the axis along which leaves stack layers; scopes `"leaf"` and `"unit"` only.
+        labels: the labels of the leaves; scope `"group"` only.
     """
 
     scope: Scope
@@ -60,6 +61,7 @@ class Measure(NamedTuple):
     axis_name: MeshAxes | None
     mask: Mask
     stacked: Stacked = None
+    labels: Groups = None
 
     @property
     def differing(self) -> MeshAxes | None:
@@ -74,33 +76,23 @@ class Measure(NamedTuple):
     def groups(self, flat: Flat) -> list[Group]:
         """The groups of the floating leaves, in their order."""
         arrays = flat.arrays
-        if self.scope == "global":
+        if self.scope in ("global", "group"):
             members = list(range(len(arrays)))
             if self.mask is not None:
                 members = [i for i, c in enumerate(flat.chosen(self.mask, "norm_mask")) if c]
-            return [Group(members, None, ())]
+            if self.scope == "global":
+                return [Group(members, None, ())]
+            return [Group(own, None, ()) for own in labels.members(self.labels, flat, members)]
         if self.scope == "element":
             return [Group([i], (), x.shape) for i, x in enumerate(arrays)]
         result: list[Group] = []
         names = flat.names if callable(self.axis) else [""] * len(arrays)
         leaves = zip(names, arrays, stacks.axes(self.stacked, flat), strict=True)
         for i, (name, x, stack) in enumerate(leaves):
-            axes = self._reduced(name, x, stack)
+            axes = units.reduced(self.scope, self.axis, name, x, stack)
             shape = tuple(1 if d in (axes or ()) else n for d, n in enumerate(x.shape))
             result.append(Group([i], axes, () if axes is None else shape))
         return result
-
-    def _reduced(self, name: str, x: jax.Array, stack: int | None) -> tuple[int, ...] | None:
-        """The axes of a leaf that its norms reduce, which of a stack are axes of a slice."""
-        if self.scope == "leaf" and stack is None:
-            return None
-        own = tuple(a for a in range(x.ndim) if a != stack)
-        if self.scope == "leaf":
-            return own
-        one: Any = x
-        if stack is not None:
-            one = jax.ShapeDtypeStruct([x.shape[a] for a in own], x.dtype)
-        return tuple(own[a] for a in _unit_axes(self.axis, name, one))
 
     def norms(self, flat: Flat) -> list[Norm]:
         """The norm of each group."""
@@ -173,9 +165,9 @@ class Measure(NamedTuple):
         """The norm of everything together without non-finite norms; at most the largest float."""
         if isinstance(self.order, str) and self.scope != "global":
             # Means cannot be joined without sizes, so the finite rest is measured.
-            pairs = zip(flat.arrays, numbers, strict=True)
+            pairs = zip(flat.arrays, self.per_leaf(flat, numbers), strict=True)
             rest = [jnp.where(jnp.isfinite(n), x, jnp.zeros_like(x)) for x, n in pairs]
-            rule = self._replace(scope="global", axis=None, stacked=None)
+            rule = self._replace(scope="global", axis=None, stacked=None, labels=None)
             numbers = [rule.norms(flat._replace(arrays=rest))[0].number]
         numbers = [jnp.where(jnp.isfinite(n), n, jnp.zeros_like(n)) for n in numbers]
         return jnp.minimum(together(numbers, self.power), jnp.finfo(numbers[0].dtype).max)
@@ -184,15 +176,30 @@ class Measure(NamedTuple):
         """The value of a prefix tree for each group, as its norms are shaped if one per slice."""
         if self.scope == "global":
             return [tree]
+        if self.scope == "group":
+            return labels.values(tree, self.names(flat), name)
         pairs = zip(flat.spread(tree, name), self.groups(flat), strict=True)
-        return [_per_slice(v, g.shape) if self.scope == "leaf" else v for v, g in pairs]
+        return [units.per_slice(v, g.shape) if self.scope == "leaf" else v for v, g in pairs]
+
+    def labeled(self, flat: Flat) -> Flat:
+        """The leaves that this scope knows: at scope `"group"`, those with a label."""
+        return flat if self.labels is None else labels.labeled(self.labels, flat)
+
+    def names(self, flat: Flat) -> list[str]:
+        """The label of each group, at scope `"group"`."""
+        return labels.distinct(labels.of_leaves(self.labels, flat))
 
     def per_leaf(self, flat: Flat, values: list[Any]) -> list[Any]:
         """The value of its group for each floating leaf."""
+        if self.scope == "group":
+            by_label = dict(zip(self.names(flat), values, strict=True))
+            return [by_label[label] for label in labels.of_leaves(self.labels, flat)]
         return values * len(flat.arrays) if self.scope == "global" else values
 
     def path(self, flat: Flat, i: int) -> str:
         """The name of the i-th group, for errors."""
+        if self.scope == "group":
+            return f"the group {self.names(flat)[i]!r}"
         return "the whole tree" if self.scope == "global" else flat.path(i)
 
 
@@ -203,9 +210,11 @@ def measure(
     axis_name: AxisName = None,
     mask: Mask = None,
     stacked: Stacked = None,
+    groups: Groups = None,
 ) -> Measure:
     """Validates the arguments that all rules share."""
     _validate.choice(scope, Scope, "scope")
+    labels.check(groups, scope)
     if stacked is not None and scope not in ("leaf", "unit"):
         raise ValueError(
             f"stacked is only supported with scope='leaf' or 'unit'; got scope={short(scope)}"
@@ -216,28 +225,7 @@ def measure(
         )
     order, names = _validate.norm_order(ord), _validate.mesh_axes(axis_name)
     stack = stacked if callable(stacked) else _validate.stack_axis(stacked)
-    return Measure(scope, order, _validate.axes(axis), names, mask, stack)
-
-
-def _unit_axes(axis: Any, name: str, x: jax.Array) -> tuple[int, ...]:
-    """The axes that a unit of one leaf reduces.
-
-    By default a unit is one output channel of a JAX kernel, (in, out) or (H, W, in, out): all axes
-    but the last are reduced. A vector is one unit.
-    """
-    own = _validate.axes(axis(name, x)) if callable(axis) else axis
-    every = tuple(range(x.ndim))
-    if own is None:
-        return every[:-1] or every
-    if own == ():
-        return ()
-    return tuple(sorted({a % x.ndim for a in own if -x.ndim <= a < x.ndim})) or every
-
-
-def _per_slice(value: Any, shape: tuple[int, ...]) -> Any:
-    """A vector of one value for each slice of a stack in the shape of the norms; others as is."""
-    fits = shape != () and getattr(value, "shape", None) == (math.prod(shape),)
-    return jnp.reshape(value, shape) if fits else value
+    return Measure(scope, order, _validate.axes(axis), names, mask, stack, groups)
 
 
 def _elements(
@@ -274,13 +262,14 @@ def _norms(groups: list[tuple[jax.Array, ...]], kinds: list[Kind]) -> list[Norm]
 
 
 @contextlib.contextmanager
-def shared(flat: Flat, rule: Measure) -> Generator[Norm, None, None]:
-    """Computes a global norm, and lets a wrapper share it with the rules inside.
+def shared(flat: Flat, rule: Measure, norm: Norm | None = None) -> Generator[Norm, None, None]:
+    """Lets a wrapper share a global norm with the rules inside; computes it if it is not given.
 
     Arrays are compared by identity, also tracers: an array that changed on the way is measured.
     """
     (arrays,), (kind,), _ = rule.plan(flat)
-    (norm,) = _norms([arrays], [kind])
+    if norm is None:
+        (norm,) = _norms([arrays], [kind])
     token = _KNOWN.set((*_KNOWN.get(), (arrays, kind, norm)))
     try:
         yield norm

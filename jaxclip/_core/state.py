@@ -5,7 +5,7 @@ arrays: `scan`, `cond`, donation, `MultiSteps` and checkpoints need that.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +32,28 @@ class Record(NamedTuple):
     nonfinite: jax.Array
 
 
+class ByLabel(NamedTuple):
+    """The memory of a rule with a norm for each group of leaves.
+
+    Attributes:
+        memory: the memory of the threshold.
+        norms: the norm of each group before clipping, by label; float32 scalars.
+        scales: the factor applied to each group, by label; float32 scalars.
+    """
+
+    memory: PyTree
+    norms: dict[str, jax.Array]
+    scales: dict[str, jax.Array]
+
+    def scalars(self) -> dict[str, jax.Array]:
+        """The recorded scalars by name."""
+        found: dict[str, jax.Array] = {}
+        for key, values in (("norm", self.norms), ("scale", self.scales)):
+            pairs = values.items() if isinstance(values, dict) else ()
+            found |= {f"{key}/{label}": value for label, value in pairs}
+        return found
+
+
 class ClipState(NamedTuple):
     """The state of a rule. A field is `None` where the rule does not record it.
 
@@ -44,7 +66,7 @@ class ClipState(NamedTuple):
         update_count: updates so far; int32 scalar.
         clipped_count: updates in which something was clipped; int32 scalar.
         nonfinite_count: updates in which a norm was NaN or inf; int32 scalar.
-        memory: the memory of the threshold, a pytree of arrays.
+        memory: the memory of the threshold, a pytree of arrays; at scope `"group"` a `ByLabel`.
     """
 
     norm: jax.Array | None
@@ -58,7 +80,17 @@ class ClipState(NamedTuple):
 
     def scalars(self) -> dict[str, jax.Array]:
         """The recorded scalars by name."""
-        return recorded(self, "memory")
+        own = self.memory.scalars() if isinstance(self.memory, ByLabel) else {}
+        return recorded(self, "memory") | own
+
+
+def by_label(memory: Any, names: Sequence[str], norms: Any, scales: Any) -> ByLabel:
+    """The memory of a rule with the norms and the scales of groups of these names."""
+    found = [
+        {k: narrowed(x, jnp.float32) for k, x in zip(names, values, strict=True)}
+        for values in (norms, scales)
+    ]
+    return ByLabel(memory, *map(without_leaves, found))
 
 
 def recorded(state: Any, *unseen: str) -> dict[str, jax.Array]:

@@ -30,10 +30,13 @@ AxisName: TypeAlias = Hashable | Sequence[Hashable]
 Mask: TypeAlias = PyTree | Callable[[PyTree], PyTree] | None
 """A prefix tree of bools, or a function from the tree to one."""
 
+Groups: TypeAlias = PyTree | Callable[[PyTree], PyTree] | None
+"""A prefix tree of labels, strings or `None`, or a function from the tree to one."""
+
 Order: TypeAlias = float | Literal["rms", "average"] | None
 """A number p >= 1, inf, or a mean; `None` is 2."""
 
-Scope: TypeAlias = Literal["element", "unit", "leaf", "global"]
+Scope: TypeAlias = Literal["element", "unit", "leaf", "group", "global"]
 Bound: TypeAlias = Literal["hard", "tanh", "rational", "set"]
 NonFinite: TypeAlias = Literal["propagate", "nan", "zero", "drop"]
 Mode: TypeAlias = Literal["reciprocal", "max", "mean"]

@@ -70,7 +70,7 @@ def series(log: Sequence[Metrics], key: str) -> np.ndarray:
 
 def counted(log: Sequence[Metrics]) -> list[str]:
     """The names of the rules, guards and monitors in the log: those that count their updates."""
-    keys = [key for key in log[0] if "/norm/" not in key]
+    keys = [key for key in log[0] if "/norm/" not in key and "/scale/" not in key]
     return [key.removesuffix("/count") for key in keys if key.endswith("/count")]
 
 

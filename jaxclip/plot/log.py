@@ -66,7 +66,8 @@ class Log:
 
     def ending(self, end: str) -> list[str]:
         """Returns the rules, guards and monitors that recorded a field, as `/threshold`."""
-        return [k.removesuffix(end) for k in self.keys if k.endswith(end) and "/norm/" not in k]
+        keys = [k for k in self.keys if "/norm/" not in k and "/scale/" not in k]
+        return [k.removesuffix(end) for k in keys if k.endswith(end)]
 
     def rules(self) -> list[str]:
         """Returns the rules that recorded norm and threshold, projections last."""
@@ -74,8 +75,9 @@ class Log:
         return sorted(found, key=lambda name: name.rpartition("/")[2].startswith("project_"))
 
     def monitors(self) -> list[str]:
-        """Returns the names of the monitors."""
-        return list(dict.fromkeys(k.partition("/norm/")[0] for k in self.keys if "/norm/" in k))
+        """Returns the names of the monitors; the norms of a rule with a threshold are of groups."""
+        found = dict.fromkeys(k.partition("/norm/")[0] for k in self.keys if "/norm/" in k)
+        return [name for name in found if f"{name}/threshold" not in self.keys]
 
     def layers(self, **monitors: str) -> tuple[np.ndarray, tuple[layers.Layer, ...]]:
         """Returns the steps that all monitors recorded, and the layers that have a weight.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,9 +23,10 @@ def constant(value: LimitTree) -> Threshold:
 
     Args:
         value: a number >= 0; an array; a schedule `count -> value`; `None` or inf for no limit; or,
-            where each leaf has a norm, a prefix tree of those. An array must broadcast to the norms
-            of a leaf: to a scalar unless the scope is `unit` or `element`. At the scope `leaf`, a
-            stack of L layers may have an array of shape (L,).
+            where each leaf has a norm, a prefix tree of those, and at the scope `group` a dict by
+            label. An array must broadcast to the norms of a leaf: to a scalar unless the scope is
+            `unit` or `element`. At the scope `leaf`, a stack of L layers may have an array of shape
+            (L,).
 
     Returns:
         A threshold without memory.
@@ -51,7 +53,13 @@ def given(value: LimitTree, name: str = "threshold", scope: Scope | None = None)
             f"{name}={short(value)} must be one value, since all leaves have one norm. "
             "Use norm_mask and scale_mask to clip some leaves, or clip_by_norm for a norm per leaf"
         )
-    _validate.limits(value, name, scalar=scope in ("global", "leaf"))
+    if scope == "group":
+        by_label = isinstance(value, Mapping)
+        for label, one in value.items() if by_label else [(None, value)]:
+            if _validate.is_tree(one):
+                key = f"{name}[{label!r}]" if by_label else name
+                raise ValueError(f"{key}={short(one)} must be one value, or a dict by label")
+    _validate.limits(value, name, scalar=scope in ("global", "group", "leaf"))
 
     number = math.inf if value is None else None
     if isinstance(value, (int, float)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import optax
 from jax.typing import ArrayLike
 
-from jaxclip._core.types import AxisName, Mode, NonFinite, Scope, Stacked
+from jaxclip._core.types import AxisName, Groups, Mode, NonFinite, Scope, Stacked
 from jaxclip.thresholds.base import over_norm_plus
 from jaxclip.thresholds.moving_average import zscore
 from jaxclip.thresholds.ratio import ema_ratio
@@ -29,6 +29,7 @@ def zclip(
     min_spread: ArrayLike = 1e-3,
     max_growth: ArrayLike | None = None,
     scope: Scope = "global",
+    groups: Groups = None,
     stacked: Stacked = None,
     nonfinite: NonFinite = "propagate",
     axis_name: AxisName = None,
@@ -57,7 +58,8 @@ def zclip(
         min_spread: the least relative spread, so that equal norms are no spikes; 0 for none.
         max_growth: the largest factor by which the threshold grows in an update, 1 to 1000, in the
             warm-up too; `None` for any. Without it a threshold follows an explosion.
-        scope: `"global"`, or a norm and averages for each `"leaf"` or `"unit"`.
+        scope: `"global"`, or a norm and averages for each `"group"`, `"leaf"` or `"unit"`.
+        groups: the labels of the leaves at scope `"group"`, as for `jaxclip.clip_by_group_norm`.
         stacked: the axis along which leaves stack layers, or a function, as for `jaxclip.clip_by`.
         nonfinite: the effect of a NaN or infinite norm, as for `jaxclip.clip_by`. The published
             code adds it to the averages and never clips again.
@@ -101,6 +103,7 @@ def zclip(
     return clip_by(
         over_norm_plus(limit, 1e-6),
         scope=scope,
+        groups=groups,
         stacked=stacked,
         nonfinite=nonfinite,
         axis_name=axis_name,
@@ -117,6 +120,7 @@ def adagc(
     floor: ArrayLike = 1e-8,
     max_growth: ArrayLike | None = None,
     scope: Scope = "leaf",
+    groups: Groups = None,
     stacked: Stacked = None,
     nonfinite: NonFinite = "propagate",
     axis_name: AxisName = None,
@@ -140,8 +144,9 @@ def adagc(
             has one, and so is not frozen.
         max_growth: the largest factor by which the threshold grows in an update, 1 to 1000, in the
             warm-up too; `None` for any. Without it a threshold follows an explosion.
-        scope: a norm and an average for each `"leaf"`, as in the paper, or each `"unit"`, or
-            `"global"`.
+        scope: a norm and an average for each `"leaf"`, as in the paper, or each `"unit"` or
+            `"group"`, or `"global"`.
+        groups: the labels of the leaves at scope `"group"`, as for `jaxclip.clip_by_group_norm`.
         stacked: the axis along which leaves stack layers, or a function, as for `jaxclip.clip_by`.
         nonfinite: the effect of a NaN or infinite norm, as for `jaxclip.clip_by`.
         axis_name: mesh axes that shard the leaves, where they cannot be found.
@@ -178,6 +183,7 @@ def adagc(
     return clip_by(
         limit,
         scope=scope,
+        groups=groups,
         stacked=stacked,
         nonfinite=nonfinite,
         axis_name=axis_name,

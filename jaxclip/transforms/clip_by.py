@@ -23,6 +23,7 @@ from jaxclip._core.state import ClipState, Record
 from jaxclip._core.types import (
     AxisName,
     Bound,
+    Groups,
     LimitTree,
     Mask,
     NonFinite,
@@ -43,6 +44,7 @@ def clip_by(
     threshold: LimitTree | Threshold,
     *,
     scope: Scope,
+    groups: Groups = None,
     ord: Order = None,
     axis: UnitAxes = None,
     stacked: Stacked = None,
@@ -76,10 +78,12 @@ def clip_by(
     Args:
         threshold: c: a number >= 0, a scalar array, a schedule `count -> value` counted from 0, or
             `None` for no limit; where each leaf has a norm also a prefix tree of those, in which a
-            stack of L layers may have an array of shape (L,); or an object of
-            `jaxclip.thresholds`. A traced negative value counts as 0.
-        scope: `"global"` for one norm of the whole tree, `"leaf"` for a norm of each leaf,
-            `"unit"` for each unit of a leaf, `"element"` for each element.
+            stack of L layers may have an array of shape (L,); at scope `"group"` also a dict by
+            label; or an object of `jaxclip.thresholds`. A traced negative value counts as 0.
+        scope: `"global"` for one norm of the whole tree, `"group"` for a norm of all leaves of a
+            label, `"leaf"` for a norm of each leaf, `"unit"` for each unit of a leaf, `"element"`
+            for each element.
+        groups: the labels of the leaves at scope `"group"`, as for `jaxclip.clip_by_group_norm`.
         ord: the norm: p >= 1 or inf; `None` is 2; `"rms"` is the root mean square; `"average"` is
             TensorFlow's average norm, the 2-norm divided by the number of elements.
         axis: the axes of a leaf that a unit reduces, at scope `"unit"`; negative ones count from
@@ -100,7 +104,7 @@ def clip_by(
             the whole update becomes zero. `"drop"`: non-finite elements become zero, and the rest
             is clipped by its own norm. Always counted.
         norm_mask: the leaves that are measured: a prefix tree of bools, or a function from the
-            updates to one. Only at scope `"global"`.
+            updates to one. Only at the scopes `"global"` and `"group"`.
         scale_mask: the leaves that are scaled, in the same form.
         axis_name: mesh axes that shard the leaves. `None`: found from the leaves' types inside
             `shard_map`. Names: needed under `pmap`, `vmap` and `shard_map(check_vma=False)`.
@@ -129,15 +133,15 @@ def clip_by(
         5.0 0.5
     """
     for key, mask in (("norm_mask", norm_mask), ("scale_mask", scale_mask)):
-        if mask is not None and scope != "global":
+        if mask is not None and scope not in ("global", "group"):
             raise ValueError(
-                f"{key} is only supported with scope='global'; got scope={short(scope)}. "
-                "Use optax.masked"
+                f"{key} is only supported with scope='global' or 'group'; got "
+                f"scope={short(scope)}. Use optax.masked"
             )
     _validate.choice(bound, Bound, "bound")
     _validate.choice(nonfinite, NonFinite, "nonfinite")
     rule = _Rule(
-        measure=measure(scope, ord, axis, axis_name, norm_mask, stacked),
+        measure=measure(scope, ord, axis, axis_name, norm_mask, stacked, groups),
         limit=threshold
         if isinstance(threshold, Threshold)
         else given(threshold, scope=scope if stacked is None else None),
@@ -149,8 +153,13 @@ def clip_by(
     )
 
     def first(params: PyTree) -> ClipState:
-        memory = rule.limit.init(rule.measure.zeros(flatten(params)))
-        return states.first(name, states.without_leaves(memory))
+        flat = flatten(params) if groups is None else rule.measure.labeled(flatten(params))
+        zeros = rule.measure.zeros(flat)
+        memory = states.without_leaves(rule.limit.init(zeros))
+        if groups is not None:
+            scales = [jnp.ones_like(n) for n in zeros]
+            memory = states.by_label(memory, rule.measure.names(flat), zeros, scales)
+        return states.first(name, memory)
 
     return states.transformation(first, states.named(ClipState, name), rule.step)
 
@@ -171,6 +180,10 @@ class _Rule(NamedTuple):
 
     def step(self, flat: Flat, state: ClipState, params: PyTree) -> tuple[PyTree, ClipState]:
         """The clipped updates and the next state."""
+        is_grouped = self.measure.labels is not None
+        if is_grouped:
+            flat = self.measure.labeled(flat)
+        before = state.memory.memory if is_grouped else state.memory
         norms = self.measure.norms(flat)
         finite: Any = None
         if self.nonfinite != "propagate":
@@ -179,7 +192,7 @@ class _Rule(NamedTuple):
             flat, norms = self._dropped(flat, norms, finite)
         numbers = [n.number for n in norms]
         seen = measured(self.measure, flat, numbers, state.update_count, params)
-        limits, memory = self.limit.update(state.memory, seen) if norms else ([], state.memory)
+        limits, memory = self.limit.update(before, seen) if norms else ([], before)
         trios = list(zip(norms, numbers, limits, strict=True))
         found = [self.scaled(*trio, finite) for trio in trios]
         scales = self.measure.per_leaf(flat, [scale for scale, _ in found])
@@ -188,6 +201,9 @@ class _Rule(NamedTuple):
         if self.scale_mask is not None:
             chosen = flat.chosen(self.scale_mask, "scale_mask")
             arrays = [y if c else x for x, y, c in zip(flat.arrays, arrays, chosen, strict=True)]
+        if is_grouped:
+            factors = [scale.factor for scale, _ in found]
+            memory = states.by_label(memory, self.measure.names(flat), numbers, factors)
         if self.nonfinite in ("nan", "zero"):
             arrays = [jnp.where(finite, x, _VALUES[self.nonfinite]) for x in arrays]
         if self.measure.scope == "global" and jax.sharding.get_abstract_mesh().empty:

@@ -11,7 +11,7 @@ import optax
 from jax.typing import ArrayLike
 
 from jaxclip import _validate
-from jaxclip._core.types import AxisName, NonFinite, Scope, Stacked
+from jaxclip._core.types import AxisName, Groups, NonFinite, Scope, Stacked
 from jaxclip.thresholds.quantiles import quantile
 from jaxclip.thresholds.window import mean_plus_sigma
 from jaxclip.transforms.clip_by import clip_by
@@ -24,6 +24,7 @@ def autoclip(
     factor: ArrayLike = 1.0,
     max_growth: ArrayLike | None = None,
     scope: Scope = "global",
+    groups: Groups = None,
     stacked: Stacked = None,
     nonfinite: NonFinite = "propagate",
     axis_name: AxisName = None,
@@ -42,7 +43,8 @@ def autoclip(
             icefall's ScaledAdam does.
         max_growth: the largest factor by which the threshold grows in an update, 1 to 1000, in the
             warm-up too; `None` for any. Without it a threshold follows an explosion.
-        scope: `"global"`, or a norm and a history for each `"leaf"` or `"unit"`.
+        scope: `"global"`, or a norm and a history for each `"group"`, `"leaf"` or `"unit"`.
+        groups: the labels of the leaves at scope `"group"`, as for `jaxclip.clip_by_group_norm`.
         stacked: the axis along which leaves stack layers, or a function, as for `jaxclip.clip_by`.
         nonfinite: the effect of a NaN or infinite norm, as for `jaxclip.clip_by`.
         axis_name: mesh axes that shard the leaves, where they cannot be found.
@@ -73,6 +75,7 @@ def autoclip(
     return clip_by(
         limit,
         scope=scope,
+        groups=groups,
         stacked=stacked,
         nonfinite=nonfinite,
         axis_name=axis_name,
@@ -88,6 +91,7 @@ def clip_by_history(
     min_spread: ArrayLike = 1e-3,
     max_growth: ArrayLike | None = None,
     scope: Scope = "global",
+    groups: Groups = None,
     stacked: Stacked = None,
     nonfinite: NonFinite = "propagate",
     axis_name: AxisName = None,
@@ -107,7 +111,8 @@ def clip_by_history(
         min_spread: s, the least relative spread, so that equal norms are no spikes; 0 for none.
         max_growth: the largest factor by which the threshold grows in an update, 1 to 1000, in the
             warm-up too; `None` for any. Without it a threshold follows an explosion.
-        scope: `"global"`, or a norm and a history for each `"leaf"` or `"unit"`.
+        scope: `"global"`, or a norm and a history for each `"group"`, `"leaf"` or `"unit"`.
+        groups: the labels of the leaves at scope `"group"`, as for `jaxclip.clip_by_group_norm`.
         stacked: the axis along which leaves stack layers, or a function, as for `jaxclip.clip_by`.
         nonfinite: the effect of a NaN or infinite norm, as for `jaxclip.clip_by`.
         axis_name: mesh axes that shard the leaves, where they cannot be found.
@@ -142,6 +147,7 @@ def clip_by_history(
     return clip_by(
         limit,
         scope=scope,
+        groups=groups,
         stacked=stacked,
         nonfinite=nonfinite,
         axis_name=axis_name,

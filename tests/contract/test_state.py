@@ -90,8 +90,8 @@ def _record(rule, c, u, p):
     norms, limits = registry.norms_and_limits(rule, c, u, p)
     over = [np.broadcast_to(n > c, np.shape(n)) for n, c in zip(norms, limits, strict=True)]
     ratio = [np.min(c / np.maximum(n, c)) for n, c in zip(norms, limits, strict=True)]
-    if rule.kind == "global":  # one norm, one unit
-        over = over[:1]
+    if rule.kind in ("global", "group"):  # one norm, one unit; one for each of two labels
+        over = over[: 1 if rule.kind == "global" else 2]
     return {
         "norm": max(n.max() for n in norms),
         "threshold": min(np.min(c) for c in limits),

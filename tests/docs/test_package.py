@@ -124,7 +124,8 @@ def test_every_rule_is_in_a_registry():
     """And so in every context, dtype and edge; the functions left out have separate test files."""
     functions = {n for n in jaxclip.__all__ if inspect.isfunction(getattr(jaxclip, n))}
     functions -= {"metrics", "diagnose", "monitor", "scale_by_stable_adam", "adopt", "to_floats"}
-    given = {rule.name for rule in registry.RULES} | set(learned.RULES) | set(guards.GUARDS)
+    given = {rule.name for rule in registry.RULES + registry.MORE}
+    given |= set(learned.RULES) | set(guards.GUARDS)
     assert functions <= given | {p.function for p in weights.PROJECTIONS}
 
 
@@ -231,6 +232,8 @@ def test_signatures_of_peers():
     assert names(jaxclip.adaptive_grad_clip) == ["clipping", "eps", "axis"]
     assert names(jaxclip.clip_by_value) == ["min_value", "max_value"]
     assert names(jaxclip.clip_by_norm) == ["max_norm"]
+    assert names(jaxclip.clip_by_group_norm) == ["max_norm", "groups"]
+    assert names(jaxclip.normalize_by_norm) == ["target_norm"]
     assert names(jaxclip.clip_by_average_norm) == ["max_norm"]
     assert names(jaxclip.clip_by) == ["threshold"]
     adam = ["b1", "b2", "eps", "eps_root", "mu_dtype"]
@@ -261,7 +264,7 @@ LEARNED = {
 @pytest.mark.parametrize("name", LEARNED)
 def test_learned_rules_take_the_arguments_of_their_paper(name):
     found = set(inspect.signature(getattr(jaxclip, name)).parameters)
-    assert found == LEARNED[name] | {"scope", "stacked", "axis_name", "nonfinite"}
+    assert found == LEARNED[name] | {"scope", "groups", "stacked", "axis_name", "nonfinite"}
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

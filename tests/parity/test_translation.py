@@ -31,7 +31,7 @@ GRADS = [RANDOM.normal(size=shape).astype(np.float32) for shape in ((4, 3), (5,)
 WEIGHTS = RANDOM.normal(size=(4, 3)).astype(np.float32)
 CUBE = [RANDOM.normal(size=(2, 3, 4)).astype(np.float32)]
 NUMBERS = {"c": 0.7, "lo": 0.2, "hi": 0.9, "p": 3.0, "axes": [1], "n": 2.5, "rate": 0.25}
-NUMBERS |= {"steps": 3, "end": 0.05, "power": 0.9}
+NUMBERS |= {"groups": ["first", "second"], "steps": 3, "end": 0.05, "power": 0.9}
 
 
 def table():
@@ -100,7 +100,7 @@ def test_no_row_is_left_out():
     assert known == ROWS
     assert set(GRAPH) <= set(ROWS)
     assert all(ours for ours, _ in TABLE.values())
-    assert len(ROWS) == 25
+    assert len(ROWS) == 27
 
 
 @rows("optax")
@@ -123,7 +123,9 @@ def test_torch(theirs, ours):
     params = [torch.nn.Parameter(torch.zeros(g.shape)) for g in GRADS]
     for param, grad in zip(params, GRADS, strict=True):
         param.grad = torch.tensor(grad)
-    evaluated(theirs, torch=torch, params=params)
+    groups = [[param] for param in params] if 'group["params"]' in theirs else [params]
+    for group in groups:
+        evaluated(theirs, torch=torch, params=params, group={"params": group})
     for code in ours:
         whatever(code, [param.grad.numpy() for param in params])
 

@@ -106,6 +106,7 @@ def test_order_of_the_keys_stays():
 def test_names_in_a_log():
     keys = ["b/norm/x/fraction", "b/norm", "p/fraction", "p/norm", "p/threshold", "a/threshold"]
     keys += ["l/project_max_norm/norm", "l/project_max_norm/threshold", "z/norm", "z/threshold"]
+    keys += ["z/norm/body", "z/scale/fraction"]  # of groups
     log = Log(dict.fromkeys(keys, 1.0))
     assert log.ending("/fraction") == ["p"]
     assert log.rules() == ["p", "z", "l/project_max_norm"]

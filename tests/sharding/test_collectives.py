@@ -16,6 +16,12 @@ from tests.support import collectives
 pytestmark = pytest.mark.relaxed  # Adam of Optax promotes
 
 ONE = {"all-reduce": 1}
+
+
+def four_labels(tree):
+    return {key: str(i % 4) for i, key in enumerate(tree)}
+
+
 RULES = {
     "alone": lambda: jaxclip.clip_by_global_norm(1.0),
     "with_adam": lambda: optax.chain(jaxclip.clip_by_global_norm(1.0), optax.adam(1e-3)),
@@ -30,6 +36,7 @@ RULES = {
     "zclip": jaxclip.zclip,
     "clip_by_norm": lambda: jaxclip.clip_by_norm(1.0),
     "clip_by_block_rms": lambda: jaxclip.clip_by_block_rms(1.0),
+    "clip_by_group_norm": lambda: jaxclip.clip_by_group_norm(1.0, four_labels),
     "adagc": lambda: jaxclip.adagc(warmup_steps=3),
     "stable_adam": jaxclip.scale_by_stable_adam,
 }

@@ -47,6 +47,16 @@ def by_tree(ord=2):
     return norms
 
 
+def by_group(number, ord=2):
+    """One norm for every `number`th leaf together: labels in turns."""
+
+    def norms(leaves):
+        found = [by_tree(ord)(leaves[i::number])[:1] for i in range(number)]
+        return [found[i % number][0] for i in range(len(leaves))]
+
+    return norms
+
+
 def by_leaf(ord=2):
     """One norm per leaf."""
     return lambda leaves: [norm(x, ord) for x in leaves]
@@ -82,6 +92,16 @@ def factors(norms, limits):
 def scaled(leaves, norms, limits):
     """g min(1, c / n), leaf by leaf."""
     return [wide(g) * f for g, f in zip(leaves, factors(norms, limits), strict=True)]
+
+
+def set_to(norms):
+    """g c / n; 0 stays 0."""
+
+    def result(c, leaves, params):
+        found = zip(leaves, norms(leaves), strict=True)
+        return [wide(g) * np.where(n > 0, c / np.where(n > 0, n, 1.0), 1.0) for g, n in found]
+
+    return result
 
 
 def difference(f, x, h=1e-6):

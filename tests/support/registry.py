@@ -4,6 +4,7 @@ A new rule is one line in `RULES`; it is then checked in every tree, dtype, cont
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ class Rule:
 
     name: str
     make: Callable[..., Any]  # (threshold, **keywords) -> transformation
-    kind: str  # value, element, unit, leaf, global
+    kind: str  # value, element, unit, leaf, group, global
     norms: Callable[[list], list]
     argument: str = "threshold"
     limits: Callable[[Any, list], list] = o.constant
@@ -33,6 +34,7 @@ class Rule:
     named: bool = True  # a rule of the public surface; else a variant or a combination
     traced: tuple[str, ...] = NARROW  # the dtypes in which the threshold may be a traced number
     c: float = 0.75  # a threshold that some units of a normal random tree exceed and some do not
+    oracle: Callable[..., list] | None = None  # (threshold, updates, params) -> result, if not hard
 
     def __str__(self):
         return self.name
@@ -50,6 +52,12 @@ def _fixed(name, **fixed):
 def _value(c, **k):
     low = None if c is None else -c
     return jaxclip.clip_by_value(low, c, record=True, **k)
+
+
+def in_turns(tree):
+    """Two labels, of the floating leaves in turns."""
+    turns = itertools.cycle(("even", "odd"))
+    return jax.tree.map(lambda x: next(turns) if is_float(x) else None, tree)
 
 
 def _relative(c, **k):
@@ -79,6 +87,8 @@ RULES = [
          **_VARIANT),
     Rule("clip_by_global_norm_inf", _fixed("clip_by_global_norm", ord=INF), "global",
          o.by_tree(INF), **_VARIANT),
+    Rule("clip_by_group_norm", _fixed("clip_by_group_norm", groups=in_turns), "group",
+         o.by_group(2), **_MAX),
     Rule("adaptive_grad_clip", _fixed("adaptive_grad_clip"), "unit", o.by_unit(None), **_AGC),
     Rule("global_3", _by("global", ord=3), "global", o.by_tree(3), **_ENGINE),
     Rule("global_rms", _by("global", ord="rms"), "global", o.by_tree("rms"), **_ENGINE),
@@ -92,12 +102,21 @@ RULES = [
     Rule("element", _by("element"), "element", o.by_element, **_ENGINE),
 ]  # fmt: skip
 
+# Rules that do more than bound a norm from above: `contract/test_more_rules.py` has their edges.
+MORE = [
+    Rule("normalize_by_norm", _fixed("normalize_by_norm"), "global", o.by_tree(),
+         argument="target_norm", oracle=o.set_to(o.by_tree())),
+    Rule("normalize_leaves", _fixed("normalize_by_norm", scope="leaf", ord=1), "leaf", o.by_leaf(1),
+         argument="target_norm", oracle=o.set_to(o.by_leaf(1)), named=False),
+]  # fmt: skip
+
 # Variants that take the whole table of edges, beside every named rule: one of each kind of sum.
 _EDGES = {"clip_by_norm_axis", "clip_by_global_norm_1", "global_3", "leaf_inf", "element"}
 NORM_RULES = [r for r in RULES if r.kind != "value" and (r.named or r.name in _EDGES)]
 EDGE_RULES = [r for r in RULES if r.named or r.name in _EDGES]
 NAMED = [r for r in RULES if r.named]
-SHARDABLE = [r for r in RULES if r.kind in ("global", "leaf")]  # one norm may span the shards
+# One norm may span the shards.
+SHARDABLE = [r for r in RULES if r.kind in ("global", "group", "leaf")]
 
 # In every run: a rule of single elements, one of a whole tree, one of units, with parameters.
 # The others differ from one of these in the norm, the scope or the bounds alone.
@@ -174,7 +193,8 @@ def build(spec, dtype="float32", seed=0, scale=1.0):
 
 def is_float(x):
     """Whether a rule measures the leaf."""
-    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+    dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
+    return jnp.issubdtype(dtype, jnp.inexact)
 
 
 def floats(tree):
@@ -192,6 +212,9 @@ def norms_and_limits(rule, c, updates, params):
 
 def expected(rule, c, updates, params):
     """The oracle's result for the measured leaves, in float64."""
+    if rule.oracle is not None:
+        pairs = zip(jax.tree.leaves(params), jax.tree.leaves(updates), strict=True)
+        return rule.oracle(c, floats(updates), [np.asarray(w) for w, u in pairs if is_float(u)])
     return o.scaled(floats(updates), *norms_and_limits(rule, c, updates, params))
 
 

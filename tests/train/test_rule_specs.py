@@ -47,6 +47,7 @@ RULES = [
     ("global_norm=1,ord=inf,eps=1e-6", "clip_by_global_norm", (1,), {"ord": math.inf, "eps": 1e-6}),
     ("global_norm=1,nonfinite=zero", "clip_by_global_norm", (1,), {"nonfinite": "zero"}),
     ("norm=5,axis=0:1", "clip_by_norm", (5,), {"axis": (0, 1)}),
+    ("normalize=2,scope=leaf", "normalize_by_norm", (2,), {"scope": "leaf"}),
     ("average_norm=.1", "clip_by_average_norm", (0.1,), {}),
     ("block_rms=1,axis=0", "clip_by_block_rms", (1,), {"axis": 0}),
     ("value=1", "clip_by_value", (-1, 1), {}),
@@ -56,6 +57,16 @@ RULES = [
     ("agc=0.01,eps=1e-2", "adaptive_grad_clip", (0.01,), {"eps": 1e-2}),
     ("adaptive=0.01", "adaptive_grad_clip", (0.01,), {}),
 ]
+
+
+@pytest.mark.slow
+def test_norms_of_layers():
+    """One for the kernel and the bias of each layer."""
+    tx = read("clip_by_group_norm=1").build(PARAMS)
+    updates, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    assert set(state.memory.norms) == {"layers/0", "layers/1", "layers/2"}
+    layer = updates["layers"][1]
+    assert math.hypot(*(jnp.linalg.norm(x) for x in layer.values())) == pytest.approx(1, rel=1e-6)
 
 
 def assert_specs_equal_the_librarys(kind, cases, params, **more):

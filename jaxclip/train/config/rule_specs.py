@@ -70,6 +70,18 @@ def _threshold(value: Any) -> tuple[Any, ...]:
     return (getattr(thresholds, word)(*arguments),)
 
 
+def _by_layer(value: Any) -> tuple[Any, ...]:
+    """Reads `1` as the largest norm of each layer, whose tensors share the keys but the last."""
+
+    def layers(tree: Tree) -> Tree:
+        def name(path: Any, leaf: Any) -> str:
+            return jax.tree_util.keystr(path[:-1], simple=True, separator="/")
+
+        return jax.tree_util.tree_map_with_path(name, tree)
+
+    return value, layers
+
+
 CLIPS = (
     Rule("clip", ("delta",), traced=True),
     Rule("clip_by_value", ("value",), _bounds),
@@ -77,6 +89,8 @@ CLIPS = (
     Rule("clip_by_average_norm", ("average_norm",), traced=True),
     Rule("clip_by_block_rms", ("block_rms",), traced=True),
     Rule("clip_by_global_norm", ("global_norm",), traced=True),
+    Rule("clip_by_group_norm", ("layer_norm",), _by_layer),
+    Rule("normalize_by_norm", ("normalize",), traced=True),
     Rule("adaptive_grad_clip", ("adaptive", "agc"), units=(0,), traced=True),
     Rule("autoclip"),
     Rule("zclip"),
@@ -97,7 +111,7 @@ RULES = {"clip": CLIPS, "project": PROJECTIONS, "guard": GUARDS}
 
 # Arguments that text cannot give, or that this network has no use for: it has no stack of layers.
 # `layers=` replaces a mask.
-_NOT_TEXT = ("inner", "mask", "norm_mask", "scale_mask", "axis_name", "name", "stacked")
+_NOT_TEXT = ("inner", "mask", "norm_mask", "scale_mask", "axis_name", "name", "stacked", "groups")
 
 
 class Spec(NamedTuple):
