@@ -224,6 +224,22 @@ def test_errors_of_labels():
             rule.update(U, rule.init(U))
 
 
+def test_errors_of_shapes_name_the_group():
+    limit = thresholds.constant({"a": 1.0, "b": jnp.ones(2)})
+    rule = jaxclip.clip_by(limit, scope="group", groups={"w": "a", "v": "b"})
+    with pytest.raises(ValueError, match="the norms of the group 'b'"):
+        rule.update(U, rule.init(U))
+
+
+def test_means_of_groups_in_a_warmup():
+    """The first norms of `adagc` are clipped together, by the mean over all finite groups."""
+    u = {"a": jnp.array([3.0, 5.0]), "b": jnp.array([4.0]), "c": jnp.array([NAN])}
+    limit = thresholds.ema_ratio(warmup_norm=1.0)
+    groups = {"a": "k", "b": "k", "c": "l"}
+    out, _ = once(jaxclip.clip_by(limit, scope="group", groups=groups, ord="rms"), u)
+    np.testing.assert_allclose(out["a"], u["a"] / np.sqrt(50 / 4), rtol=1e-6)
+
+
 def test_states_of_other_labels_are_refused():
     rule, other = (jaxclip.clip_by_group_norm(1.0, {"w": "a", "v": k}) for k in "ab")
     state = rule.init(U)

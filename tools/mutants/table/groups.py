@@ -20,6 +20,63 @@ CHANGES = {
              "tests/contract/test_functional.py::test_no_axis_makes_each_element_a_unit"),
         ],
     },
+    "_core/measure.py": {
+        "Measure.per_leaf": [
+            ("leaves have the factor of another label",
+             "dict(zip(self.names(flat), values", "dict(zip(self.names(flat)[::-1], values",
+             f"{_GROUPS}::test_record"),
+        ],
+        "Measure.of_tree": [
+            ("means of groups are joined leaf by leaf",
+             "self.per_leaf(flat, numbers)", "numbers",
+             f"{_GROUPS}::test_means_of_groups_in_a_warmup"),
+        ],
+        "Measure.path": [
+            ("errors do not name the group",
+             'if self.scope == "group":', "if False:",
+             f"{_GROUPS}::test_errors_of_shapes_name_the_group"),
+        ],
+    },
+    "_core/state.py": {
+        "ByLabel.scalars": [
+            ("factors of groups are not in metrics",
+             '("scale", self.scales)', "",
+             f"{_GROUPS}::test_record"),
+        ],
+        "by_label": [
+            ("a tree without labels has no state of fixed types",
+             "map(without_leaves, found)", "found",
+             f"{_GROUPS}::test_tree_without_labels"),
+        ],
+    },
+    "thresholds/fixed.py": {
+        "given": [
+            ("a tree of thresholds for groups is refused only when an update is traced",
+             "if _validate.is_tree(one):", "if False:",
+             f"{_GROUPS}::test_errors_at_construction"),
+        ],
+    },
+    "transforms/clip_by.py": {
+        "clip_by.first": [
+            ("leaves without a label have memory",
+             "flatten(params) if groups is None else rule.measure.labeled(flatten(params))",
+             "flatten(params)",
+             f"{_GROUPS}::test_tree_without_labels"),
+        ],
+        "_Rule.step": [
+            ("the norms of groups are recorded after clipping",
+             "self.measure.names(flat), numbers, factors)",
+             "self.measure.names(flat), factors, factors)",
+             f"{_GROUPS}::test_record"),
+        ],
+    },
+    "plot/log.py": {
+        "Log.monitors": [
+            ("a rule with groups is a monitor",
+             'if f"{name}/threshold" not in self.keys', "",
+             "tests/plot/test_log.py::test_names_in_a_log"),
+        ],
+    },
     "_core/labels.py": {
         "check": [
             ("groups are ignored at other scopes",

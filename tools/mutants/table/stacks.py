@@ -68,11 +68,29 @@ CHANGES = {
         ],
     },
     "_core/measure.py": {
-        "Measure._reduced": [
+        "Measure._mesh": [
+            (
+                "leaves beside a stack may not be replicated over its axis_name",
+                "if self.stacked is not None and names is not None:",
+                "if False:",
+                "tests/sharding/test_stacked.py::test_leaves_that_are_replicated_over_axis_name",
+            ),
+        ],
+        "measure": [
+            (
+                "stacked is ignored at other scopes",
+                'if stacked is not None and scope not in ("leaf", "unit"):',
+                "if False:",
+                "tests/contract/test_stacked.py::test_scopes_without_leaves",
+            ),
+        ],
+    },
+    "_core/units.py": {
+        "reduced": [
             (
                 "a stack has one norm at the scope of leaves",
-                'if self.scope == "leaf" and stack is None:',
-                'if self.scope == "leaf":',
+                'if scope == "leaf" and stack is None:',
+                'if scope == "leaf":',
                 "tests/contract/test_stacked.py::test_norms_in_numpy",
             ),
             (
@@ -88,28 +106,12 @@ CHANGES = {
                 "tests/contract/test_stacked.py::test_functions_of_a_leaf_see_its_name_and_a_slice",
             ),
         ],
-        "Measure._mesh": [
-            (
-                "leaves beside a stack may not be replicated over its axis_name",
-                "if self.stacked is not None and names is not None:",
-                "if False:",
-                "tests/sharding/test_stacked.py::test_leaves_that_are_replicated_over_axis_name",
-            ),
-        ],
-        "_per_slice": [
+        "per_slice": [
             (
                 "a vector of thresholds does not fit a stack",
                 "jnp.reshape(value, shape) if fits else value",
                 "value",
                 "tests/contract/test_stacked.py::test_a_threshold_for_each_layer",
-            ),
-        ],
-        "measure": [
-            (
-                "stacked is ignored at other scopes",
-                'if stacked is not None and scope not in ("leaf", "unit"):',
-                "if False:",
-                "tests/contract/test_stacked.py::test_scopes_without_leaves",
             ),
         ],
     },

@@ -4,7 +4,7 @@ CHANGES = {
     "transforms/clip_by.py": {
         "clip_by": [
             ("masks are accepted for scopes without groups",
-             'if mask is not None and scope != "global":',
+             'if mask is not None and scope not in ("global", "group"):',
              'if mask is not None and scope == "unit":',
              "tests/contract/test_errors.py::test_masks_are_for_one_norm_of_many_leaves"),
         ],
