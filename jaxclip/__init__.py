@@ -42,6 +42,7 @@ from jaxclip.thresholds import window as _window
 from jaxclip.transforms import guard as _guard
 from jaxclip.transforms.adoption import adopt as adopt
 from jaxclip.transforms.averages import adagc as adagc
+from jaxclip.transforms.averages import clip_by_growth as clip_by_growth
 from jaxclip.transforms.averages import zclip as zclip
 from jaxclip.transforms.clip_by import clip_by as clip_by
 from jaxclip.transforms.clipping import adaptive_grad_clip as adaptive_grad_clip
@@ -84,6 +85,7 @@ __all__ = [
     "clip_by_block_rms",
     "clip_by_global_norm",
     "clip_by_group_norm",
+    "clip_by_growth",
     "clip_by_history",
     "clip_by_norm",
     "clip_by_value",

@@ -192,7 +192,7 @@ class Measure(NamedTuple):
     def per_leaf(self, flat: Flat, values: list[Any]) -> list[Any]:
         """The value of its group for each floating leaf."""
         if self.scope == "group":
-            by_label = dict(zip(self.names(flat), values, strict=True))
+            by_label: dict[str | None, Any] = dict(zip(self.names(flat), values, strict=True))
             return [by_label[label] for label in labels.of_leaves(self.labels, flat)]
         return values * len(flat.arrays) if self.scope == "global" else values
 

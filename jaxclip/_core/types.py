@@ -12,6 +12,9 @@ PyTree: TypeAlias = Any  # of arrays, unless a docstring says otherwise
 Limit: TypeAlias = ArrayLike | optax.Schedule | None
 """A number, an array, a schedule `count -> value`, or `None` for no limit; 0 allows only zeros."""
 
+ScalarOrSchedule: TypeAlias = ArrayLike | optax.Schedule
+"""A number, an array of one, or a schedule `count -> value`."""
+
 LimitTree: TypeAlias = Limit | PyTree
 """One limit, or a prefix tree of limits."""
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxclip import _validate
-from jaxclip._core.types import PyTree
+from jaxclip._core.types import Bound, PyTree
 from jaxclip._numerics.scaled_float import narrowed, unlimited
 
 
@@ -57,10 +57,12 @@ class Threshold(NamedTuple):
             The memory is a pytree of arrays whose structure, shapes and dtypes stay fixed.
         update: `update(memory, measured) -> (thresholds, memory)`, one threshold per norm,
             broadcastable to it.
+        bound: the `bound` that `jaxclip.clip_by` must have for it; `None` for any.
     """
 
     init: Callable[[list[jax.Array]], PyTree]
     update: Callable[[PyTree, Measured], tuple[list[jax.Array], PyTree]]
+    bound: Bound | None = None
 
 
 _MOST_GROWTH = 1000.0

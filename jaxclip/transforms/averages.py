@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxclip._core.types import AxisName, Groups, Mode, NonFinite, Scope, Stacked
 from jaxclip.thresholds.base import over_norm_plus
 from jaxclip.thresholds.moving_average import zscore
-from jaxclip.thresholds.ratio import ema_ratio
+from jaxclip.thresholds.ratio import ema_ratio, growth
 from jaxclip.transforms.clip_by import clip_by
 
 
@@ -188,4 +188,70 @@ def adagc(
         nonfinite=nonfinite,
         axis_name=axis_name,
         name="adagc",
+    )
+
+
+def clip_by_growth(
+    max_growth: ArrayLike = 1.01,
+    *,
+    floor: ArrayLike = 1e-8,
+    scope: Scope = "leaf",
+    groups: Groups = None,
+    stacked: Stacked = None,
+    nonfinite: NonFinite = "propagate",
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Clips each leaf to a multiple of its last clipped norm: the norm-growth limiter.
+
+    $$g_k \leftarrow g_k \min\Big(1, \frac{\lambda n'_k}{\|g_k\|}\Big)$$
+
+    with the norm n' that the leaf had after the update before. Norms may fall at once and rise by
+    1 % a step: a norm that really grows by a factor f is reached in $100 \ln f$ updates, and after
+    one small gradient the next ones are clipped for a while. The first norm is left as it is.
+
+    This is `adagc` without smoothing and without its warm-up.
+
+    Args:
+        max_growth: lambda, between 1 and 1000.
+        floor: lower bound on the last norm, so that a leaf with a tiny gradient can grow. A leaf
+            without any gradient keeps its last norm.
+        scope: a norm for each `"leaf"`, as in the papers, or each `"unit"` or `"group"`, or
+            `"global"`.
+        groups: the labels of the leaves at scope `"group"`, as for `jaxclip.clip_by_group_norm`.
+        stacked: the axis along which leaves stack layers, or a function, as for `jaxclip.clip_by`.
+        nonfinite: the effect of a NaN or infinite norm, as for `jaxclip.clip_by`.
+        axis_name: mesh axes that shard the leaves, where they cannot be found.
+
+    Returns:
+        A transformation whose memory is one number for every norm.
+
+    Raises:
+        TypeError, ValueError: if an argument has a wrong type or value.
+
+    Examples:
+        >>> import jax.numpy as jnp, jaxclip
+        >>> rule = jaxclip.clip_by_growth()
+        >>> state = rule.init(jnp.zeros(1))
+        >>> for grad in (1.0, 50.0, 50.0, 0.5, 50.0):
+        ...     updates, state = rule.update(jnp.array([grad]), state)
+        ...     print(updates)
+        [1.]
+        [1.01]
+        [1.0201]
+        [0.5]
+        [0.505]
+
+    References:
+        Chen et al., Fira: can we achieve full-rank training of LLMs under low-rank constraint?,
+        2024, arXiv:2410.01623; Zhu et al., APOLLO: SGD-like memory, AdamW-level performance, 2024,
+        arXiv:2412.05270.
+    """
+    return clip_by(
+        growth(max_growth, floor),
+        scope=scope,
+        groups=groups,
+        stacked=stacked,
+        nonfinite=nonfinite,
+        axis_name=axis_name,
+        name="clip_by_growth",
     )

@@ -140,6 +140,9 @@ def clip_by(
             )
     _validate.choice(bound, Bound, "bound")
     _validate.choice(nonfinite, NonFinite, "nonfinite")
+    needed = threshold.bound if isinstance(threshold, Threshold) else None
+    if needed not in (None, bound):
+        raise ValueError(f"bound={bound!r} has no use for this threshold: pass bound={needed!r}")
     rule = _Rule(
         measure=measure(scope, ord, axis, axis_name, norm_mask, stacked, groups),
         limit=threshold

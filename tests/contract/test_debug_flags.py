@@ -39,7 +39,9 @@ def _bounds():
 
 
 def _learned():
-    for key, scope in zip(learned.RULES, ("leaf", "global", "unit", "global", "unit"), strict=True):
+    for key, scope in zip(
+        learned.RULES, ("leaf", "global", "unit", "global", "leaf", "unit"), strict=True
+    ):
         yield f"{key}_{scope}", lambda key=key, scope=scope: learned.RULES[key](scope=scope)
     for mode in ("max", "mean", "reciprocal"):
         options = {"mode": mode, "warmup_steps": 2, "eps": 0.0, "max_norm": None}

@@ -239,6 +239,7 @@ def test_signatures_of_peers():
     adam = ["b1", "b2", "eps", "eps_root", "mu_dtype"]
     assert names(jaxclip.scale_by_stable_adam) == names(optax.scale_by_adam) == adam
     assert names(jaxclip.autoclip) == ["percentile"]
+    assert names(jaxclip.clip_by_growth) == ["max_growth"]
     assert names(jaxclip.skip_nonfinite) == names(jaxclip.skip_spikes) == ["inner"]
     for rule in (jaxclip.zclip, jaxclip.adagc, jaxclip.clip_by_history):
         assert names(rule) == []
@@ -257,6 +258,7 @@ LEARNED = {
     "zclip": {"z_threshold", "alpha", "eps", "warmup_steps", "max_norm", "clip_factor", "mode",
               "skip_update_on_spike", "restart_after", "min_spread", "max_growth"},
     "adagc": {"max_ratio", "beta", "warmup_steps", "warmup_norm", "floor", "max_growth"},
+    "clip_by_growth": {"max_growth", "floor"},
     "clip_by_history": {"sigma", "window", "min_history", "min_spread", "max_growth"},
 }  # fmt: skip
 

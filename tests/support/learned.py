@@ -18,6 +18,7 @@ from jaxclip import thresholds
 
 STEPS = 1000
 SHAPES = {"a": (2,), "b": (4, 3), "c": ()}  # by unit, reducing the last axis: 1, 4 and 1 norms
+GROUPS = {"a": "a, c", "b": "b", "c": "a, c"}
 
 
 # The one list of named rules that learn, with short windows and warm-ups; last, one without a name.
@@ -26,6 +27,7 @@ RULES = {
     "zclip": lambda **k: jaxclip.zclip(warmup_steps=3, max_norm=None, restart_after=4, **k),
     "adagc": lambda **k: jaxclip.adagc(warmup_steps=3, warmup_norm=2.0, **k),
     "clip_by_history": lambda **k: jaxclip.clip_by_history(sigma=1.0, window=6, min_history=2, **k),
+    "clip_by_growth": lambda **k: jaxclip.clip_by_growth(1.5, **k),
     "clip_by": lambda scope="unit", **k: jaxclip.clip_by(
         thresholds.tracked_quantile(0.6), scope=scope, **k
     ),
@@ -129,6 +131,8 @@ def norms(stacked, scope):
             found = {k: np.sqrt((x.reshape(len(x), -1) ** 2).sum(-1)) for k, x in wide.items()}
         if scope == "global":
             return {"": np.sqrt(sum(x**2 for x in found.values()))}
+        if scope == "group":
+            return {"a, c": np.sqrt(found["a"] ** 2 + found["c"] ** 2), "b": found["b"]}
     return found
 
 
@@ -151,7 +155,7 @@ def check(case, stacked, seen, rtol):
     """The updates, to the bit where nothing was to change, and everything recorded."""
     factors, limits, flat = expected(case, stacked)
     for key, u in stacked.items():
-        factor = factors[key if key in factors else ""]
+        factor = factors[next(k for k in (key, GROUPS[key], "") if k in factors)]
         factor = factor.reshape(factor.shape + (1,) * (u.ndim - factor.ndim))
         factor = np.broadcast_to(factor, u.shape)
         got = seen.updates[key]
@@ -164,7 +168,7 @@ def check(case, stacked, seen, rtol):
         seen.record["threshold"][asked], limits[asked], rtol=max(rtol, 1e-7), err_msg="threshold"
     )
     flat_factors = np.concatenate([x.reshape(len(x), -1) for x in factors.values()], axis=1)
-    clipped = flat_factors < 1
+    clipped = flat_factors != 1
     broken = ~np.isfinite(flat).all(1)
     np.testing.assert_allclose(seen.record["fraction"], clipped.mean(1), rtol=1e-6)
     np.testing.assert_allclose(seen.record["scale"], flat_factors.min(1), rtol=max(rtol, 1e-6))

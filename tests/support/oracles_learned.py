@@ -170,6 +170,44 @@ class EmaRatio:
         return h, after
 
 
+class Growth:
+    """At most a multiple of the last norm that was left."""
+
+    def __init__(self, most, floor=1e-8):
+        self.most, self.floor, self.last = most, floor, None
+
+    def __call__(self, n, total=None):
+        limit = math.nan if self.last is None else self.most * self.last
+        if not is_observed(n):
+            return 1.0, limit
+        left = n if self.last is None else min(n, limit)
+        self.last = max(left, self.floor)
+        return (left / n if left < n else 1.0), limit
+
+
+class Aggc:
+    """A band around the moving average of the norms that were left."""
+
+    def __init__(self, high, low=None, beta=0.98):
+        self.high, self.low, self.beta, self.t, self.mean = high, low, beta, -1, None
+
+    def __call__(self, n, total=None):
+        self.t += 1
+        high = self.high(self.t) if callable(self.high) else self.high
+        if self.mean is None:
+            if is_observed(n):
+                self.mean = n
+            return 1.0, math.nan
+        most = high * self.mean
+        if not is_observed(n):
+            return 1.0, most
+        left = min(n, most)
+        if self.low is not None:
+            left = max(left, self.low * self.mean)
+        self.mean = self.beta * self.mean + (1 - self.beta) * left
+        return (1.0 if left == n else left / n), (most if self.low is None else left)
+
+
 class SkipSpikes:
     """Says of each update whether it is skipped; `limits` are the thresholds it had."""
 

@@ -8,6 +8,7 @@ first: the references leave them out.
 
 import functools
 
+import jax.numpy as jnp
 import pytest
 
 import jaxclip
@@ -25,10 +26,14 @@ def _autoclip(percentile, **k):
     )
 
 
+SCOPES = {"unit": {"axis": -1}, "group": {"groups": learned.GROUPS}}
+
+
 def _case(threshold, oracle, scope, **keywords):
     """A threshold at a scope that no named rule gives it."""
-    axis = {"axis": -1} if scope == "unit" else {}
-    rule = jaxclip.clip_by(threshold(**keywords), scope=scope, **axis)
+    bound = "set" if keywords.get("low") else "hard"
+    more = SCOPES.get(scope, {})
+    rule = jaxclip.clip_by(threshold(**keywords), scope=scope, bound=bound, **more)
     return Case(rule, lambda: oracle(**keywords), scope)
 
 
@@ -45,6 +50,7 @@ def _quantiles():
         "the largest": _autoclip(100, window=90)._replace(clips=False),
         **named,
         "part of the largest": _autoclip(100, window=60, factor=0.8),
+        "group": case("group", q=0.8, window=50),
         "twice the median": _autoclip(50, window=100, factor=2.0),
         "half of the last one": _autoclip(30, window=1, factor=0.5),
         "named, leaf": Case(
@@ -58,6 +64,7 @@ def _tracked_quantiles():
     return {
         "global": case("global"),
         "leaf": case("leaf", q=0.9, eta=0.05),
+        "group": case("group", q=0.7),
         "unit": case("unit", q=0.25, eta=0.5, initial=2.0),
     }
 
@@ -77,6 +84,11 @@ def _zscores():
             jaxclip.clip_by(thresholds.zscore(max_norm=None), **UNIT),
             lambda: ol.ZScore(max_norm=None, added=0.0),
             "unit",
+        ),
+        "group": Case(
+            jaxclip.zclip(scope="group", groups=learned.GROUPS, **leaf),
+            lambda: ol.ZScore(**leaf),
+            "group",
         ),
         "restart": _zclip(restart_after=5, max_norm=None),
         "other numbers": _zclip(**more, clip_factor=0.7, max_norm=None),
@@ -99,6 +111,34 @@ def _ema_ratios():
         "global": case("global", **fast),
         "unit": case("unit", max_ratio=1.2, warmup_steps=60, warmup_norm=2.0),
         "no warm-up": case("leaf", warmup_steps=0, max_ratio=1.1),
+        "group": case("group", **fast),
+    }
+
+
+def _bands():
+    case = functools.partial(_case, thresholds.aggc, ol.Aggc)
+    return {
+        "groups": case("group", high=1.5, low=0.7),
+        "high": case("leaf", high=1.2),
+        "unit": case("unit", high=2.0, low=0.9, beta=0.5),
+        "schedule": Case(
+            jaxclip.clip_by(
+                thresholds.aggc(lambda t: jnp.where(t > 400, 2.5, 1.5), beta=0.9), scope="global"
+            ),
+            lambda: ol.Aggc(lambda t: 1.5 + (t > 400), beta=0.9),
+        ),
+    }
+
+
+def _growths():
+    def growth(most, scope, **more):
+        rule = jaxclip.clip_by_growth(most, scope=scope, **more)
+        return Case(rule, lambda: ol.Growth(most), scope)
+
+    return {
+        "leaf": growth(1.01, "leaf"),
+        "global": growth(1.2, "global"),
+        "group": growth(1.5, "group", groups=learned.GROUPS),
     }
 
 
@@ -115,6 +155,7 @@ def _means():
         "one earlier": history(2.0, 50, 1),
         "named, leaf": history(1.5, 16, 2, scope="leaf"),
         "unit": case("unit", sigma=1.0, window=40, min_history=10),
+        "group": history(2.0, 30, 3, scope="group", groups=learned.GROUPS),
         "published": history(0.0, 20, 5, min_spread=0.0),
         "wide spread": history(1.0, 30, 5, min_spread=0.4),
     }
@@ -122,14 +163,14 @@ def _means():
 
 RULES = {
     "quantile": _quantiles, "tracked_quantile": _tracked_quantiles, "zscore": _zscores,
-    "ema_ratio": _ema_ratios, "mean_plus_sigma": _means,
+    "ema_ratio": _ema_ratios, "mean_plus_sigma": _means, "aggc": _bands, "growth": _growths,
 }  # fmt: skip
 # The tolerance for a thousand steps in float32. Percentiles: almost nothing. Averages: the rounding
 # of some tens of steps, which is as long as they remember. A product of a thousand factors: a
 # rounding for each.
 ROUNDING = {
     "quantile": 1e-5, "tracked_quantile": 2e-5, "zscore": 2e-5, "ema_ratio": 1e-5,
-    "mean_plus_sigma": 1e-5,
+    "mean_plus_sigma": 1e-5, "aggc": 1e-5, "growth": 2e-4,
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ SCALED = {
     "mean_plus_sigma": thresholds.mean_plus_sigma(1.0, window=16, min_history=4),
     "zscore": thresholds.zscore(warmup_steps=5, eps=0.0, max_norm=None),
     "ema_ratio": thresholds.ema_ratio(warmup_steps=1, warmup_norm=jnp.inf, floor=0.0),
+    "aggc": thresholds.aggc(1.5, floor=0.0),
 }
 RULES = {k: jaxclip.clip_by(v, scope="leaf", name=k) for k, v in SCALED.items()}
 RULES["skip_spikes"] = jaxclip.skip_spikes(optax.identity(), window=16, min_history=4)

@@ -111,7 +111,10 @@ def test_rules_equal_the_librarys():
         ("value=x", "neither a number nor low:high"),
         ("value=2:1", "min_value=2"),
         ("value=1:2:3", "--clip value=1:2:3"),
-        ("by=Measured,scope=leaf", "Measured is neither a number nor one of constant, ema_ratio"),
+        (
+            "by=Measured,scope=leaf",
+            "Measured is neither a number nor one of aggc, constant, ema_ratio",
+        ),
         ("by=quantile,scope=leaf", "quantile() missing 1 required"),
         ("by=zscore:1,scope=leaf", "zscore() takes 0 positional arguments"),
         ("by=constant:abc,scope=leaf", "value='abc'"),

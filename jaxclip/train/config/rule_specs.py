@@ -95,6 +95,7 @@ CLIPS = (
     Rule("autoclip"),
     Rule("zclip"),
     Rule("adagc"),
+    Rule("clip_by_growth", ("growth",), traced=True),
     Rule("clip_by_history", ("history",)),
     Rule("clip_by", ("by",), _threshold),
 )

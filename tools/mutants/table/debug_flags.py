@@ -73,7 +73,7 @@ CHANGES = {
         ],
     },
     "thresholds/ratio.py": {
-        "ema_ratio.following": [
+        "_together": [
             ("an infinite warmup_norm is multiplied by 0",
              "jnp.where(over, most, 1) *", "most *",
              f'"{TESTS}::test_without_jit_everywhere[ema_ratio_inf]"'),
