@@ -24,6 +24,10 @@ from jaxclip._core.state import ClipState as ClipState
 from jaxclip.diagnosis import Diagnosis as Diagnosis
 from jaxclip.diagnosis import diagnose as diagnose
 from jaxclip.guards import GuardState as GuardState
+from jaxclip.guards import loss_scale as loss_scale
+from jaxclip.guards import rollback as rollback
+from jaxclip.guards import scale_loss as scale_loss
+from jaxclip.guards import skip_above as skip_above
 from jaxclip.guards import skip_nonfinite as skip_nonfinite
 from jaxclip.guards import skip_spikes as skip_spikes
 from jaxclip.projections import project_box as project_box
@@ -93,6 +97,7 @@ __all__ = [
     "diagnosis",
     "functional",
     "guards",
+    "loss_scale",
     "metrics",
     "monitor",
     "normalize_by_norm",
@@ -105,7 +110,10 @@ __all__ = [
     "project_spectral_norm",
     "project_unit_norm",
     "projections",
+    "rollback",
     "scale_by_stable_adam",
+    "scale_loss",
+    "skip_above",
     "skip_nonfinite",
     "skip_spikes",
     "telemetry",

@@ -17,11 +17,14 @@ from jaxclip._core import measure as measures
 from jaxclip._core import record
 from jaxclip._core import state as states
 from jaxclip._core.flat_tree import difference, flatten
+from jaxclip._core.measure import Measure
 from jaxclip._core.types import AxisName, PyTree
 from jaxclip._numerics import collectives
 from jaxclip._numerics.scaled_float import Norm, accumulator, narrowed, unlimited
 from jaxclip._validate import short
+from jaxclip.thresholds.base import Measured
 from jaxclip.transforms import selection
+from jaxclip.transforms.clip_by import measured
 
 _NO_COUNT: Any = np.int32(0)  # of states pickled by version 0.1.0
 
@@ -32,8 +35,9 @@ class GuardState(NamedTuple):
     Attributes:
         guarded_state: the state of the guarded transformation.
         norm: the norm of the last update; float32 scalar.
-        norm_threshold: the limit of the norm; float32 scalar, `None` for `skip_nonfinite`.
-        value_threshold: the limit of the loss; float32 scalar, `None` for `skip_nonfinite`.
+        norm_threshold: the limit of the norm; float32 scalar, `None` without one.
+        value_threshold: the limit of the last loss given, inf before the first; float32 scalar,
+            `None` without one.
         skipped: whether the last update was skipped; bool scalar.
         update_count: updates so far, skipped ones included; int32 scalar.
         skipped_count: updates that were skipped; int32 scalar.
@@ -57,34 +61,82 @@ class GuardState(NamedTuple):
     nonfinite_step_count: jax.Array = _NO_COUNT
 
     def scalars(self) -> dict[str, jax.Array]:
-        """The recorded scalars by name."""
-        return states.recorded(self, "guarded_state", "memory")
+        """The recorded scalars by name, with those of the memory if it records some."""
+        own = states.recorded(self, "guarded_state", "memory")
+        return own | getattr(self.memory, "scalars", dict)()
+
+
+class Seen(NamedTuple):
+    """What a judge knows of a step.
+
+    Attributes:
+        norm: the norm of the update.
+        loss: the loss, or `None` if none was given.
+        finite: whether the update and the loss are finite.
+        measured: the norm as the input of a threshold.
+    """
+
+    norm: jax.Array
+    loss: jax.Array | None
+    finite: jax.Array
+    measured: Measured
+
+
+class Verdict(NamedTuple):
+    """What a judge decides.
+
+    Attributes:
+        bad: whether the step counts as a bad one, though it may be finite.
+        skip: whether the step is skipped for it.
+        limits: the limits of the norm and of the loss; `None` each without one.
+        memory: the next memory.
+        guarded_state: the state from which the guarded transformation goes on.
+    """
+
+    bad: jax.Array
+    skip: jax.Array
+    limits: tuple[jax.Array | None, jax.Array | None]
+    memory: Any
+    guarded_state: PyTree
+
+
+def only_finite(state: GuardState, seen: Seen, params: PyTree) -> Verdict:
+    """Every step that is finite is good."""
+    no = jnp.zeros((), bool)
+    return Verdict(no, no, (None, None), state.memory, state.guarded_state)
 
 
 class Judge(NamedTuple):
     """The reasons of a guard to skip a step, besides numbers that are not finite.
 
     Attributes:
-        first: `first(dtype) -> memory`.
-        limits: `limits(memory) -> (largest norm, largest loss)`, or `None` each.
-        learned: `learned(memory, norm, loss) -> memory`; the loss is `None` if none was given.
+        judged: `judged(state, seen, params) -> Verdict`.
+        first: `first(params, zero) -> memory`, given a zero of the norm's dtype.
+        limited: whether there is a limit of the norm, and of the loss.
+        known: `known(memory)` is the part of it whose shapes do not depend on what is guarded.
+        prepared: `prepared(measure, memory, updates) -> (updates, norm)`: the updates that the
+            guarded transformation receives, and their norm, or `None` to measure it.
     """
 
-    first: Callable[[Any], Any] = lambda dtype: ()
-    limits: Callable[[Any], tuple[Any, Any]] = lambda memory: (None, None)
-    learned: Callable[[Any, jax.Array, Any], Any] = lambda memory, norm, loss: memory
+    judged: Callable[[GuardState, Seen, PyTree], Verdict] = only_finite
+    first: Callable[[PyTree, jax.Array], Any] = lambda params, zero: ()
+    limited: tuple[bool, bool] = (False, False)
+    known: Callable[[Any], Any] = lambda memory: memory
+    prepared: Callable[[Measure, Any, PyTree], tuple[PyTree, Norm | None]] = (
+        lambda measure, memory, updates: (updates, None)
+    )
 
 
 def guard(
     name: str,
-    inner: optax.GradientTransformation | optax.MultiSteps,
+    guarded: optax.GradientTransformationExtraArgs,
     judge: Judge,
-    max_consecutive: int | None,
     axis_name: AxisName,
-    check_step: bool,
+    *,
+    max_consecutive: int | None = None,
+    check_step: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation that skips the steps of another that its judge rejects."""
-    guarded = _transformation(inner)
     rule = measures.measure("global", axis_name=axis_name)
     _validate.flag(check_step, "check_step")
     patience = max_consecutive
@@ -92,37 +144,48 @@ def guard(
         patience = _validate.whole_number(patience, "max_consecutive")
     kind = states.named(GuardState, name)
 
+    def memory(params: PyTree) -> Any:
+        return judge.first(params, jnp.zeros((), accumulator(*flatten(params).arrays)))
+
     def first(params: PyTree) -> GuardState:
-        memory = judge.first(accumulator(*flatten(params).arrays))
-        limits = [
-            None if c is None else _number(unlimited(jnp.float32)) for c in judge.limits(memory)
-        ]
+        known = judge.known(memory(params))
+        limits = [_number(unlimited(jnp.float32)) if c else None for c in judge.limited]
         *counts, steps = [jnp.zeros((), jnp.int32) for _ in range(5)]
-        return kind((), _number(0.0), *limits, jnp.zeros((), bool), *counts, memory, steps)
+        return kind((), _number(0.0), *limits, jnp.zeros((), bool), *counts, known, steps)
 
     own_init, check = states.checked(first, kind)
 
     def init(params: PyTree) -> Any:
         state: Any = own_init(params)
-        return state._replace(guarded_state=guarded.init(params))
+        return state._replace(guarded_state=guarded.init(params), memory=memory(params))
 
     def update(
         updates: PyTree, state: Any, params: PyTree = None, *, value: Any = None, **extra_args: Any
     ) -> tuple[PyTree, Any]:
         if not isinstance(state, kind):
             raise states.other_type(state, kind)
-        inner_state, own = state.guarded_state, check(state._replace(guarded_state=()), updates)
+        own = state._replace(guarded_state=())
+        check(own._replace(memory=judge.known(state.memory)), updates)
         loss = _loss(value, rule.axis_name)
         if value is not None:
             extra_args["value"] = value
+        updates, norm = judge.prepared(rule, own.memory, updates)
+        flat = flatten(updates)
 
-        def inner_update() -> tuple[PyTree, PyTree]:
-            step, after = guarded.update(updates, inner_state, params, **extra_args)
-            if jax.tree.structure(after) != jax.tree.structure(inner_state):
-                raise _other_structure(inner_state, after)
-            return step, after
+        with measures.shared(flat, rule, norm) as norm:
+            finite = jnp.isfinite(norm.value)
+            finite = finite if loss is None else finite & jnp.isfinite(loss)
+            number = norm.number
+            seen = measured(rule, flat, [number], own.update_count, params)
+            verdict = judge.judged(state, Seen(number, loss, finite, seen), params)
+            inner_state = verdict.guarded_state
 
-        with measures.shared(flatten(updates), rule) as norm:
+            def inner_update() -> tuple[PyTree, PyTree]:
+                step, after = guarded.update(updates, inner_state, params, **extra_args)
+                if jax.tree.structure(after) != jax.tree.structure(inner_state):
+                    raise _other_structure(inner_state, after)
+                return step, after
+
             inputs = (updates, inner_state, params, extra_args)
             program = selection.program(inner_update, inner_state, inputs)
         written: list[Any] = []
@@ -130,7 +193,7 @@ def guard(
             program = program.computed()
             written = flatten(program.unselected()[0]).arrays
         good_step = record.all_elements_finite(written, rule.axis_name)
-        skip, own = _judged(judge, own, norm, loss, good_step, patience)
+        skip, own = _recorded(own, verdict, number, finite, good_step, patience)
         step, after = program.selected(skip)
         step = jax.tree.map(lambda u: selection.pick(skip, _zeros(u), u), step)
         return step, own._replace(guarded_state=after)
@@ -146,37 +209,40 @@ def _other_structure(state: PyTree, after: PyTree) -> ValueError:
     )
 
 
-def _judged(
-    judge: Judge,
+def _recorded(
     state: GuardState,
-    norm: Norm,
-    loss: jax.Array | None,
+    verdict: Verdict,
+    norm: jax.Array,
+    finite: jax.Array,
     good_step: jax.Array,
     patience: int | None,
 ) -> tuple[jax.Array, GuardState]:
     """Whether the step is skipped, and the next state but for the inner one."""
-    finite = jnp.isfinite(norm.value)
-    finite = finite if loss is None else finite & jnp.isfinite(loss)
-    limits = judge.limits(state.memory)
-    exceeds = _exceeds(norm.number, limits[0]) | _exceeds(loss, limits[1])
-    bad = exceeds | ~finite | ~good_step
+    broken = ~finite | ~good_step
+    bad, skip = verdict.bad | broken, verdict.skip | broken
     run = jnp.where(bad, states.increased(state.consecutive_count), 0)
-    skip = bad if patience is None else bad & (run <= patience)
+    skip = skip if patience is None else skip & (run <= patience)
+    before = state.norm_threshold, state.value_threshold
+    limits = [
+        old if new is None else narrowed(new, jnp.float32)
+        for old, new in zip(before, verdict.limits, strict=True)
+    ]
     return skip, state._replace(
-        norm=narrowed(norm.number, jnp.float32),
-        norm_threshold=_recorded(limits[0]),
-        value_threshold=_recorded(limits[1]),
+        norm=narrowed(norm, jnp.float32),
+        norm_threshold=limits[0],
+        value_threshold=limits[1],
         skipped=skip,
         update_count=states.increased(state.update_count),
         skipped_count=states.increased(state.skipped_count, skip),
         consecutive_count=run,
         nonfinite_count=states.increased(state.nonfinite_count, ~finite),
-        memory=judge.learned(state.memory, norm.number, loss),
+        memory=verdict.memory,
         nonfinite_step_count=states.increased(state.nonfinite_step_count, finite & ~good_step),
     )
 
 
-def _transformation(inner: Any) -> optax.GradientTransformationExtraArgs:
+def transformation(inner: Any) -> optax.GradientTransformationExtraArgs:
+    """The transformation to guard, which takes extra arguments."""
     if isinstance(inner, optax.MultiSteps):
         inner = inner.gradient_transformation()
     if not isinstance(inner, optax.GradientTransformation):
@@ -202,17 +268,6 @@ def _loss(value: Any, axis_name: Any) -> jax.Array | None:
 
 def _number(x: float) -> jax.Array:
     return jnp.full((), x, jnp.float32)
-
-
-def _exceeds(x: Any, limit: Any) -> jax.Array:
-    """Whether `x` and its limit are given, and `x` exceeds it."""
-    if x is None or limit is None:
-        return jnp.zeros((), bool)
-    return x > narrowed(limit, x.dtype)
-
-
-def _recorded(limit: Any) -> Any:
-    return None if limit is None else narrowed(limit, jnp.float32)
 
 
 def _zeros(u: Any) -> Any:

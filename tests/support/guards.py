@@ -1,4 +1,4 @@
-"""Shared by the tests of guards: the two guards, good and bad updates, a run of several."""
+"""Shared by the tests of guards: all of them, good and bad updates, a run of several."""
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,15 @@ U = {"w": jnp.array([[3.0], [4.0]]), "b": jnp.array([12.0])}
 GUARDS = {
     "skip_nonfinite": jaxclip.skip_nonfinite,
     "skip_spikes": lambda inner, **k: jaxclip.skip_spikes(inner, window=8, min_history=4, **k),
+}
+# All guards, with arguments that let `U` pass; these last three have test files of their own.
+LEVEL = jaxclip.thresholds.quantile(0.5, window=8, factor=5.0)
+EVERY = GUARDS | {
+    "skip_above": lambda inner, **k: jaxclip.skip_above(inner, LEVEL, loss_threshold=LEVEL, **k),
+    "scale_loss": lambda inner, **k: jaxclip.scale_loss(inner, 4.0, period=2, **k),
+    "rollback": lambda inner, **k: jaxclip.rollback(
+        inner, threshold=LEVEL, every=2, patience=2, **k
+    ),
 }
 
 

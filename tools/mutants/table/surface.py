@@ -1,4 +1,4 @@
-"""Mutants of the checks of arguments, bounds, functions, guards and norms."""
+"""Mutants of the checks of arguments, bounds, functions and norms."""
 
 CHANGES = {
     "_numerics/bounds.py": {
@@ -103,35 +103,6 @@ CHANGES = {
             ("an axis may be named twice",
              "if len(set(result)) != len(result):", "if len(result) > 3:",
              "tests/contract/test_errors.py::test_axis"),
-        ],
-    },
-    "guards.py": {
-        "skip_nonfinite": [
-            ("skip_nonfinite ignores max_consecutive",
-             "Judge(), max_consecutive,", "Judge(), None,",
-             "tests/guards/test_skipping.py::test_counts_and_max_consecutive[skip_nonfinite]"),
-        ],
-        "skip_spikes": [
-            ("a min_history of 1 is accepted",
-             "least=2)", "least=1)",
-             "tests/guards/test_nesting.py::test_bad_values -k 'min_history'"),
-            ("skip_spikes ignores min_spread",
-             "min_history, min_spread, least", "min_history, 0.0, least",
-             "tests/thresholds/test_constant_gradients.py::test_skip_spikes_skips_nothing -k "
-             "'alone and float32'"),
-        ],
-        "skip_spikes.limits": [
-            ("the standard deviation is not corrected for the sample size",
-             "history.limit(memory.norms, 1)", "history.limit(memory.norms, 0)",
-             "tests/guards/test_skipping.py::test_skip_spikes_against_its_reference"),
-            ("the limit of the loss is that of the norm",
-             "history.limit(memory.losses, 1)", "history.limit(memory.norms, 1)",
-             "tests/guards/test_skipping.py::test_skip_spikes_against_its_reference"),
-        ],
-        "_pushed": [
-            ("a non-finite norm is stored",
-             "jnp.isfinite(x))", "jnp.ones((), bool))",
-             "tests/guards/test_skipping.py::test_skipped_step_leaves_state_unchanged[skip_spikes]"),
         ],
     },
     "functional/projecting.py": {
