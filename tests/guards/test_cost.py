@@ -62,6 +62,22 @@ def test_a_guard_costs_nothing(name, guard):
 
 @pytest.mark.slow
 @pytest.mark.relaxed
+def test_a_loss_scale_costs_nothing_and_snapshots_no_copy():
+    """Gradients are divided where they are read; what a step without a snapshot runs has no copy.
+
+    The bytes of snapshots are not compared: they are counted for steps that take one.
+    """
+    chain = optax.chain(jaxclip.clip_by_global_norm(1.0), OPTIMIZERS["adamw"]())
+    alone, scaled = _counts(chain), _counts(jaxclip.scale_loss(chain))
+    back = _counts(jaxclip.rollback(chain, threshold=1.0, check_step=False))
+    for guarded in (scaled, back):
+        assert guarded[0] <= alone[0] + 0.02
+        assert guarded[2] <= alone[2]
+    assert scaled[1] <= alone[1] + 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.relaxed
 @pytest.mark.parametrize("name", TWICE)
 def test_a_step_that_is_checked_waits_for_nothing(name):
     """It is computed twice, the first time to be looked at: one more read of what it is made of."""
