@@ -58,6 +58,7 @@ from jaxclip.transforms.elementwise import clip as clip
 from jaxclip.transforms.elementwise import clip_by_value as clip_by_value
 from jaxclip.transforms.grouping import clip_by_group_norm as clip_by_group_norm
 from jaxclip.transforms.normalizing import normalize_by_norm as normalize_by_norm
+from jaxclip.transforms.relative import clippy as clippy
 from jaxclip.transforms.stable_adam import scale_by_stable_adam as scale_by_stable_adam
 from jaxclip.transforms.windows import autoclip as autoclip
 from jaxclip.transforms.windows import clip_by_history as clip_by_history
@@ -93,6 +94,7 @@ __all__ = [
     "clip_by_history",
     "clip_by_norm",
     "clip_by_value",
+    "clippy",
     "diagnose",
     "diagnosis",
     "functional",

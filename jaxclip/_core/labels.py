@@ -25,6 +25,8 @@ def check(groups: Groups, scope: str) -> None:
 
 def of_leaves(groups: Any, flat: Flat) -> list[str | None]:
     """The label of each floating leaf; `None` if it has none."""
+    if not flat.places:  # a placeholder, which `optax.tree_utils.tree_map_params` gives to `init`
+        return []
     asks = callable(groups) and not any(isinstance(x, str) for x in jax.tree.leaves(groups))
     found = flat.spread(groups(flat.tree) if asks else groups, "groups")
     for label in found:

@@ -6,6 +6,7 @@ A named rule is a call of `clip_by`. Norms, thresholds and bounds live in the mo
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -143,7 +144,8 @@ def clip_by(
     needed = threshold.bound if isinstance(threshold, Threshold) else None
     if needed not in (None, bound):
         raise ValueError(f"bound={bound!r} has no use for this threshold: pass bound={needed!r}")
-    rule = _Rule(
+    rule = Rule(
+        name=name,
         measure=measure(scope, ord, axis, axis_name, norm_mask, stacked, groups),
         limit=threshold
         if isinstance(threshold, Threshold)
@@ -154,32 +156,44 @@ def clip_by(
         nonfinite=nonfinite,
         scale_mask=scale_mask,
     )
-
-    def first(params: PyTree) -> ClipState:
-        flat = flatten(params) if groups is None else rule.measure.labeled(flatten(params))
-        zeros = rule.measure.zeros(flat)
-        memory = states.without_leaves(rule.limit.init(zeros))
-        if groups is not None:
-            scales = [jnp.ones_like(n) for n in zeros]
-            memory = states.by_label(memory, rule.measure.names(flat), zeros, scales)
-        return states.first(name, memory)
-
-    return states.transformation(first, states.named(ClipState, name), rule.step)
+    return rule.transformation()
 
 
+_Norms = Callable[[Flat], list[Norm]]
 _VALUES = {"nan": jnp.nan, "zero": 0.0}  # of an update that is not finite
 
 
-class _Rule(NamedTuple):
-    """The arguments of `clip_by`, validated."""
+class Rule(NamedTuple):
+    """The arguments of `clip_by`, validated; some have `None` for a default.
 
+    Attributes:
+        relative: `relative(params, flat) -> norms`, of other arrays than the updates.
+    """
+
+    name: str
     measure: Measure
     limit: Threshold
-    bound: Bound
-    eps: Any  # `None` for 0
-    floor: Any  # `None` for 0
     nonfinite: NonFinite
-    scale_mask: Mask
+    bound: Bound = "hard"
+    eps: Any = None  # 0
+    floor: Any = None  # 0
+    scale_mask: Mask = None
+    relative: Callable[[PyTree, Flat], list[Norm]] | None = None
+
+    def transformation(self) -> optax.GradientTransformationExtraArgs:
+        """The transformation of the rule."""
+        return states.transformation(self.first, states.named(ClipState, self.name), self.step)
+
+    def first(self, params: PyTree) -> ClipState:
+        """The state before the first update."""
+        flat, labels = flatten(params), self.measure.labels
+        flat = flat if labels is None else self.measure.labeled(flat)
+        zeros = self.measure.zeros(flat)
+        memory = states.without_leaves(self.limit.init(zeros))
+        if labels is not None:
+            scales = [jnp.ones_like(n) for n in zeros]
+            memory = states.by_label(memory, self.measure.names(flat), zeros, scales)
+        return states.first(self.name, memory)
 
     def step(self, flat: Flat, state: ClipState, params: PyTree) -> tuple[PyTree, ClipState]:
         """The clipped updates and the next state."""
@@ -187,12 +201,15 @@ class _Rule(NamedTuple):
         if is_grouped:
             flat = self.measure.labeled(flat)
         before = state.memory.memory if is_grouped else state.memory
-        norms = self.measure.norms(flat)
+        measured_by: _Norms = self.measure.norms
+        if self.relative is not None:
+            measured_by = functools.partial(self.relative, params)
+        norms = measured_by(flat)
         finite: Any = None
         if self.nonfinite != "propagate":
             finite = record.all_finite(norms, self.measure.differing)
         if self.nonfinite == "drop":
-            flat, norms = self._dropped(flat, norms, finite)
+            flat, norms = _dropped(flat, norms, finite, measured_by)
         numbers = [n.number for n in norms]
         seen = measured(self.measure, flat, numbers, state.update_count, params)
         limits, memory = self.limit.update(before, seen) if norms else ([], before)
@@ -231,17 +248,6 @@ class _Rule(NamedTuple):
             scale, over = scale._replace(factor=factor), over & finite
         return scale, over
 
-    def _dropped(self, flat: Flat, norms: list[Norm], finite: jax.Array) -> tuple[Flat, list[Norm]]:
-        """The leaves without their non-finite elements, and the norms of the rest."""
-
-        def of_the_rest(arrays: list[jax.Array]) -> list[Norm]:
-            return self.measure.norms(flat._replace(arrays=[_finite_part(x) for x in arrays]))
-
-        # Arrays as operands: closed over, on an Explicit mesh, they would lose their sharding.
-        if norms:
-            norms = jax.lax.cond(finite, lambda arrays: norms, of_the_rest, flat.arrays)
-        return flat._replace(arrays=[_finite_part(x) for x in flat.arrays]), norms
-
 
 def measured(
     rule: Measure, flat: Flat, numbers: list[jax.Array], count: jax.Array, params: PyTree
@@ -262,6 +268,20 @@ def measured(
         spread=lambda tree, name: rule.spread(flat, tree, name),
         path=lambda i: rule.path(flat, i),
     )
+
+
+def _dropped(
+    flat: Flat, norms: list[Norm], finite: jax.Array, measured_by: _Norms
+) -> tuple[Flat, list[Norm]]:
+    """The leaves without their non-finite elements, and the norms of the rest."""
+
+    def of_the_rest(arrays: list[jax.Array]) -> list[Norm]:
+        return measured_by(flat._replace(arrays=[_finite_part(x) for x in arrays]))
+
+    # Arrays as operands: closed over, on an Explicit mesh, they would lose their sharding.
+    if norms:
+        norms = jax.lax.cond(finite, lambda arrays: norms, of_the_rest, flat.arrays)
+    return flat._replace(arrays=[_finite_part(x) for x in flat.arrays]), norms
 
 
 def _finite_part(x: jax.Array) -> jax.Array:

@@ -189,6 +189,17 @@ def test_tree_without_labels():
             assert not any("/norm/" in key for key in jaxclip.metrics(after))
 
 
+def test_tree_map_params():
+    """Optax makes a state for a placeholder, by which it finds moments in a state."""
+    u = {"w": jnp.ones(2), "v": jnp.ones(2)}
+    for groups in ({"w": "a", "v": "b"}, lambda tree: dict.fromkeys(tree, "a")):
+        limit = thresholds.tracked_quantile()
+        tx = optax.chain(jaxclip.clip_by(limit, scope="group", groups=groups), optax.trace(0.9))
+        found = optax.tree_utils.tree_map_params(tx, lambda x: x + 1, tx.init(u))
+        np.testing.assert_array_equal(found[1].trace["w"], [1, 1])
+        assert jax.tree.structure(found) == jax.tree.structure(tx.init(u))
+
+
 U = {"w": jnp.ones(2), "v": jnp.ones(2)}
 
 

@@ -235,6 +235,7 @@ def test_signatures_of_peers():
     assert names(jaxclip.clip_by_norm) == ["max_norm"]
     assert names(jaxclip.clip_by_group_norm) == ["max_norm", "groups"]
     assert names(jaxclip.normalize_by_norm) == ["target_norm"]
+    assert names(jaxclip.clippy) == ["rel", "abs"]
     assert names(jaxclip.clip_by_average_norm) == ["max_norm"]
     assert names(jaxclip.clip_by) == ["threshold"]
     adam = ["b1", "b2", "eps", "eps_root", "mu_dtype"]

@@ -38,6 +38,7 @@ RULES = {
     "clip_by_block_rms": lambda: jaxclip.clip_by_block_rms(1.0),
     "clip_by_group_norm": lambda: jaxclip.clip_by_group_norm(1.0, four_labels),
     "adagc": lambda: jaxclip.adagc(warmup_steps=3),
+    "clippy": jaxclip.clippy,
     "stable_adam": jaxclip.scale_by_stable_adam,
 }
 UNITS = {

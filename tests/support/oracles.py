@@ -104,6 +104,20 @@ def set_to(norms):
     return result
 
 
+def clippy(absolute):
+    """u min(1, min (rel |w| + abs) / |u|) for each leaf."""
+
+    def result(rel, leaves, params):
+        found = []
+        for u, w in zip(map(wide, leaves), map(wide, params), strict=True):
+            size, most = np.abs(u), rel * np.abs(w) + absolute
+            safe = np.where(size > 0, size, 1.0)
+            found.append(u * min(1.0, np.where(size > 0, most / safe, 1.0).min(initial=1.0)))
+        return found
+
+    return result
+
+
 def difference(f, x, h=1e-6):
     """The gradient of the scalar function `f` at the float64 vector `x`, by central differences."""
     steps = h * np.eye(x.size).reshape((x.size, *x.shape))

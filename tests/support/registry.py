@@ -106,6 +106,8 @@ RULES = [
 MORE = [
     Rule("normalize_by_norm", _fixed("normalize_by_norm"), "global", o.by_tree(),
          argument="target_norm", oracle=o.set_to(o.by_tree())),
+    Rule("clippy", _fixed("clippy", abs=1e-3), "leaf", o.by_leaf(INF), argument="rel", params=True,
+         oracle=o.clippy(1e-3)),
     Rule("normalize_leaves", _fixed("normalize_by_norm", scope="leaf", ord=1), "leaf", o.by_leaf(1),
          argument="target_norm", oracle=o.set_to(o.by_leaf(1)), named=False),
 ]  # fmt: skip

@@ -80,7 +80,7 @@ CHANGES = {
         ],
     },
     "transforms/clip_by.py": {
-        "_Rule.step": [
+        "Rule.step": [
             ("nonfinite='nan' makes a NaN that it does not use",
              "jnp.where(finite, x, _VALUES[self.nonfinite])",
              "jnp.where(finite, x, jnp.full_like(x, _VALUES[self.nonfinite]))",

@@ -1,6 +1,7 @@
 """Mutants of groups of leaves, of units, and of rules that set a norm."""
 
 _GROUPS = "tests/contract/test_groups.py"
+_RELATIVE = "tests/contract/test_clippy.py"
 _MORE = "tests/contract/test_more_rules.py"
 
 CHANGES = {
@@ -46,7 +47,7 @@ CHANGES = {
         "by_label": [
             ("a tree without labels has no state of fixed types",
              "map(without_leaves, found)", "found",
-             f"{_GROUPS}::test_tree_without_labels"),
+             f"{_GROUPS}::test_tree_map_params"),
         ],
     },
     "thresholds/fixed.py": {
@@ -57,13 +58,12 @@ CHANGES = {
         ],
     },
     "transforms/clip_by.py": {
-        "clip_by.first": [
+        "Rule.first": [
             ("leaves without a label have memory",
-             "flatten(params) if groups is None else rule.measure.labeled(flatten(params))",
-             "flatten(params)",
+             "flat if labels is None else self.measure.labeled(flat)", "flat",
              f"{_GROUPS}::test_tree_without_labels"),
         ],
-        "_Rule.step": [
+        "Rule.step": [
             ("the norms of groups are recorded after clipping",
              "self.measure.names(flat), numbers, factors)",
              "self.measure.names(flat), factors, factors)",
@@ -84,6 +84,9 @@ CHANGES = {
              f"{_GROUPS}::test_errors_at_construction"),
         ],
         "of_leaves": [
+            ("a placeholder needs labels",
+             "if not flat.places:", "if False:",
+             f"{_GROUPS}::test_tree_map_params"),
             ("a function of the tree is taken for a label",
              "groups(flat.tree) if asks else groups", "groups",
              f"{_GROUPS}::test_groups_inside_other_transformations"),
@@ -116,6 +119,32 @@ CHANGES = {
             ("clip_by_group_norm ignores norm_mask",
              "norm_mask=norm_mask,", "",
              f"{_GROUPS}::test_masks_at_scope_group"),
+        ],
+    },
+    "transforms/relative.py": {
+        "_share": [
+            ("parts beyond float32 are infinite",
+             "times(size, down) / divisor, times(size / divisor, down)",
+             "times(size / divisor, down), times(size / divisor, down)",
+             f"{_RELATIVE}::test_parts_beyond_float32"),
+            ("small parts underflow",
+             "jnp.where(size >= 1, times(size, down) / divisor, times(size / divisor, down))",
+             "times(size, down) / divisor",
+             f"{_RELATIVE}::test_small_elements"),
+            ("an element that may not move is not held",
+             "frozen & (size > 0)", "frozen & (size < 0)",
+             f"{_RELATIVE}::test_weights_of_zero"),
+            ("an element at rest freezes its leaf",
+             "frozen & (size > 0)", "frozen",
+             f"{_RELATIVE}::test_weights_of_zero"),
+            ("the magnitude of a complex element is halved",
+             "2 * unit", "unit",
+             f"{_MORE}::test_trees_and_dtypes[clippy]"),
+        ],
+        "clippy.relative": [
+            ("the unit of the parts is left out",
+             "n.unit * jnp.asarray(unit, n.unit.dtype)", "n.unit",
+             f"{_RELATIVE}::test_parts_beyond_float32"),
         ],
     },
     "transforms/normalizing.py": {

@@ -8,7 +8,7 @@ CHANGES = {
              'if mask is not None and scope == "unit":',
              "tests/contract/test_errors.py::test_masks_are_for_one_norm_of_many_leaves"),
         ],
-        "_Rule.step": [
+        "Rule.step": [
             ("schedules count from 1",
              "measured(self.measure, flat, numbers, state.update_count, params)",
              "measured(self.measure, flat, numbers, state.update_count + 1, params)",
@@ -27,7 +27,7 @@ CHANGES = {
              "done if finite is None else done._replace(nonfinite=~finite)", "done",
              "tests/contract/test_leaves.py::test_drop_clips_the_finite_elements[clip_by_global_norm]"),
         ],
-        "_Rule._dropped": [
+        "_dropped": [
             ("drop: the norm includes the dropped elements",
              "if norms:", "if not norms:",
              "tests/contract/test_nonfinite.py::test_drop_inside_a_guard_that_lets_nan_through"),
@@ -46,7 +46,7 @@ CHANGES = {
              '"zero": 0.0', '"zero": jnp.nan',
              "tests/contract/test_nonfinite.py::test_nan_and_zero_with_scale_mask"),
         ],
-        "_Rule.scaled": [
+        "Rule.scaled": [
             ("smooth bounds count all norms as clipped",
              'if self.bound in ("tanh", "rational"):', 'if self.bound == "hard":',
              "tests/contract/test_bounds.py::test_new_norms[float32]"),
