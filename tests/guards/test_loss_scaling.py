@@ -265,9 +265,13 @@ def test_around_multi_steps():
     assert outs == [[0.0, 0.0], [0.0, 0.0], [-8.0, -16.0]]
 
 
+def test_traced_scale_becomes_a_power_of_two():
+    init = jax.jit(lambda scale: jaxclip.scale_loss(optax.identity(), scale).init(U))
+    assert [float(jaxclip.loss_scale(init(x))) for x in (70.0, 1e30, -1.0)] == [64, 2**60, 2**-60]
+
+
 @pytest.mark.slow
 def test_inject_hyperparams():
-    """Traced arguments; a scale between two powers of two becomes one of them."""
     made = optax.inject_hyperparams(jaxclip.scale_loss, static_args=("period", "hysteresis"))
     tx = made(optax.identity(), init=8.0, period=2, factor=2.0, max_scale=16.0)
     state = tx.init(U)

@@ -246,6 +246,20 @@ def test_tools_of_optax_see_one_state():
     assert int(optax.tree_utils.tree_get(states[-1], "count")) == 3
 
 
+def test_snapshots_have_no_names_of_fields():
+    """Containers of the state stay, and so do trees like the parameters."""
+    kinds = optax.GradientTransformation(
+        lambda p: {
+            "ema": [optax.EmaState(jnp.zeros((), jnp.int32), p)],
+            "none": optax.EmptyState(),
+        },
+        lambda u, s, p=None: (u, s),
+    )
+    state = jaxclip.rollback(kinds, threshold=1.0, keep=1).init(U)
+    ((_, inside),) = state.memory.saved
+    assert jax.tree.structure(inside) == jax.tree.structure({"ema": [(0, U)], "none": ()})
+
+
 @pytest.mark.slow
 @pytest.mark.relaxed
 def test_containers_inside_and_around():
