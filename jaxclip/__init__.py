@@ -23,6 +23,7 @@ from jaxclip._core import state as _state
 from jaxclip._core.state import ClipState as ClipState
 from jaxclip.diagnosis import Diagnosis as Diagnosis
 from jaxclip.diagnosis import diagnose as diagnose
+from jaxclip.functional import backward as backward
 from jaxclip.guards import GuardState as GuardState
 from jaxclip.guards import loss_scale as loss_scale
 from jaxclip.guards import rollback as rollback
@@ -36,6 +37,7 @@ from jaxclip.projections import project_min_max_norm as project_min_max_norm
 from jaxclip.projections import project_non_negative as project_non_negative
 from jaxclip.projections import project_spectral_norm as project_spectral_norm
 from jaxclip.projections import project_unit_norm as project_unit_norm
+from jaxclip.projections import qk_clip as qk_clip
 from jaxclip.telemetry import MonitorState as MonitorState
 from jaxclip.telemetry import metrics as metrics
 from jaxclip.telemetry import monitor as monitor
@@ -65,6 +67,8 @@ from jaxclip.transforms.windows import clip_by_history as clip_by_history
 
 __version__ = "0.1.0"
 
+_sys.modules["jaxclip.backward"] = backward  # for `import jaxclip.backward`
+
 # Pickled states of 0.1.0 name that version's modules.
 for _old, _module in {
     "_state": _state,
@@ -84,6 +88,7 @@ __all__ = [
     "adaptive_grad_clip",
     "adopt",
     "autoclip",
+    "backward",
     "clip",
     "clip_by",
     "clip_by_average_norm",
@@ -112,6 +117,7 @@ __all__ = [
     "project_spectral_norm",
     "project_unit_norm",
     "projections",
+    "qk_clip",
     "rollback",
     "scale_by_stable_adam",
     "scale_loss",

@@ -1,5 +1,8 @@
 """Projections of weights onto a set, as transformations."""
 
+from jaxclip.projections.attention import qk_clip as qk_clip
+from jaxclip.projections.attention_layers import linen_roles as linen_roles
+from jaxclip.projections.attention_layers import nnx_roles as nnx_roles
 from jaxclip.projections.spectral_norm import project_spectral_norm as project_spectral_norm
 from jaxclip.projections.transforms import project_box as project_box
 from jaxclip.projections.transforms import project_max_norm as project_max_norm
@@ -12,10 +15,13 @@ from jaxclip.projections.units import flax_units as flax_units
 __all__ = [
     "equinox_units",
     "flax_units",
+    "linen_roles",
+    "nnx_roles",
     "project_box",
     "project_max_norm",
     "project_min_max_norm",
     "project_non_negative",
     "project_spectral_norm",
     "project_unit_norm",
+    "qk_clip",
 ]

@@ -5,6 +5,7 @@ The sets are in `constraints`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -48,17 +49,32 @@ def projection(
         steps = alike(flat.tree, weights, ("updates", "params"))
         chosen = _chosen(weights, mask, units.stacked)
         weights, steps = weights.only(chosen), steps.only(chosen)
-        steps = steps._replace(arrays=list(map(_given, weights.arrays, steps.arrays)))
-        moved = weights._replace(arrays=list(map(_moved, weights.arrays, steps.arrays)))
-        for i, x in enumerate(moved.arrays if units.stacked is None else []):
-            collectives.sharded_axes(x, units.axis_name, moved.path(i))  # raises if replicated
-        landed = inside(moved, [w.dtype for w in weights.arrays], state.update_count, units)
-        arrays = list(map(_step, weights.arrays, steps.arrays, landed))
+
+        def land(moved: Flat) -> list[Landing]:
+            for i, x in enumerate(moved.arrays if units.stacked is None else []):
+                collectives.sharded_axes(x, units.axis_name, moved.path(i))  # raises if replicated
+            return inside(moved, [w.dtype for w in weights.arrays], state.update_count, units)
+
+        new, moved, landed = stepped(weights, steps, land)
         seen = _seen(moved, landed, units.axis_name) if record else None
-        return steps.rebuild(arrays), states.following(state, seen)
+        return new, states.following(state, seen)
 
     kind = states.named(ClipState, name)
     return states.transformation(lambda params: states.first(name, record=record), kind, step)
+
+
+def stepped(
+    weights: Flat, steps: Flat, land: Callable[[Flat], list[Landing]]
+) -> tuple[PyTree, Flat, list[Landing]]:
+    """The updates that take weights where `land` projects them, after their steps.
+
+    Returns:
+        The updates, the weights w + u that `land` was given, and its result.
+    """
+    given = list(map(_given, weights.arrays, steps.arrays))
+    moved = weights._replace(arrays=list(map(_moved, weights.arrays, given)))
+    landed = land(moved)
+    return steps.rebuild(list(map(_step, weights.arrays, given, landed))), moved, landed
 
 
 def _chosen(weights: Flat, mask: Mask, stacked: Stacked) -> list[bool]:

@@ -29,7 +29,7 @@ CORE = [
     if path.name != "__main__.py" and "train" not in path.relative_to(ROOT).parts
 ]
 MODULES = [
-    jaxclip, jaxclip.diagnosis, jaxclip.functional, jaxclip.guards, jaxclip.norms,
+    jaxclip, jaxclip.backward, jaxclip.diagnosis, jaxclip.functional, jaxclip.guards, jaxclip.norms,
     jaxclip.plot, jaxclip.projections, jaxclip.telemetry, jaxclip.thresholds,
 ]  # fmt: skip
 
@@ -124,7 +124,7 @@ def test_every_rule_is_in_a_registry():
     """And so in every context, dtype and edge; the functions left out have separate test files."""
     functions = {n for n in jaxclip.__all__ if inspect.isfunction(getattr(jaxclip, n))}
     functions -= {"metrics", "diagnose", "monitor", "scale_by_stable_adam", "adopt", "to_floats",
-                  "loss_scale"}  # fmt: skip
+                  "loss_scale", "qk_clip"}  # fmt: skip
     given = {rule.name for rule in registry.RULES + registry.MORE}
     given |= set(learned.RULES) | set(guards.EVERY)
     assert functions <= given | {p.function for p in weights.PROJECTIONS}
@@ -138,7 +138,10 @@ def test_surface():
         "clip_by_history",
         "skip_nonfinite", "skip_spikes", "scale_by_stable_adam", "adopt",
         "projections", "project_max_norm", "project_unit_norm", "project_min_max_norm",
-        "project_non_negative", "project_box", "project_spectral_norm",
+        "project_non_negative", "project_box", "project_spectral_norm", "qk_clip", "backward",
+    }  # fmt: skip
+    assert set(jaxclip.backward.__all__) == {
+        "clip", "clip_by_value", "clip_by_norm", "clip_by_global_norm", "scale", "zero_nonfinite",
     }  # fmt: skip
     assert set(jaxclip.functional.__all__) >= {
         "clip", "clip_by_value", "clip_by_norm", "clip_by_average_norm", "clip_by_block_rms",
@@ -252,6 +255,8 @@ def test_signatures_of_peers():
     assert names(jaxclip.functional.project_max_norm)[1:] == ["max_norm", "axis"]
     assert names(jaxclip.functional.clip_by_norm) == ["x", "max_norm", "axis", "ord"]
     assert names(jaxclip.functional.clip_by_global_norm) == ["tree", "max_norm"]
+    assert names(jaxclip.backward.clip_by_norm) == ["x", "max_norm", "axis", "ord"]
+    assert names(jaxclip.qk_clip) == ["tau"]
     assert list(inspect.signature(jaxclip.thresholds.constant).parameters) == ["value"]
 
 

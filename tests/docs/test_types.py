@@ -10,7 +10,7 @@ import pytest
 import jaxclip
 
 MODULES = ("functional", "guards", "norms", "plot", "projections", "telemetry", "thresholds")
-MODULES += ("diagnosis",)
+MODULES += ("diagnosis", "backward")
 
 
 def public():

@@ -6,6 +6,8 @@ A row is `(fault, old, new, tests)`: see `tools.mutants.mutant.Mutant`.
 from tools.mutants.mutant import Mutant
 from tools.mutants.table import (
     adoption,
+    attention,
+    backward,
     core,
     debug_flags,
     diagnosis,
@@ -35,6 +37,8 @@ MUTANTS = [
         adoption,
         plot,
         projections,
+        attention,
+        backward,
         diagnosis,
         findings,
         stacks,

@@ -1,0 +1,1 @@
+"""`jaxclip.backward`: rules for cotangents."""
