@@ -48,6 +48,7 @@ def test_empty_tree(guard):
     assert guards.types(state) == guards.types(tx.init({}))
 
 
+@pytest.mark.filterwarnings("ignore")  # of Orbax
 def test_orbax(tmp_path):
     """Those with a memory around each other, saved in the middle of a run."""
     checkpoint = pytest.importorskip("orbax.checkpoint")
