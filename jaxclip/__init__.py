@@ -50,6 +50,7 @@ from jaxclip.transforms.adoption import adopt as adopt
 from jaxclip.transforms.averages import adagc as adagc
 from jaxclip.transforms.averages import clip_by_growth as clip_by_growth
 from jaxclip.transforms.averages import zclip as zclip
+from jaxclip.transforms.carry import carry as carry
 from jaxclip.transforms.clip_by import clip_by as clip_by
 from jaxclip.transforms.clipping import adaptive_grad_clip as adaptive_grad_clip
 from jaxclip.transforms.clipping import clip_by_average_norm as clip_by_average_norm
@@ -61,6 +62,7 @@ from jaxclip.transforms.elementwise import clip_by_value as clip_by_value
 from jaxclip.transforms.grouping import clip_by_group_norm as clip_by_group_norm
 from jaxclip.transforms.normalizing import normalize_by_norm as normalize_by_norm
 from jaxclip.transforms.relative import clippy as clippy
+from jaxclip.transforms.resetting import reset_every as reset_every
 from jaxclip.transforms.stable_adam import scale_by_stable_adam as scale_by_stable_adam
 from jaxclip.transforms.windows import autoclip as autoclip
 from jaxclip.transforms.windows import clip_by_history as clip_by_history
@@ -89,6 +91,7 @@ __all__ = [
     "adopt",
     "autoclip",
     "backward",
+    "carry",
     "clip",
     "clip_by",
     "clip_by_average_norm",
@@ -118,6 +121,7 @@ __all__ = [
     "project_unit_norm",
     "projections",
     "qk_clip",
+    "reset_every",
     "rollback",
     "scale_by_stable_adam",
     "scale_loss",

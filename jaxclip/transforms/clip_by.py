@@ -186,11 +186,10 @@ class Rule(NamedTuple):
 
     def first(self, params: PyTree) -> ClipState:
         """The state before the first update."""
-        flat, labels = flatten(params), self.measure.labels
-        flat = flat if labels is None else self.measure.labeled(flat)
+        flat = flatten(params)
         zeros = self.measure.zeros(flat)
         memory = states.without_leaves(self.limit.init(zeros))
-        if labels is not None:
+        if self.measure.labels is not None:
             scales = [jnp.ones_like(n) for n in zeros]
             memory = states.by_label(memory, self.measure.names(flat), zeros, scales)
         return states.first(self.name, memory)

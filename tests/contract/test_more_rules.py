@@ -46,8 +46,11 @@ def test_float64(rule):
         _check_cases(rule, {"": (rule.c, u, p)})
 
 
+CONTEXTS = [contexts.vmap, contexts.scan, contexts.masked, contexts.partition, contexts.inject]
+
+
 @by_named_rule
-@pytest.mark.parametrize("context", contexts.PLAIN, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("context", CONTEXTS, ids=lambda f: f.__name__)
 def test_context(context, rule):
     _check(context, rule)
 

@@ -125,6 +125,7 @@ def test_every_rule_is_in_a_registry():
     functions = {n for n in jaxclip.__all__ if inspect.isfunction(getattr(jaxclip, n))}
     functions -= {"metrics", "diagnose", "monitor", "scale_by_stable_adam", "adopt", "to_floats",
                   "loss_scale", "qk_clip"}  # fmt: skip
+    functions -= {"carry", "reset_every"}
     given = {rule.name for rule in registry.RULES + registry.MORE}
     given |= set(learned.RULES) | set(guards.EVERY)
     assert functions <= given | {p.function for p in weights.PROJECTIONS}
@@ -239,6 +240,8 @@ def test_signatures_of_peers():
     assert names(jaxclip.clip_by_group_norm) == ["max_norm", "groups"]
     assert names(jaxclip.normalize_by_norm) == ["target_norm"]
     assert names(jaxclip.clippy) == ["rel", "abs"]
+    assert names(jaxclip.carry) == ["rule"]
+    assert names(jaxclip.reset_every) == ["inner", "steps"]
     assert names(jaxclip.clip_by_average_norm) == ["max_norm"]
     assert names(jaxclip.clip_by) == ["threshold"]
     adam = ["b1", "b2", "eps", "eps_root", "mu_dtype"]

@@ -1,6 +1,7 @@
 """Mutants of groups of leaves, of units, and of rules that set a norm."""
 
 _GROUPS = "tests/contract/test_groups.py"
+_CARRY, _RESET = "tests/contract/test_carry.py", "tests/contract/test_resetting.py"
 _RELATIVE = "tests/contract/test_clippy.py"
 _MORE = "tests/contract/test_more_rules.py"
 
@@ -58,11 +59,6 @@ CHANGES = {
         ],
     },
     "transforms/clip_by.py": {
-        "Rule.first": [
-            ("leaves without a label have memory",
-             "flat if labels is None else self.measure.labeled(flat)", "flat",
-             f"{_GROUPS}::test_tree_without_labels"),
-        ],
         "Rule.step": [
             ("the norms of groups are recorded after clipping",
              "self.measure.names(flat), numbers, factors)",
@@ -119,6 +115,56 @@ CHANGES = {
             ("clip_by_group_norm ignores norm_mask",
              "norm_mask=norm_mask,", "",
              f"{_GROUPS}::test_masks_at_scope_group"),
+        ],
+    },
+    "transforms/carry.py": {
+        "carry.update": [
+            ("nothing is carried",
+             "rule_state=rule_state, carried=_floating(flat, carried)", "rule_state=rule_state",
+             f"{_CARRY}::test_published_numbers"),
+            ("a state of other shapes is used",
+             "check(state._replace(rule_state=()), updates)", "",
+             f"{_CARRY}::test_odd_leaves_and_arguments"),
+        ],
+        "_rest": [
+            ("a NaN is carried for ever",
+             "jnp.where(jnp.isfinite(rest), rest, before)", "rest",
+             f"{_CARRY}::test_numbers_that_are_not_finite"),
+        ],
+        "_within": [
+            ("a sum beyond float16 is infinite",
+             "jnp.clip(total, -most, most)", "total",
+             f"{_CARRY}::test_narrow_dtypes"),
+            ("an infinite gradient becomes finite",
+             "jnp.where(jnp.isfinite(g), jnp.clip(total, -most, most), total)",
+             "jnp.clip(total, -most, most)",
+             f"{_CARRY}::test_numbers_that_are_not_finite"),
+        ],
+        "carry.first": [
+            ("the carried part has the dtype of the parameters",
+             "widened(jnp.zeros_like(x), accumulator(x))", "jnp.zeros_like(x)",
+             f"{_CARRY}::test_narrow_dtypes"),
+        ],
+    },
+    "transforms/resetting.py": {
+        "reset_every.update": [
+            ("the first update starts anew",
+             "(since == 0) & (count > 0)", "since == 1",
+             f"{_RESET}::test_sums_start_anew"),
+            ("updates are not counted",
+             "states.increased(count)", "count",
+             f"{_RESET}::test_sums_start_anew"),
+            ("the first steps of a run are shortened",
+             "jnp.where(count >= period, since, warmup)", "since",
+             f"{_RESET}::test_sums_start_anew"),
+        ],
+        "_shortened": [
+            ("a step after a reset is 2 % of itself",
+             "* (1 + jnp.cos(jnp.pi * part)) / 2", "* (0.98 + jnp.cos(jnp.pi * part)) / 2",
+             f"{_RESET}::test_sums_start_anew"),
+            ("the cosine goes on after the warm-up",
+             "jnp.where(since < warmup, factor, 1)", "factor",
+             f"{_RESET}::test_a_thousand_steps"),
         ],
     },
     "transforms/relative.py": {
