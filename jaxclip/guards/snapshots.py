@@ -59,10 +59,10 @@ class Snapshots(NamedTuple):
 def rollback(
     inner: optax.GradientTransformation | optax.MultiSteps,
     *,
-    threshold: Limit | Threshold,
-    loss_threshold: Limit | Threshold = None,
     every: int = 100,
     keep: int = 2,
+    threshold: Limit | Threshold,
+    loss_threshold: Limit | Threshold = None,
     patience: int = 8,
     max_rollbacks: int | None = 3,
     check_step: bool = True,
@@ -96,12 +96,12 @@ def rollback(
     Args:
         inner: any Optax transformation, such as a whole chain with its optimizer, or an
             `optax.MultiSteps`.
+        every: the number of updates from one snapshot to the next.
+        keep: the number of snapshots.
         threshold: for the global norm of the gradient: a number >= 0, a schedule `count -> value`
             counted from 0, or an object of `jaxclip.thresholds`; `None` for no limit.
         loss_threshold: for the loss given as `value=`, in the same form, but a number or a schedule
             may be negative; `None` for no limit.
-        every: the number of updates from one snapshot to the next.
-        keep: the number of snapshots.
         patience: the number of bad updates in a row after which to return.
         max_rollbacks: the number of returns in a run; `None` for any.
         check_step: whether to look at the step of `inner` too. Under `jit` it is then computed
@@ -269,19 +269,24 @@ def _difference(snapshot: jax.Array, w: Any, u: Any) -> Any:
 
 
 def _unnamed(state: PyTree, params: PyTree) -> PyTree:
-    """A state without the names of its fields, so that `optax.tree_utils.tree_get` passes it by.
+    """A state without the names of its fields and hyperparameters.
+
+    So `optax.tree_utils.tree_get` passes it by.
 
     Trees like the parameters stay as they are, so that `tree_map_params` finds them.
     """
 
-    def without(node: Any) -> Any:
+    def without(node: Any, field: str = "") -> Any:
         if jax.tree.structure(node) == kept:
             return node
         if isinstance(node, dict):
-            return {key: without(child) for key, child in node.items()}
+            found = {key: without(node[key]) for key in sorted(node)}
+            return tuple(found.values()) if field.startswith("hyperparams") else found
         if isinstance(node, list):
             return list(map(without, node))
-        return tuple(map(without, node)) if isinstance(node, tuple) else node
+        if not isinstance(node, tuple):
+            return node
+        return tuple(map(without, node, getattr(node, "_fields", [""] * len(node))))
 
     kept = jax.tree.structure(params)
     return without(state)

@@ -258,6 +258,9 @@ def test_snapshots_have_no_names_of_fields():
     state = jaxclip.rollback(kinds, threshold=1.0, keep=1).init(U)
     ((_, inside),) = state.memory.saved
     assert jax.tree.structure(inside) == jax.tree.structure({"ema": [(0, U)], "none": ()})
+    rated = optax.inject_hyperparams(optax.scale)(step_size=0.5)
+    state = jaxclip.rollback(rated, threshold=1.0).init(U)
+    assert float(optax.tree_utils.tree_get(state, "step_size")) == 0.5
 
 
 @pytest.mark.slow

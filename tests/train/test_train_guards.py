@@ -131,7 +131,7 @@ def test_two_guards(few_digits):
 
 
 GUARDS = [
-    ("skip", "unknown rule 'skip', choose from skip_nonfinite, skip_spikes"),
+    ("skip", "unknown rule 'skip', choose from skip_nonfinite, skip_spikes, skip_above, rollback"),
     ("skip_nonfinite,max_consecutive=0", "max_consecutive=0"),
     ("skip_nonfinite,max_consecutive=x", "max_consecutive='x'"),
     ("skip_nonfinite,max=3", "unknown option 'max=3', choose from max_consecutive"),
@@ -139,6 +139,10 @@ GUARDS = [
     ("skip_spikes=5", "takes no value"),
     ("skip_spikes,window=0", "window=0"),
     ("skip_spikes,sigma=nan", "sigma=nan"),
+    ("skip_above", "needs a value: skip_above=NUMBER (threshold)"),
+    ("skip_above=-1", "threshold=-1"),
+    ("rollback", "missing 1 required keyword-only argument: 'threshold'"),
+    ("rollback,threshold=1,keep=0", "keep=0"),
     ("skip_spikes,sigma=1,sigma=2", "option 'sigma' given twice"),
 ]
 

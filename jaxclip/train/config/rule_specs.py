@@ -107,7 +107,12 @@ PROJECTIONS = (
     Rule("project_box", ("box",), _bounds),
     Rule("project_spectral_norm", ("spectral_norm",), units=(0, 1)),
 )
-GUARDS = (Rule("skip_nonfinite"), Rule("skip_spikes"))
+GUARDS = (
+    Rule("skip_nonfinite"),
+    Rule("skip_spikes"),
+    Rule("skip_above", (), _threshold),
+    Rule("rollback"),
+)
 RULES = {"clip": CLIPS, "project": PROJECTIONS, "guard": GUARDS}
 
 # Arguments that text cannot give, or that this network has no use for: it has no stack of layers.
