@@ -97,6 +97,7 @@ def _edges(updates, params, logits, tau):
     return tx.update(updates, tx.init(params), params, max_logits={"attn": logits})
 
 
+@pytest.mark.slow
 def test_biases_are_scaled():
     """Scaled kernels alone would land at 82.7, as in Megatron-LM, instead of 81.2."""
     weight, bias = 10 - 0.8381, 0.8381

@@ -81,12 +81,13 @@ def _mapped(specs, logits, check=True, **keywords):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("heads", "check", "keywords"),
     [
-        pytest.param(None, True, {}, id="batch", marks=pytest.mark.slow),
+        pytest.param(None, True, {}, id="batch"),
         pytest.param("heads", True, {"axis_name": "data"}, id="batch and heads"),
-        pytest.param(None, False, {"axis_name": ("data",)}, id="unchecked", marks=pytest.mark.slow),
+        pytest.param(None, False, {"axis_name": ("data",)}, id="unchecked"),
     ],
 )
 def test_shard_map(heads, check, keywords):
