@@ -61,6 +61,7 @@ from jaxclip.transforms.elementwise import clip as clip
 from jaxclip.transforms.elementwise import clip_by_value as clip_by_value
 from jaxclip.transforms.grouping import clip_by_group_norm as clip_by_group_norm
 from jaxclip.transforms.normalizing import normalize_by_norm as normalize_by_norm
+from jaxclip.transforms.normalizing import stabilize_gradient as stabilize_gradient
 from jaxclip.transforms.relative import clippy as clippy
 from jaxclip.transforms.resetting import reset_every as reset_every
 from jaxclip.transforms.stable_adam import scale_by_stable_adam as scale_by_stable_adam
@@ -128,6 +129,7 @@ __all__ = [
     "skip_above",
     "skip_nonfinite",
     "skip_spikes",
+    "stabilize_gradient",
     "telemetry",
     "thresholds",
     "to_floats",

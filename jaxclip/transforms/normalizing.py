@@ -16,6 +16,7 @@ from jaxclip._core.types import (
     UnitAxes,
 )
 from jaxclip.thresholds.fixed import given
+from jaxclip.thresholds.stabilizing import stabilized
 from jaxclip.transforms.clip_by import clip_by
 
 
@@ -87,4 +88,70 @@ def normalize_by_norm(
         nonfinite=nonfinite,
         axis_name=axis_name,
         name="normalize_by_norm",
+    )
+
+
+def stabilize_gradient(
+    *,
+    beta1: ArrayLike = 0.7,
+    beta2: ArrayLike = 0.9,
+    eps: ArrayLike = 1e-8,
+    scope: Scope = "leaf",
+    groups: Groups = None,
+    stacked: Stacked = None,
+    nonfinite: NonFinite = "propagate",
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Sets the norm of each leaf to one near 1 that depends little on the current gradient.
+
+    $$g_k \leftarrow \frac{g_k}{\|g_k\|} \, \frac{m_k}{\sqrt{v_k} + \epsilon}$$
+
+    with moving averages m and v of the norm and of its square, both corrected for their start from
+    0. Norms that do not change become 1. A spike, the larger it is, tends to
+    $(1 - \beta_1) / \sqrt{1 - \beta_2}$, 0.95 by default; no sequence of norms leads to more than
+    1.41. The unit of the gradients is gone, so the learning rate alone sets the step.
+
+    Args:
+        beta1: the smoothing of m, at least 0 and below 1.
+        beta2: the smoothing of v.
+        eps: added to the root of v; norms far below it stay small.
+        scope: a norm for each `"leaf"`, as in the paper, or each `"unit"` or `"group"`, or
+            `"global"`.
+        groups: the labels of the leaves at scope `"group"`, as for `jaxclip.clip_by_group_norm`.
+        stacked: the axis along which leaves stack layers, or a function, as for `jaxclip.clip_by`.
+        nonfinite: the effect of a NaN or infinite norm, as for `jaxclip.clip_by`. The averages do
+            not see it.
+        axis_name: mesh axes that shard the leaves, where they cannot be found.
+
+    Returns:
+        A transformation whose memory is four numbers for every norm.
+
+    Raises:
+        TypeError, ValueError: if an argument has a wrong type or value.
+
+    Examples:
+        >>> import jax.numpy as jnp, jaxclip
+        >>> rule = jaxclip.stabilize_gradient()
+        >>> state = rule.init(jnp.zeros(1))
+        >>> for grad in (2.0, 2.0, 2000.0, 2.0):
+        ...     updates, state = rule.update(jnp.array([grad]), state)
+        ...     print(updates.round(3))
+        [1.]
+        [1.]
+        [0.7...]
+        [0.5...]
+
+    References:
+        Huang et al., Stable-SPAM: how to train in 4-bit more stably than 16-bit Adam, 2025,
+        arXiv:2502.17055, version 3.
+    """
+    return clip_by(
+        stabilized(beta1, beta2, eps),
+        scope=scope,
+        groups=groups,
+        stacked=stacked,
+        bound="set",
+        nonfinite=nonfinite,
+        axis_name=axis_name,
+        name="stabilize_gradient",
     )

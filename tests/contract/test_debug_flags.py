@@ -40,7 +40,7 @@ def _bounds():
 
 def _learned():
     for key, scope in zip(
-        learned.RULES, ("leaf", "global", "unit", "global", "leaf", "unit"), strict=True
+        learned.RULES, ("leaf", "global", "unit", "global", "leaf", "leaf", "unit"), strict=True
     ):
         yield f"{key}_{scope}", lambda key=key, scope=scope: learned.RULES[key](scope=scope)
     for mode in ("max", "mean", "reciprocal"):

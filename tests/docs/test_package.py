@@ -269,6 +269,7 @@ LEARNED = {
               "skip_update_on_spike", "restart_after", "min_spread", "max_growth"},
     "adagc": {"max_ratio", "beta", "warmup_steps", "warmup_norm", "floor", "max_growth"},
     "clip_by_growth": {"max_growth", "floor"},
+    "stabilize_gradient": {"beta1", "beta2", "eps"},
     "clip_by_history": {"sigma", "window", "min_history", "min_spread", "max_growth"},
 }  # fmt: skip
 

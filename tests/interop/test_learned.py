@@ -110,6 +110,7 @@ INJECTED = {
     "zclip": (jaxclip.zclip, {"z_threshold": 2.5, "max_norm": 3.0}, {}),
     "adagc": (jaxclip.adagc, {"max_ratio": 1.05}, {}),
     "clip_by_growth": (jaxclip.clip_by_growth, {"max_growth": 1.5}, {}),
+    "stabilize_gradient": (jaxclip.stabilize_gradient, {"beta1": 0.7, "eps": 1e-8}, {}),
     "clip_by_history": (jaxclip.clip_by_history, {"sigma": 1.0}, {"window": 6, "min_history": 2}),
 }
 

@@ -25,6 +25,7 @@ def test_a_run_stopped_and_read_again(tmp_path):
         jaxclip.reset_every(optax.trace(0.9), 5, warmup_steps=2),
         jaxclip.clippy(0.1, 1e-3),
         jaxclip.normalize_by_norm(),
+        jaxclip.stabilize_gradient(),
     )
     stacked = learned.updates(steps=STEPS, seed=1, broken=False)
     stacked = jax.tree.map(jnp.asarray, stacked)

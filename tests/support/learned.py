@@ -28,6 +28,7 @@ RULES = {
     "adagc": lambda **k: jaxclip.adagc(warmup_steps=3, warmup_norm=2.0, **k),
     "clip_by_history": lambda **k: jaxclip.clip_by_history(sigma=1.0, window=6, min_history=2, **k),
     "clip_by_growth": lambda **k: jaxclip.clip_by_growth(1.5, **k),
+    "stabilize_gradient": lambda **k: jaxclip.stabilize_gradient(**k),
     "clip_by": lambda scope="unit", **k: jaxclip.clip_by(
         thresholds.tracked_quantile(0.6), scope=scope, **k
     ),

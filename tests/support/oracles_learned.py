@@ -208,6 +208,25 @@ class Aggc:
         return (1.0 if left == n else left / n), (most if self.low is None else left)
 
 
+class Stabilizer:
+    """The norm that a norm becomes: Adam's step for the sequence of norms."""
+
+    def __init__(self, beta1=0.7, beta2=0.9, eps=1e-8):
+        self.beta1, self.beta2, self.eps = beta1, beta2, eps
+        self.m, self.v, self.t = 0.0, 0.0, 0
+
+    def __call__(self, n, total=None):
+        if is_observed(n):
+            self.t += 1
+            self.m = self.beta1 * self.m + (1 - self.beta1) * n
+            self.v = self.beta2 * self.v + (1 - self.beta2) * n * n
+        if self.t == 0:
+            return 1.0, INF
+        m, v = self.m / (1 - self.beta1**self.t), self.v / (1 - self.beta2**self.t)
+        c = m / (math.sqrt(v) + self.eps)
+        return (c / n if is_observed(n) else 1.0), c
+
+
 class SkipSpikes:
     """Says of each update whether it is skipped; `limits` are the thresholds it had."""
 

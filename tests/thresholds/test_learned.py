@@ -161,16 +161,29 @@ def _means():
     }
 
 
+def _stabilizers():
+    def stabilizer(scope, **k):
+        rule = jaxclip.stabilize_gradient(scope=scope, **SCOPES.get(scope, {}), **k)
+        return Case(rule, lambda: ol.Stabilizer(**k), scope)
+
+    return {
+        "leaf": stabilizer("leaf"),
+        "global": stabilizer("global", beta1=0.9, beta2=0.999, eps=0.01),
+        "group": stabilizer("group", beta1=0.0, beta2=0.5),
+    }
+
+
 RULES = {
     "quantile": _quantiles, "tracked_quantile": _tracked_quantiles, "zscore": _zscores,
     "ema_ratio": _ema_ratios, "mean_plus_sigma": _means, "aggc": _bands, "growth": _growths,
+    "stabilizer": _stabilizers,
 }  # fmt: skip
 # The tolerance for a thousand steps in float32. Percentiles: almost nothing. Averages: the rounding
 # of some tens of steps, which is as long as they remember. A product of a thousand factors: a
 # rounding for each.
 ROUNDING = {
     "quantile": 1e-5, "tracked_quantile": 2e-5, "zscore": 2e-5, "ema_ratio": 1e-5,
-    "mean_plus_sigma": 1e-5, "aggc": 1e-5, "growth": 2e-4,
+    "mean_plus_sigma": 1e-5, "aggc": 1e-5, "growth": 2e-4, "stabilizer": 1e-5,
 }  # fmt: skip
 
 

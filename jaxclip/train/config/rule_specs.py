@@ -91,6 +91,7 @@ CLIPS = (
     Rule("clip_by_global_norm", ("global_norm",), traced=True),
     Rule("clip_by_group_norm", ("layer_norm",), _by_layer),
     Rule("normalize_by_norm", ("normalize",), traced=True),
+    Rule("stabilize_gradient", ("stabilize",)),
     Rule("adaptive_grad_clip", ("adaptive", "agc"), units=(0,), traced=True),
     Rule("autoclip"),
     Rule("zclip"),

@@ -2,6 +2,7 @@
 
 _GROUPS = "tests/contract/test_groups.py"
 _CARRY, _RESET = "tests/contract/test_carry.py", "tests/contract/test_resetting.py"
+_STABLE = "tests/thresholds/test_stabilizing.py"
 _RELATIVE = "tests/contract/test_clippy.py"
 _MORE = "tests/contract/test_more_rules.py"
 
@@ -193,7 +194,41 @@ CHANGES = {
              f"{_RELATIVE}::test_parts_beyond_float32"),
         ],
     },
+    "thresholds/stabilizing.py": {
+        "stabilized.following": [
+            ("squares of norms overflow",
+             "unit = power_of_two_near(jnp.maximum(memory.root_mean_square, n))",
+             "unit = jnp.ones_like(n)",
+             f"{_STABLE}::test_steady_norms_and_spikes"),
+            ("the average of norms is not corrected",
+             "jnp.where(known, after.mean_weight, 1)", "1",
+             f"{_STABLE}::test_steady_norms_and_spikes"),
+            ("the average of squares is not corrected",
+             "jnp.sqrt(jnp.where(known, after.square_weight, 1))", "1",
+             f"{_STABLE}::test_steady_norms_and_spikes"),
+            ("norms that do not count are averaged as 0",
+             "jnp.where(seen, x, y) for x, y in", "x for x, y in",
+             f"{_STABLE}::test_norms_that_do_not_count"),
+            ("eps is left out",
+             "deviation + least", "deviation",
+             "tests/thresholds/test_learned.py::test_more_in_float32[stabilizer]"),
+            ("the averages have one smoothing",
+             "jnp.sqrt(b2 * root * root + (1 - b2) * new * new) * unit",
+             "jnp.sqrt(b1 * root * root + (1 - b1) * new * new) * unit",
+             f"{_STABLE}::test_steady_norms_and_spikes"),
+        ],
+        "stabilized": [
+            ("an average that never moves is accepted",
+             "_validate.is_known_number(beta) and np.asarray(beta) == 1", "False",
+             f"{_STABLE}::test_errors"),
+        ],
+    },
     "transforms/normalizing.py": {
+        "stabilize_gradient": [
+            ("norms below the threshold stay",
+             'bound="set"', 'bound="hard"',
+             f"{_STABLE}::test_steady_norms_and_spikes"),
+        ],
         "normalize_by_norm": [
             ("small norms are not raised",
              'bound="set"', 'bound="hard"',
