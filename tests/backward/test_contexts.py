@@ -54,6 +54,34 @@ def test_a_probe_in_scan_has_a_row_for_each_step():
     np.testing.assert_allclose(shared, [9 + 2**0.5, 4], rtol=1e-6)  # the sum
 
 
+@pytest.mark.slow
+def test_a_thousand_steps():
+    """Random matrices, bounds and rules, step by step against float64 NumPy."""
+    random = np.random.default_rng(0)
+    factors = np.exp(random.normal(0.05, 0.3, size=(1000, 1, 1)))
+    matrices = np.float32(np.linalg.qr(random.normal(size=(1000, 3, 3)))[0] * factors)
+    bounds = random.uniform(0.05, 0.8, size=1000).astype(np.float32)
+
+    def loss(h, probes):
+        def step(h, now):
+            matrix, c, probe = now
+            return backward.clip(matrix @ backward.clip_by_norm(h, c, probe=probe), 0.5), None
+
+        return jnp.sum(jax.lax.scan(step, h, (matrices, bounds, probes))[0])
+
+    start = jnp.ones(3)
+    got, seen = jax.jit(jax.grad(loss, (0, 1)))(start, jnp.zeros((1000, 2)))
+    back, rows = np.ones(3), []
+    for matrix, c in zip(o.wide(matrices)[::-1], bounds[::-1], strict=True):
+        back = matrix.T @ np.clip(back, -0.5, 0.5)
+        norm = np.linalg.norm(back)
+        rows.append([norm, norm > c])
+        back = back * min(1, c / norm)
+    np.testing.assert_allclose(got, back, rtol=1e-4)
+    np.testing.assert_allclose(seen, rows[::-1], rtol=1e-4)
+    assert 50 < seen[:, 1].sum() < 900
+
+
 def test_vmap_clips_each_example():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
 

@@ -27,7 +27,8 @@ def _check(dtype, alpha):
     """Without and with an update; returns the logits, and the state after the first."""
     params = attention.build(dtype)
     logits = attention.largest_logits(params)
-    given = {k: jnp.asarray(s, jnp.float32) for k, s in logits.items()}
+    calls = (0.25, 1.0, 0.5)  # of one layer: the largest logits count
+    given = {k: tuple(jnp.asarray(c * s, jnp.float32) for c in calls) for k, s in logits.items()}
     eps = 3 * max(float(jnp.finfo(dtype).eps), 1e-7)
     zero = jax.tree.map(jnp.zeros_like, params)
     with modes.relaxed():
@@ -161,6 +162,40 @@ def test_no_limit():
     registry.assert_same_bits(new, zero)
     assert state.norm == 7.0
     assert state.threshold == jnp.inf
+
+
+@pytest.mark.slow
+def test_a_thousand_steps():
+    """A random walk of one layer, with the logits of each step, against float64 NumPy."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(5, 3)).astype(np.float32)
+    noise = 0.3 * random.normal(size=(1000, 2, 3, 4, 2)).astype(np.float32)
+    tx = jaxclip.qk_clip(TAU, roles=["q", "k"], alpha=0.25)
+
+    def largest(q, k, xp):
+        q, k = (xp.einsum("tf,fhd->thd", x.astype(q.dtype), w) for w in (q, k))
+        return xp.einsum("qhd,khd->hqk", q, k).max((1, 2)) / 2**0.5
+
+    def step(carry, change):
+        params, state = carry
+        logits = largest(*params, jnp)
+        updates, state = tx.update([*change], state, params, max_logits=logits)
+        return (optax.apply_updates(params, updates), state), logits
+
+    @jax.jit
+    def run(params):
+        return jax.lax.scan(step, (params, tx.init(params)), noise)
+
+    (params, state), seen = run([jnp.zeros((3, 4, 2))] * 2)
+    q, k = np.zeros((2, 3, 4, 2))
+    for change, found in zip(o.wide(noise), seen, strict=True):
+        logits = largest(q, k, np)
+        np.testing.assert_allclose(found, logits, rtol=1e-3, atol=1e-3)
+        gamma = np.minimum(1, TAU / np.maximum(logits, TAU))[:, None]
+        q, k = (q + change[0]) * gamma**0.25, (k + change[1]) * gamma**0.75
+    for got, want in zip(params, (q, k), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
+    assert 500 < state.clipped_count < 1000
 
 
 @pytest.mark.slow

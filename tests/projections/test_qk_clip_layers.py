@@ -262,3 +262,11 @@ def test_heads_that_differ():
     shapes = attention.build("float32")["grouped"] | {"key": {"kernel": jnp.ones((6, 3, 2))}}
     with pytest.raises(ValueError, match="differ in heads"):
         jaxclip.qk_clip(roles=linen_roles).init({"attn": shapes})
+
+
+def test_two_biases_of_one_role():
+    params = {"q": jnp.ones((3, 2, 2)), "k": jnp.ones((3, 2, 2)), "b": ONES, "c": jnp.ones((2, 2))}
+    roles = {"q": "q", "k": "k", "b": None, "c": "q"}
+    assert jaxclip.qk_clip(roles=roles).init(params).memory["norm"].keys() == {""}
+    with pytest.raises(ValueError, match="cannot be 'q'"):
+        jaxclip.qk_clip(roles=roles | {"b": "q"}).init(params | {"b": jnp.ones((2, 2))})
