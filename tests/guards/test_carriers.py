@@ -52,7 +52,7 @@ def test_empty_tree(guard):
 def test_orbax(tmp_path):
     """Those with a memory around each other, saved in the middle of a run."""
     checkpoint = pytest.importorskip("orbax.checkpoint")
-    tx = optax.trace(0.9)
+    tx = optax.identity()
     for name in NEW:
         tx = EVERY[name](tx)
     update = jax.jit(tx.update)
