@@ -83,8 +83,9 @@ def qk_clip(
             as in Flax, or both with an axis of stacked layers in front.
         alpha: the share of the query, between 0 and 1.
         axis_name: mesh axes over which the batch is split, so that the largest S is taken over
-            them, where they cannot be found: outside of `shard_map`, or where weights are sharded
-            over the same axes. `()` for none.
+            them, where they cannot be found: under `pmap`, `vmap(axis_name=...)` and
+            `shard_map(check_vma=False)`, or where weights are sharded over the same axes. `()` for
+            none.
 
     Returns:
         A transformation, last in a chain, whose `update` needs `params` and `max_logits`: a tree
@@ -101,14 +102,12 @@ def qk_clip(
             is at no layer or has another number of heads.
 
     Examples:
-        >>> import jax.numpy as jnp, jaxclip
+        >>> import jax, jax.numpy as jnp, jaxclip
         >>> kernel = jnp.ones((3, 2, 4))  # (features, heads, size)
         >>> params = {"attn": {"query": {"kernel": kernel}, "key": {"kernel": kernel}}}
         >>> tx = jaxclip.qk_clip(100.0, roles=jaxclip.projections.linen_roles)
-        >>> state, zeros = tx.init(params), {"attn": {k: {"kernel": 0 * kernel} for k in
-        ...                                           ("query", "key")}}
-        >>> logits = {"attn": jnp.array([400.0, 50.0])}
-        >>> updates, state = tx.update(zeros, state, params, max_logits=logits)
+        >>> zeros, logits = jax.tree.map(jnp.zeros_like, params), {"attn": jnp.array([400.0, 50.0])}
+        >>> updates, state = tx.update(zeros, tx.init(params), params, max_logits=logits)
         >>> print(updates["attn"]["query"]["kernel"][0, :, 0])
         [-0.5  0. ]
         >>> print(state.norm, state.fraction)
