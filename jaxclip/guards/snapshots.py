@@ -112,8 +112,8 @@ def rollback(
     Returns:
         A transformation whose state is a `GuardState`. It needs `update(..., params)`.
         `jaxclip.metrics` has `rolled_back`, `rollback_count`, `denied_count` and `saved_count` as
-        well; `consecutive_count` counts bad updates in a row, from 0 after a return, made or not. `value` and
-        all other extra arguments reach `inner`.
+        well; `consecutive_count` counts bad updates in a row, anew after a return that was due.
+        `value` and all other extra arguments reach `inner`.
 
     Raises:
         TypeError: if an argument has a wrong type.

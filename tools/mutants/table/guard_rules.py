@@ -37,7 +37,7 @@ CHANGES = {
         "skip_above": [
             ("skip_above forgets its name",
              "name, transformation(inner)", '"skip_above", transformation(inner)',
-             "tests/guards/test_skipping.py::test_counts_and_max_consecutive[skip_spikes]"),
+             "tests/guards/test_nesting.py::test_metrics_through_guards"),
             ("skip_above ignores max_consecutive",
              "max_consecutive=max_consecutive", "max_consecutive=None",
              "tests/guards/test_skipping.py::test_counts_and_max_consecutive[skip_spikes]"),
