@@ -104,8 +104,8 @@ def skip_above(
     A learned threshold observes skipped norms too. So one with a window accepts a level that has
     really changed within its window; a threshold that forgets slowly takes as long as it does in a
     rule. Of losses it observes those above 0 only: `skip_spikes` observes all. One that bounds a
-    spike by less than its limit, as `thresholds.zscore()` does, skips the same steps, and records
-    that bound.
+    spike by less than its limit, as `thresholds.zscore(max_norm=None)` does, skips the steps that
+    the rule would clip, and records that bound.
 
     Args:
         inner: any Optax transformation, such as a whole chain with its optimizer, or an
