@@ -11,6 +11,9 @@ from jaxclip.functional.clipping import clip_by_block_rms as clip_by_block_rms
 from jaxclip.functional.clipping import clip_by_global_norm as clip_by_global_norm
 from jaxclip.functional.clipping import clip_by_norm as clip_by_norm
 from jaxclip.functional.clipping import clip_by_value as clip_by_value
+from jaxclip.functional.more import clip_by_group_norm as clip_by_group_norm
+from jaxclip.functional.more import clippy as clippy
+from jaxclip.functional.more import normalize_by_norm as normalize_by_norm
 from jaxclip.functional.projecting import project_box as project_box
 from jaxclip.functional.projecting import project_max_norm as project_max_norm
 from jaxclip.functional.projecting import project_min_max_norm as project_min_max_norm
@@ -24,8 +27,11 @@ __all__ = [
     "clip_by_average_norm",
     "clip_by_block_rms",
     "clip_by_global_norm",
+    "clip_by_group_norm",
     "clip_by_norm",
     "clip_by_value",
+    "clippy",
+    "normalize_by_norm",
     "project_box",
     "project_max_norm",
     "project_min_max_norm",

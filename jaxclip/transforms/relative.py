@@ -55,10 +55,10 @@ def clippy(
 
     Examples:
         >>> import jax.numpy as jnp, jaxclip
-        >>> rule = jaxclip.clippy()
-        >>> params, steps = jnp.array([1.0, -2.0]), jnp.array([0.01, 0.4])
+        >>> rule = jaxclip.clippy(0.125, 0.0)
+        >>> params, steps = jnp.array([1.0, -2.0]), jnp.array([0.01, 0.5])
         >>> print(rule.update(steps, rule.init(params), params)[0])
-        [0.005 0.2  ]
+        [0.005 0.25 ]
 
     References:
         Tang et al., Improving training stability for multitask ranking models in recommender
@@ -94,9 +94,9 @@ def _share(u: jax.Array, w: jax.Array, rel: ArrayLike, abs: ArrayLike) -> tuple[
     if jnp.iscomplexobj(u):
         size, unit = magnitude(widened(u, wide)).value, 2 * unit
     most = narrowed(_validate.number(rel), wide) * weight + narrowed(_validate.number(abs), wide)
-    frozen = most == 0
-    divisor = jnp.where(frozen, jnp.ones_like(most), most)
-    part = jnp.where(size >= 1, times(size, down) / divisor, times(size / divisor, down))
-    part = jnp.where(frozen & (size > 0), jnp.full_like(part, jnp.inf), part)
+    frozen, is_large = most == 0, size >= 1
+    part = jnp.where(is_large, times(size, down), size) / jnp.where(frozen, 1, most)
+    part = jnp.where(is_large, part, times(part, down))
     largest = jnp.full_like(part, jnp.finfo(wide).max)
+    part = jnp.where(frozen & (size > 0), largest, part)
     return jnp.where(jnp.isfinite(size), jnp.minimum(part, largest), size), unit

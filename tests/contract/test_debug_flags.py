@@ -39,9 +39,8 @@ def _bounds():
 
 
 def _learned():
-    for key, scope in zip(
-        learned.RULES, ("leaf", "global", "unit", "global", "leaf", "leaf", "unit"), strict=True
-    ):
+    scopes = ("leaf", "global", "unit", "global", "leaf", "leaf", "unit")
+    for key, scope in zip(learned.RULES, scopes, strict=True):
         yield f"{key}_{scope}", lambda key=key, scope=scope: learned.RULES[key](scope=scope)
     for mode in ("max", "mean", "reciprocal"):
         options = {"mode": mode, "warmup_steps": 2, "eps": 0.0, "max_norm": None}
@@ -78,9 +77,9 @@ def _projections():
 
 
 INFINITE = ("clip_by_value", "clip_by_norm", "adaptive_grad_clip")  # one check is for all of them
-ONE_MORE = ("leaf_2.5", "leaf_relative", "unit_rms")  # of other powers, thresholds and means
+ALSO = ("leaf_2.5", "leaf_relative", "unit_rms")  # of other powers, thresholds and means
 CASES = {
-    **{r.name: lambda r=r: r.make(r.c) for r in [*EDGE_RULES, *map(rule, ONE_MORE)]},
+    **{r.name: lambda r=r: r.make(r.c) for r in [*EDGE_RULES, *registry.MORE, *map(rule, ALSO)]},
     **{f"{r.name}_None": lambda r=r: r.make(None) for r in NAMED},
     **{f"{name}_inf": lambda name=name: rule(name).make(np.inf) for name in INFINITE},
     **dict(_bounds()), **dict(_learned()), **dict(_wrappers()), **dict(_projections()),
@@ -201,9 +200,8 @@ def test_a_norm_beyond_the_largest_float32_is_recorded_as_that(dtype):
         out, state = rule.update(u, rule.init(u))
         np.testing.assert_allclose(out, np.full(4, value / abs(value) / 2, dtype), rtol=1e-6)
         assert state.norm == LARGEST
-        np.testing.assert_allclose(
-            jaxclip.norms.global_norm(u), 2e200 if dtype == "float64" else LARGEST
-        )
+        whole = 2e200 if dtype == "float64" else LARGEST
+        np.testing.assert_allclose(jaxclip.norms.global_norm(u), whole)
         if dtype != "float32":
             by_element = jaxclip.clip(1.0, record=True)
             assert by_element.update(u, by_element.init(u))[1].norm == LARGEST
