@@ -138,6 +138,7 @@ def test_learned_guard_reopens_after_a_lasting_shift():
 
 def test_limits_of_the_loss():
     """A limit below 0, as of a likelihood; the record is that of the last loss."""
+    jaxclip.skip_above(optax.identity(), None, loss_threshold=-1.0)
     tx = jaxclip.skip_above(optax.trace(0.5), None, loss_threshold=lambda count: count - 2)
     state, update = tx.init(U), jax.jit(tx.update)
     assert jaxclip.metrics(state)["skip_above/value_threshold"] == INF

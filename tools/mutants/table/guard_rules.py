@@ -160,7 +160,7 @@ CHANGES = {
              _SHORT_BACK),
             ("a second return goes to the same snapshot",
              "older = back & (memory.saved_count > 1)", "older = back & False",
-             _SHORT_BACK),
+             f"'{_BACK}::test_against_its_reference[1000-setting1]'"),
             ("the oldest snapshot is dropped",
              "(memory.saved_count > 1)", "(memory.saved_count > 0)",
              _SHORT_BACK),
