@@ -153,6 +153,10 @@ PER_LEAF = {
     "autoclip": (None, 115),
     "clip_by_history": (None, 105),
     "adagc": (None, 385),
+    "normalize_by_norm": (None, 88),
+    "clip_by_growth": (None, 300),
+    "stabilize_gradient": (None, 370),
+    "clippy": (None, 187),
     "monitor": (None, 132),
     "project_max_norm": (1.0, 160),
     "scale_by_stable_adam": (None, 370),
@@ -167,6 +171,19 @@ def test_instructions_per_leaf(name):
     rule = getattr(jaxclip, name)(*([] if limit is None else [limit]))
     few, many = (_instructions(rule, leaves) for leaves in (8, 16))
     assert 0 < (many - few) / 8 <= most
+
+
+@pytest.mark.slow
+def test_a_norm_for_each_of_four_labels_costs_as_one():
+    """In kernels and in instructions a leaf."""
+    rules = {
+        "one": jaxclip.clip_by_global_norm(0.5),
+        "four": jaxclip.clip_by_group_norm(0.5, lambda t: {k: str(int(k) % 4) for k in t}),
+    }
+    many = {k: _kernels(r, 16) - _kernels(r, 8) for k, r in rules.items()}
+    assert many["four"] <= many["one"]
+    long = {k: (_instructions(r, 16) - _instructions(r, 8)) / 8 for k, r in rules.items()}
+    assert long["four"] <= 1.02 * long["one"]
 
 
 @pytest.mark.slow
