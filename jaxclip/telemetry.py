@@ -34,8 +34,9 @@ def metrics(opt_state: PyTree) -> dict[str, jax.Array]:
 
     Returns:
         Scalars by `rule/field`, in the order of the chain: `clip_by_global_norm/norm`,
-        `/threshold`, `/scale`, `/fraction`, `/count`, `/clipped_count`, `/nonfinite_count`. The
-        fraction of updates clipped so far is `clipped_count / count`. Labels of `optax.partition`
+        `/threshold`, `/scale`, `/fraction`, `/count`, `/clipped_count`, `/nonfinite_count`, with
+        groups also `/norm/<label>` and `/scale/<label>`. The fraction of updates clipped so far is
+        `clipped_count / count`. Labels of `optax.partition`
         come first, those of an outer one before those of an inner one:
         `encoder/clip_by_global_norm/norm`. The second occurrence of a rule under the same labels
         is called `clip_by_global_norm_2`, and so on. Empty if the optimizer has no rule, guard or

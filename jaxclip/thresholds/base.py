@@ -17,8 +17,8 @@ class Measured(NamedTuple):
 
     Attributes:
         norms: the norms of this update, one array per group: a single scalar at the scope
-            `global`, a scalar per leaf at `leaf`, an array per leaf at `unit` and `element`, and
-            for a leaf that stacks layers.
+            `global`, a scalar per label at `group`, a scalar per leaf at `leaf`, an array per leaf
+            at `unit` and `element`, and for a leaf that stacks layers.
         count: the number of updates before this one, an int32 scalar.
         of_params: `of_params(factors)` returns the same norms of the parameters, each times its
             factor; inf for an infinite factor and 0 for 0, whatever the norm.

@@ -12,11 +12,18 @@ import optax
 from jaxclip._core.state import ClipState, named
 from jaxclip._core.types import PyTree
 from jaxclip._numerics.scaled_float import accumulator
+from jaxclip.transforms.carry import CarryState
 from jaxclip.transforms.guard import GuardState
 from jaxclip.transforms.monitor import MonitorState
+from jaxclip.transforms.resetting import ResetState
 from jaxclip.transforms.stable_adam import AdamMoments
 
-_INSIDE = {GuardState: "guarded_state", optax.ApplyIfFiniteState: "inner_state"}
+_INSIDE = {
+    GuardState: "guarded_state",
+    CarryState: "rule_state",
+    ResetState: "restarted_state",
+    optax.ApplyIfFiniteState: "inner_state",
+}
 # Fields that tell which state a dict was, and fields of version 0.1.0 that have other names now.
 _RECORDS = {
     ClipState: (
@@ -28,6 +35,8 @@ _RECORDS = {
         {"inner_state": "guarded_state", "count": "update_count"},
     ),
     MonitorState: ({"norms", "nonfinite_count"}, {"count": "update_count"}),
+    CarryState: ({"rule_state", "carried"}, {}),
+    ResetState: ({"restarted_state", "update_count"}, {}),
     optax.ApplyIfFiniteState: ({"notfinite_count", "inner_state"}, {}),
 }
 _MEMORIES = (

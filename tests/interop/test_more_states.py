@@ -50,3 +50,20 @@ def test_a_run_stopped_and_read_again(tmp_path):
     found = jaxclip.metrics(end)
     for key in ("zclip/norm/b", "clip_by_group_norm/scale/a, c", "clip_by_growth/count"):
         assert found[key] > 0
+
+
+def test_adopt():
+    """Moments reach a chain with a carried part, resets and groups; those start anew, or go on."""
+    p = {"w": jnp.ones(2), "v": jnp.ones(3)}
+    old = optax.chain(jaxclip.clip_by_global_norm(1.0), optax.trace(0.9))
+    group = jaxclip.clip_by_group_norm(1.0, {"w": "a", "v": "b"})
+    new = optax.chain(jaxclip.carry(group), jaxclip.reset_every(optax.trace(0.9), 5))
+    _, state = old.update(p, old.init(p), p)
+    moved = jaxclip.adopt(new, p, state)
+    trace = optax.tree_utils.tree_get(moved, "trace")
+    registry.assert_same_bits(trace, state[1].trace)
+    assert not any(x.any() for x in jax.tree.leaves(moved[0].carried))
+    out, after = new.update(p, moved, p)
+    guarded = jaxclip.adopt(jaxclip.skip_nonfinite(new), p, after).guarded_state
+    registry.assert_same_bits(guarded, after)
+    assert out["w"].all()

@@ -128,6 +128,16 @@ CHANGES = {
              "tests/contract/test_more_functions.py::test_results_of_their_rules"),
         ],
     },
+    "transforms/state_parts.py": {
+        "": [
+            ("adopt: what is carried is a part of the optimizer",
+             'CarryState: ({"rule_state", "carried"}, {}),', "",
+             "tests/interop/test_more_states.py::test_adopt"),
+            ("adopt: an optimizer that starts anew is a record",
+             'ResetState: "restarted_state",', "",
+             "tests/interop/test_more_states.py::test_adopt"),
+        ],
+    },
     "transforms/carry.py": {
         "carry.update": [
             ("nothing is carried",
