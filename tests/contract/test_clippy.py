@@ -25,6 +25,7 @@ def _check(u, w, rel=0.1, absolute=1e-7, rtol=3e-7):
     return out, state
 
 
+@pytest.mark.slow
 def test_the_element_that_decides():
     """One factor for each leaf; a bound that is met exactly keeps every bit."""
     u = [[0.01, 0.4], [0.25, -0.5], [1.0, 1.0]]
@@ -43,6 +44,7 @@ def test_weights_of_zero():
     assert float(state.norm) == pytest.approx(1e7)
 
 
+@pytest.mark.slow
 def test_parts_beyond_float32():
     """An element of 3e38 beside a weight of 0: its part exceeds the largest float."""
     _, state = _check([[3e38, 3e38], [1e30, -1e34]], [[0.0, 1e-3], [1e-8, 2e-9]])
@@ -50,6 +52,7 @@ def test_parts_beyond_float32():
     assert int(state.nonfinite_count) == 0
 
 
+@pytest.mark.slow
 def test_small_elements():
     """Steps of 1e-30 beside weights of 1e-32."""
     _check([[1e-30, -2e-30], [3e-36, 1.0]], [[1e-32, 1e-31], [1e-36, 1e9]], absolute=0.0)
@@ -63,6 +66,14 @@ def test_weights_that_are_not_finite():
     assert int(state.nonfinite_count) == 1
 
 
+def test_complex_steps_count_by_magnitude():
+    u, w = jnp.array([3 + 4j, 0.1]), jnp.array([6 - 8j, 1.0], jnp.complex64)
+    out, state = once(jaxclip.clippy(0.1, 0.0), u, w)
+    np.testing.assert_allclose(out, np.asarray(u) / 5, rtol=1e-6)
+    assert float(state.norm) == pytest.approx(5, rel=1e-6)
+
+
+@pytest.mark.slow
 def test_zero_step_has_an_identity_jacobian():
     w = jnp.array([0.0, 2.0])
     slope = jax.jacobian(lambda u: once(jaxclip.clippy(abs=0.0), u, w)[0])(jnp.zeros(2))

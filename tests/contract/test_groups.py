@@ -95,13 +95,15 @@ def test_thresholds_by_label():
         jaxclip.clip_by_group_norm(limits, {k: k for k in u}),
         jaxclip.clip_by(constant, scope="group", groups=lambda tree: {k: k for k in tree}),
     ):
-        out, state = tx.update(u, tx.init(u))
+        update = jax.jit(tx.update)
+        out, state = update(u, tx.init(u))
         assert float(state.threshold) == 0.5
-        out, state = tx.update(u, state)
+        out, state = update(u, state)
         for key, norm in zip("abcd", (1, 3, 0.5, 5), strict=True):
             np.testing.assert_allclose(out[key], u[key] * (norm / 5), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_params_and_thresholds_of_groups():
     """A multiple of the norm of a group's parameters."""
     u, p = _tree(), _tree(scale=0.1)
@@ -114,6 +116,7 @@ def test_params_and_thresholds_of_groups():
     np.testing.assert_allclose(got, both / 2, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_masks_at_scope_group():
     """`norm_mask` leaves out of a norm, `scale_mask` out of the scaling."""
     u = {"a": jnp.array([3.0]), "b": jnp.array([4.0]), "c": jnp.array([6.0])}
@@ -141,6 +144,7 @@ def test_nonfinite_groups():
     assert np.isnan(found["propagate"][1].memory.norms["a"])
 
 
+@pytest.mark.slow
 def test_a_clip_inside_partition_is_per_branch():
     """Each label has the norm of its own leaves: not the norm of the tree."""
     u = {"w": jnp.array([3.0]), "v": jnp.array([4.0])}
@@ -156,6 +160,7 @@ def test_a_clip_inside_partition_is_per_branch():
     np.testing.assert_allclose(found["before"], [0.6, 0.8], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_groups_inside_other_transformations():
     """In `partition` and `masked`, where trees lack leaves, by a function; traced thresholds."""
     u = {"w": jnp.array([3.0]), "v": jnp.array([4.0]), "x": jnp.array([5.0])}
@@ -242,6 +247,7 @@ def test_errors_of_shapes_name_the_group():
         rule.update(U, rule.init(U))
 
 
+@pytest.mark.slow
 def test_means_of_groups_in_a_warmup():
     """The first norms of `adagc` are clipped together, by the mean over all finite groups."""
     u = {"a": jnp.array([3.0, 5.0]), "b": jnp.array([4.0]), "c": jnp.array([NAN])}

@@ -15,6 +15,7 @@ TREE = {"a": {"x": (4, 3), "y": (5,)}, "b": (7,), "c": ()}
 LABELS = {"a": {"x": "one", "y": "two"}, "b": "one", "c": None}
 
 
+@pytest.mark.slow
 def test_results_of_their_rules():
     """Bit for bit, in one program."""
     u, p = registry.build(TREE, scale=3), registry.build(TREE, seed=1)

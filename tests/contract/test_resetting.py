@@ -64,6 +64,7 @@ def test_sums_start_anew():
     np.testing.assert_allclose(outs[6, 0], factors[0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_state():
     """Integers and random keys start anew too; rules inside are in `metrics`."""
     params = {"w": jnp.ones(2, jnp.bfloat16), "n": jnp.arange(2)}

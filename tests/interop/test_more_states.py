@@ -52,6 +52,7 @@ def test_a_run_stopped_and_read_again(tmp_path):
         assert found[key] > 0
 
 
+@pytest.mark.slow
 def test_adopt():
     """Moments reach a chain with a carried part, resets and groups; those start anew, or go on."""
     p = {"w": jnp.ones(2), "v": jnp.ones(3)}

@@ -12,6 +12,7 @@ from tests.support.contexts import one_by_one
 NAN, INF = float("nan"), float("inf")
 
 
+@pytest.mark.slow
 def test_steady_norms_and_spikes():
     """A spike that grows without end tends to (1 - b1) / sqrt(1 - b2)."""
     outs, state = one_by_one(jaxclip.stabilize_gradient(), [-3.0] * 300 + [-1e30])
