@@ -90,10 +90,12 @@ def _share(u: jax.Array, w: jax.Array, rel: ArrayLike, abs: ArrayLike) -> tuple[
     wide = accumulator(u, w)
     unit = 2.0 ** (jnp.finfo(wide).maxexp * 3 // 4)
     down = jnp.asarray(1 / unit, wide)
-    size, weight = jnp.abs(widened(u, wide)), jnp.abs(widened(w, wide))
     if jnp.iscomplexobj(u):
         size, unit = magnitude(widened(u, wide)).value, 2 * unit
-    most = narrowed(_validate.number(rel), wide) * weight + narrowed(_validate.number(abs), wide)
+    else:
+        size = jnp.abs(u.astype(wide))
+    share, least = (narrowed(_validate.number(x), wide) for x in (rel, abs))
+    most = share * jnp.abs(widened(w, wide)) + least
     frozen, is_large = most == 0, size >= 1
     part = jnp.where(is_large, times(size, down), size) / jnp.where(frozen, 1, most)
     part = jnp.where(is_large, part, times(part, down))
