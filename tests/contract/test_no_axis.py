@@ -53,6 +53,10 @@ OTHERS = {
     "adaptive_grad_clip": (_updated(lambda: jaxclip.adaptive_grad_clip(0.1, axis=())), X, RELATIVE),
     "functional.adaptive_grad_clip": (
         lambda x: functional.adaptive_grad_clip(x, W, 0.1, axis=()), X, RELATIVE),
+    "normalize_by_norm": (
+        _updated(lambda: jaxclip.normalize_by_norm(scope="unit", axis=())), W, SIGN),
+    "functional.normalize_by_norm": (
+        lambda x: functional.normalize_by_norm(x, scope="unit", axis=()), W, SIGN),
     "functional.project_unit_norm": (lambda w: functional.project_unit_norm(w, ()), W, SIGN),
     "project_unit_norm": (_landed(jaxclip.project_unit_norm), W, SIGN),
     "norms.unit_norms": (lambda x: norms.unit_norms(x, ()), W, np.abs(W)),
