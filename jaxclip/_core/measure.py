@@ -20,6 +20,7 @@ from jaxclip._core.flat_tree import Flat
 from jaxclip._core.types import AxisName, Groups, Mask, Order, Scope, Stacked, UnitAxes
 from jaxclip._numerics import collectives, power_sums
 from jaxclip._numerics.collectives import MeshAxes
+from jaxclip._numerics.joining import Table
 from jaxclip._numerics.power_sums import Kind
 from jaxclip._numerics.scaled_float import Norm, accumulator
 from jaxclip._validate import short
@@ -96,12 +97,15 @@ class Measure(NamedTuple):
 
     def norms(self, flat: Flat) -> list[Norm]:
         """The norm of each group."""
+        return self.tabled(flat)[0]
+
+    def tabled(self, flat: Flat) -> tuple[list[Norm], Table]:
+        """The norm of each group, and their table."""
         groups, kinds, counts = self.plan(flat)
-        found = _norms(groups, kinds)
-        if self.order != "average":
-            return found
-        pairs = zip(found, counts, strict=True)
-        return [Norm(n.value / jnp.asarray(count, n.value.dtype), n.unit) for n, count in pairs]
+        found, table = _norms(groups, kinds)
+        if self.order == "average":
+            found = table.map(_over, found, list(map(float, counts)))
+        return found, table
 
     def plan(self, flat: Flat) -> tuple[list[tuple[jax.Array, ...]], list[Kind], list[int]]:
         """The arrays of each group, the kind of its norm, and its elements for a mean."""
@@ -241,8 +245,12 @@ def _elements(
     return max(total, 1)
 
 
-def _norms(groups: list[tuple[jax.Array, ...]], kinds: list[Kind]) -> list[Norm]:
-    """The norms of groups, which may be empty; known ones are not computed again."""
+def _over(norm: Norm, count: jax.Array | float) -> Norm:
+    return Norm(norm.value / count, norm.unit)
+
+
+def _norms(groups: list[tuple[jax.Array, ...]], kinds: list[Kind]) -> tuple[list[Norm], Table]:
+    """The norms of groups, which may be empty, and their table; known ones are kept."""
     found: list[Any] = [None] * len(groups)
     missing: dict[int, tuple[tuple[jax.Array, ...], Kind]] = {}
     for i, (arrays, kind) in enumerate(zip(groups, kinds, strict=True)):
@@ -256,9 +264,13 @@ def _norms(groups: list[tuple[jax.Array, ...]], kinds: list[Kind]) -> list[Norm]
                 found[i] = norm
     if missing:
         arrays, own = zip(*missing.values(), strict=True)
-        for i, norm in zip(missing, power_sums.norms(arrays, own), strict=True):
+        table = power_sums.table(arrays, own)
+        norms = table.arrays(power_sums.norms(arrays, own))
+        if len(missing) == len(groups):
+            return norms, table
+        for i, norm in zip(missing, norms, strict=True):
             found[i] = norm
-    return found
+    return found, Table([n.value for n in found])
 
 
 @contextlib.contextmanager
@@ -269,7 +281,7 @@ def shared(flat: Flat, rule: Measure, norm: Norm | None = None) -> Generator[Nor
     """
     (arrays,), (kind,), _ = rule.plan(flat)
     if norm is None:
-        (norm,) = _norms([arrays], [kind])
+        ((norm,), _) = _norms([arrays], [kind])
     token = _KNOWN.set((*_KNOWN.get(), (arrays, kind, norm)))
     try:
         yield norm
@@ -283,4 +295,4 @@ def together(numbers: list[jax.Array], power: float) -> jax.Array:
         return numbers[0]
     outside = jax.sharding.get_abstract_mesh().empty
     mesh = None if outside else tuple(map(collectives.varying_axes, numbers))
-    return _norms([tuple(numbers)], [Kind(power, None, mesh)])[0].number
+    return _norms([tuple(numbers)], [Kind(power, None, mesh)])[0][0].number

@@ -5,7 +5,7 @@ Devices may have norms of their own, but record the same scalars.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxclip._core.state import Record
 from jaxclip._numerics import collectives, joining, total_order
 from jaxclip._numerics.collectives import MeshAxes
+from jaxclip._numerics.joining import Table
 from jaxclip._numerics.scaled_float import (
     Norm,
     Scale,
@@ -24,77 +25,29 @@ from jaxclip._numerics.scaled_float import (
     widened,
 )
 
-_SMALL = 4096  # norms of a leaf that are joined with those of others
+
+def of_scales(norms: list[Norm], limits: Sequence[Any], scales: list[Scale]) -> Record:
+    """The record of one update whose scales are known; those that are not 1 count as clipped."""
+    numbers = [n.number for n in norms]
+    columns = map(Table(numbers).vectors, (numbers, limits, scales))
+    return of_rows([(n, c, scale, scale.over) for n, c, scale in zip(*columns, strict=True)])
 
 
-def of_norms(
-    norms: list[Norm],
-    limits: Sequence[Any],
-    scaled: Callable[[Norm, jax.Array, Any], tuple[Scale, jax.Array]],
-    axis_name: MeshAxes | None = None,
+def of_rows(
+    rows: Sequence[tuple[Any, Any, Scale, Any]], axis_name: MeshAxes | None = None
 ) -> Record:
     """The record of one update, over all norms and over the devices on which they differ.
 
     Args:
-        norms: the norms.
-        limits: their thresholds.
-        scaled: `scaled(norm, its number, threshold)`, element by element, is the scale of its
-            arrays and whether it counts as clipped. It is called for many norms at once.
+        rows: for arrays of norms the norms, their thresholds, their scales, and whether they count
+            as clipped.
         axis_name: mesh axes on which norms differ, besides those that types tell.
     """
-    rows = []
-    for value, unit, limit in _joined([(*n, c) for n, c in zip(norms, limits, strict=True)]):
-        norm = Norm(value, unit)
-        number = norm.number
-        scale, clipped = scaled(norm, number, limit)
-        rows.append((number, limit, scale.factor, scale.finite, clipped))
-    return _of_rows(rows, axis_name)
-
-
-def of_scales(norms: list[Norm], limits: Sequence[Any], scales: list[Scale]) -> Record:
-    """The record of one update whose scales are known; those that are not 1 count as clipped."""
-    trios = zip(norms, limits, scales, strict=True)
-    rows = _joined([(n.number, c, s.factor, s.finite, s.over) for n, c, s in trios])
-    return _of_rows(rows, None)
-
-
-def _of_rows(rows: list[tuple[Any, ...]], axis_name: MeshAxes | None) -> Record:
-    """The record of norms, thresholds, factors, whether norms are finite, and clipped."""
-    largest_of = [(n, -jnp.asarray(c), -factor, ~finite) for n, c, factor, finite, _ in rows]
+    worst = [(n, -jnp.asarray(c), -scale.factor, ~scale.finite) for n, c, scale, _ in rows]
     defaults = (0.0, -unlimited(jnp.float32), -1.0, 0.0)
-    norm, limit, scale, broken = largest(largest_of, defaults, axis_name)
-    number, fraction = _clipped([row[-1] for row in rows], axis_name)
+    norm, limit, scale, broken = largest(worst, defaults, axis_name)
+    number, fraction = _clipped([clipped for *_, clipped in rows], axis_name)
     return Record(norm, -limit, jnp.abs(scale), fraction, number > 0, broken > 0)
-
-
-def _joined(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Rows of small arrays of one dtype as one row of vectors: few kernels for many leaves.
-
-    On meshes they stay as they are. The first array of a row has the shape of all.
-    """
-    if not jax.sharding.get_abstract_mesh().empty:
-        return rows
-    groups: dict[Any, list[tuple[Any, ...]]] = {}
-    for i, row in enumerate(rows):
-        groups.setdefault((row[0].dtype, None if row[0].size <= _SMALL else i), []).append(row)
-    found: list[tuple[Any, ...]] = []
-    for group in groups.values():
-        columns: list[Any] = list(zip(*group, strict=True))
-        for k, column in enumerate(columns):
-            one = column[0]
-            if jnp.ndim(one) == 0 and all(x is one for x in column):
-                columns[k] = one
-            else:
-                pairs = zip(column, group, strict=True)
-                columns[k] = joining.concatenated([_raveled(x, row[0]) for x, row in pairs])
-        found.append(tuple(columns))
-    return found
-
-
-def _raveled(x: Any, like: jax.Array) -> jax.Array:
-    x = jnp.asarray(x)
-    x = x if x.dtype == bool else x.astype(like.dtype)
-    return jnp.ravel(jnp.broadcast_to(x, like.shape))
 
 
 def of_elements(

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxclip._numerics import collectives, joining, total_order
 from jaxclip._numerics.collectives import MeshAxes
+from jaxclip._numerics.joining import Table
 from jaxclip._numerics.scaled_float import (
     Norm,
     accumulator,
@@ -57,21 +58,22 @@ class Kind(NamedTuple):
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 @functools.partial(jax.jit, static_argnums=1, inline=True)
 def norms(groups: tuple[Arrays, ...], kinds: tuple[Kind, ...]) -> list[Norm]:
-    """The norm of each group of arrays, with one rarely taken branch for all of them.
+    """The norms of groups of arrays, with one rarely taken branch for all of them.
 
     Args:
         groups: floating arrays of any dtypes; complex ones count by magnitude. No group is empty.
         kinds: one for each group.
 
     Returns:
-        For each group a scalar in the accumulator's dtype, or an array if its kind has axes. The
-        derivative is 0 where the norm is 0 or not finite.
+        The vectors of `table(groups, kinds)`, whose column is for each group a scalar in the
+        accumulator's dtype, or an array if its kind has axes. The derivative is 0 where the norm
+        is 0 or not finite.
     """
     every: dict[Any, None] = {}
     for kind in kinds:
         every |= dict.fromkeys(collectives.union(kind.mesh) if kind.mesh else ())
     found: list[Any] = [None] * len(groups)
-    sums: dict[MeshAxes, dict[int, _Sum]] = {}
+    sums: dict[Any, dict[int, _Sum]] = {}
     for i, (group, kind) in enumerate(zip(groups, kinds, strict=True)):
         arrays = tuple(map(read_apart, group))
         if math.isinf(kind.power):
@@ -79,15 +81,28 @@ def norms(groups: tuple[Arrays, ...], kinds: tuple[Kind, ...]) -> list[Norm]:
             continue
         total = _Sum(arrays, kind, tuple(every), _power_sum(arrays, kind, None, tuple(every)))
         if _is_always_exact(total):
-            found[i] = Norm(_root(total.value, kind), jnp.ones_like(total.value))
+            found[i] = Norm(_root(total.value, kind, kind.elements), jnp.ones_like(total.value))
             continue
         # Devices that differ in a sum take branches of their own.
         varying = () if kind.mesh is None else collectives.varying_axes(total.value)
-        sums.setdefault(varying, {})[i] = total
+        sums.setdefault((varying, kind.power), {})[i] = total
     for alike in sums.values():
-        for i, norm in zip(alike, _exact_norms(list(alike.values())), strict=True):
+        own, vectors = _exact_norms(list(alike.values()))
+        if len(alike) == len(groups):
+            return vectors
+        for i, norm in zip(alike, own.arrays(vectors), strict=True):
             found[i] = norm
-    return found
+    return table(groups, kinds).vectors(found)
+
+
+def table(groups: Sequence[Arrays], kinds: Sequence[Kind]) -> Table:
+    """The table of the norms of groups of arrays."""
+    like = []
+    for arrays, (_, axes, *_) in zip(groups, kinds, strict=True):
+        shape = () if axes is None else arrays[0].shape
+        kept = tuple([1 if d in (axes or ()) else n for d, n in enumerate(shape)])
+        like.append(jax.ShapeDtypeStruct(kept, accumulator(*arrays)))
+    return Table(like)
 
 
 class _Sum(NamedTuple):
@@ -99,53 +114,60 @@ class _Sum(NamedTuple):
     value: jax.Array
 
 
-def _exact_norms(sums: list[_Sum]) -> list[Norm]:
-    """The norms; where a plain sum overflowed or underflowed, of rescaled arrays."""
-    plain = [
-        (s.value if s.kind.power in _ROOT_LAST else _root(s.value, s.kind), jnp.ones_like(s.value))
-        for s in sums
-    ]
+def _exact_norms(sums: list[_Sum]) -> tuple[Table, list[Norm]]:
+    """A table of norms; where a plain sum overflowed or underflowed, of rescaled arrays.
 
-    def rescaled() -> list[tuple[jax.Array, jax.Array]]:
-        return [_rescaled(s, _is_exact(s.value, s)) for s in sums]
+    All sums are of one power.
+    """
+    table, root_last = Table([s.value for s in sums]), sums[0].kind.power in _ROOT_LAST
+    values = table.vectors([s.value for s in sums])
+    exact = list(map(_is_exact, values, table.vectors(_least(sums))))
+    counts = table.vectors([float(s.kind.elements) for s in sums])
 
-    every = _all_exact(sums)
-    pairs = zip(sums, jax.lax.cond(every, lambda: plain, rescaled), strict=True)
-    return [Norm(_root(x, s.kind) if s.kind.power in _ROOT_LAST else x, u) for s, (x, u) in pairs]
+    def rooted(vectors: list[jax.Array]) -> list[jax.Array]:
+        return [_root(x, sums[0].kind, n) for x, n in zip(vectors, counts, strict=True)]
+
+    def plain() -> list[Norm]:
+        return [Norm(x, jnp.ones_like(x)) for x in (values if root_last else rooted(values))]
+
+    units = list(map(_unit, values, exact))
+    down = list(map(reciprocal, units))
+
+    def rescaled() -> list[Norm]:
+        if not root_last:
+            return table.vectors([_relative_to_peak(s.arrays, s.kind, s.every) for s in sums])
+        pairs = zip(sums, table.arrays(down), strict=True)
+        again = [_power_sum(*_stacked(s.arrays, s.kind), d, s.every) for s, d in pairs]
+        return list(map(Norm, table.vectors(again), units))
+
+    every = joining.joined([jnp.all(e) if e.ndim else e for e in exact], jnp.all)
+    found = jax.lax.cond(every, plain, rescaled)
+    if root_last:
+        roots = rooted([n.value for n in found])
+        found = [Norm(x, n.unit) for x, n in zip(roots, found, strict=True)]
+    return table, found
 
 
-def _rescaled(total: _Sum, exact: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The sum of powers of rescaled arrays, or for other orders the norm, and its unit."""
-    arrays, kind = _stacked(total.arrays, total.kind)
-    value, k = total.value, _RESCALE[total.value.dtype.itemsize]
-    if kind.power not in _ROOT_LAST:
-        return _relative_to_peak(arrays, kind, total.every)
+def _unit(value: jax.Array, exact: jax.Array) -> jax.Array:
+    """The unit that keeps a sum in range: 1 where it is exact."""
+    k = _RESCALE[value.dtype.itemsize]
     unit = jax.lax.select(value < 1, jnp.full_like(value, 2.0**-k), jnp.full_like(value, 2.0**k))
-    unit = jax.lax.select(exact, jnp.ones_like(value), unit)
-    return _power_sum(arrays, kind, reciprocal(unit), total.every), unit
+    return jax.lax.select(exact, jnp.ones_like(value), unit)
 
 
-def _all_exact(sums: list[_Sum]) -> jax.Array:
-    """Whether no power that matters has overflowed or underflowed."""
-    apart = len(sums) == 1 or not jax.sharding.get_abstract_mesh().empty
-    if apart or any(s.value.ndim for s in sums):
-        found = [_is_exact(s.value, s) for s in sums]
-        return joining.joined([jnp.all(e) if e.ndim else e for e in found], jnp.all)
-    groups: dict[Any, list[_Sum]] = {}
-    for s in sums:
-        groups.setdefault(s.value.dtype, []).append(s)
-    vectors = [(joining.concatenated([s.value[None] for s in g]), g) for g in groups.values()]
-    whole = [jnp.all(_is_exact(values, *g)) for values, g in vectors]
-    return functools.reduce(jnp.logical_and, whole)
-
-
-def _is_exact(value: jax.Array, *sums: _Sum) -> jax.Array:
-    """Where no power that matters has overflowed or underflowed; one sum, or a vector of them."""
-    info = jnp.finfo(value.dtype)
+def _least(sums: list[_Sum]) -> list[Any]:
+    """For each sum the least value that is exact."""
     counts = [0 if s.kind.power == 1 else min(_elements(s), _SUMMED) for s in sums]
-    least = np.asarray(counts, np.float64) * (float(info.tiny) / float(info.eps))
-    lowest = jnp.asarray(least.reshape(value.shape[:1] if len(sums) > 1 else ()), value.dtype)
-    return value == jax.lax.clamp(lowest, value, jnp.asarray(info.max, value.dtype))
+    infos = [jnp.finfo(s.value.dtype) for s in sums]
+    pairs = zip(counts, infos, strict=True)
+    return [count * (float(info.tiny) / float(info.eps)) for count, info in pairs]
+
+
+def _is_exact(value: jax.Array, least: Any) -> jax.Array:
+    """Where no power that matters has overflowed or underflowed."""
+    most = jnp.asarray(jnp.finfo(value.dtype).max, value.dtype)
+    lowest = jnp.broadcast_to(jnp.asarray(least, value.dtype), value.shape)
+    return value == jax.lax.clamp(lowest, value, most)
 
 
 def _is_always_exact(total: _Sum) -> bool:
@@ -182,14 +204,14 @@ def _stacked(arrays: Arrays, kind: Kind) -> tuple[Arrays, Kind]:
     return alike, kind._replace(mesh=kind.mesh and tuple([axes for _, axes, _ in groups]))
 
 
-def _relative_to_peak(arrays: Arrays, kind: Kind, every: MeshAxes) -> tuple[jax.Array, jax.Array]:
+def _relative_to_peak(arrays: Arrays, kind: Kind, every: MeshAxes) -> Norm:
     """The norm and its unit, by powers of elements divided by the largest magnitude."""
     peak = _peak(arrays, kind)
     unit = power_of_two_near(peak.value * peak.unit)
     largest = peak.value * (peak.unit / unit)
     divisor = jnp.where((largest > 0) & jnp.isfinite(largest), largest, jnp.ones_like(largest))
     arrays = tuple([jnp.abs(in_unit(x, unit)) / divisor for x in arrays])
-    return largest * _root(_power_sum(arrays, kind, None, every), kind), unit
+    return Norm(largest * _root(_power_sum(arrays, kind, None, every), kind), unit)
 
 
 def _power_sum(arrays: Arrays, kind: Kind, scale: jax.Array | None, every: MeshAxes) -> jax.Array:
@@ -225,12 +247,13 @@ def _raised(x: jax.Array, dtype: Any, scale: jax.Array | None, power: float) -> 
     return to_the(jnp.abs(x) if power != 2 else x, power)
 
 
-def _root(total: jax.Array, kind: Kind) -> jax.Array:
+def _root(total: jax.Array, kind: Kind, elements: Any = 1) -> jax.Array:
+    """The norm from the sum of powers, or for p = 2 from their mean over some elements."""
     if kind.power == 1:
         return total
     if kind.power == 2:
-        mean = kind.elements != 1
-        return jnp.sqrt(total / jnp.asarray(kind.elements, total.dtype) if mean else total)
+        mean = isinstance(elements, jax.Array) or elements != 1
+        return jnp.sqrt(total / jnp.asarray(elements, total.dtype) if mean else total)
     power = jnp.asarray(kind.power, total.dtype)
     root, good = total ** (1 / power), (total > 0) & jnp.isfinite(total)
     # One Newton step, since the reciprocal of the power is rounded.
@@ -241,8 +264,9 @@ def _root(total: jax.Array, kind: Kind) -> jax.Array:
 @norms.defjvp
 def _norms_jvp(kinds: tuple[Kind, ...], primals: Any, tangents: Any) -> Any:
     (groups,), (dots,) = primals, tangents
-    out = norms(groups, kinds)
-    return out, [_tangent(*each) for each in zip(groups, dots, out, kinds, strict=True)]
+    out, own = norms(groups, kinds), table(groups, kinds)
+    each = zip(groups, dots, own.arrays(out), kinds, strict=True)
+    return out, own.vectors([_tangent(*one) for one in each])
 
 
 def _tangent(arrays: Arrays, dots: Arrays, out: Norm, kind: Kind) -> Norm:

@@ -43,6 +43,18 @@ class Norm(NamedTuple):
         return jnp.where(known, product, jnp.where(factor <= 0, 0, most))
 
 
+class Factors(NamedTuple):
+    """What arrays are multiplied by, as two numbers of which none underflows.
+
+    Attributes:
+        first: 1, or a power of two where the factor underflows; 0 where nothing is scaled.
+        second: the factor divided by `first`.
+    """
+
+    first: jax.Array
+    second: jax.Array
+
+
 class Scale(NamedTuple):
     """How the arrays of one norm are scaled: by `factor` where `over`, else not at all.
 
@@ -50,15 +62,13 @@ class Scale(NamedTuple):
         over: whether they are scaled.
         finite: whether the norm is finite; elsewhere nothing is scaled.
         factor: the factor as one float, 1 where not `over`; it may underflow.
-        first: 1, or a power of two where the factor underflows.
-        second: the factor divided by `first`.
+        factors: the factor as it is applied.
     """
 
     over: jax.Array
     finite: jax.Array
     factor: jax.Array
-    first: jax.Array
-    second: jax.Array
+    factors: Factors
 
 
 @functools.partial(jax.jit, inline=True)
@@ -106,21 +116,21 @@ def quotient(
     factor = second * down
     least, most = jnp.asarray(info.tiny, one.dtype), jnp.asarray(info.max, one.dtype)
     is_normal = factor == jax.lax.clamp(least, factor, most)
-    first, second = _select(is_normal, one, down), _select(is_normal, factor, second)
-    return Scale(over, finite, factor, first, second)
+    first = _select(over, _select(is_normal, one, down), jnp.zeros_like(one))
+    return Scale(over, finite, factor, Factors(first, _select(is_normal, factor, second)))
 
 
 @functools.partial(jax.jit, inline=True)
-def apply(x: jax.Array, scale: Scale) -> jax.Array:
+def apply(x: jax.Array, by: Factors) -> jax.Array:
     """The scaled array, multiplied in at least float32 and rounded once to its own dtype.
 
     The factor is precomputed and the selection is made in the wide dtype, so XLA fuses both into
     the consumers of the result.
     """
-    wide = accumulator(x, scale.second)
+    wide = accumulator(x, by.second)
     value = widened(x, wide)
-    scaled = times(times(value, scale.first.astype(wide)), scale.second.astype(wide))
-    return _select(scale.over, scaled, value).astype(x.dtype)
+    scaled = times(times(value, by.first.astype(wide)), by.second.astype(wide))
+    return _select(by.first > 0, scaled, value).astype(x.dtype)
 
 
 def unlimited(dtype: Any) -> float:

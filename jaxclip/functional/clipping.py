@@ -279,7 +279,7 @@ def clip_by_global_norm(
         number = _validate.number(norm).astype(accumulator(*flat.arrays))
         found = Norm(number, jnp.ones_like(number))
     scale = clipped(found, found.number, jnp.maximum(_validate.number(limit), 0))
-    return flat.rebuild([apply(x, scale) for x in flat.arrays]), found.number
+    return flat.rebuild([apply(x, scale.factors) for x in flat.arrays]), found.number
 
 
 def _applied(

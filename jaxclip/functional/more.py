@@ -71,7 +71,7 @@ def clip_by_group_norm(
     found = found or rule.norms(flat)
     pairs = zip(found, limits, strict=True)
     scales = rule.per_leaf(flat, [clipped(n, n.number, jnp.maximum(c, 0)) for n, c in pairs])
-    arrays = [apply(x, scale) for x, scale in zip(flat.arrays, scales, strict=True)]
+    arrays = [apply(x, scale.factors) for x, scale in zip(flat.arrays, scales, strict=True)]
     return flat.rebuild(arrays), dict(zip(names, [n.number for n in found], strict=True))
 
 

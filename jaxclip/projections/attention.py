@@ -2,6 +2,7 @@ r"""The projection that bounds the logits of attention, at the weights of querie
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from jaxclip._core.types import AxisName, Limit, PyTree
 from jaxclip._numerics import collectives, total_order
 from jaxclip._numerics.collectives import MeshAxes
 from jaxclip._numerics.rounding import is_narrow, rounded
-from jaxclip._numerics.scaled_float import Norm, Scale, apply, clipped, narrowed
+from jaxclip._numerics.scaled_float import Factors, Norm, Scale, apply, clipped, narrowed
 from jaxclip.projections.attention_layers import Layer, Roles, layers, logits_of
 from jaxclip.projections.constraints import Landing
 from jaxclip.projections.projection import stepped
@@ -210,8 +211,9 @@ def _scaled(
                 share = 1.0
             if part.role[0] == "q" or not layer.grouped:
                 power = jnp.asarray(share, scale.factor.dtype)
-                factors = [x**power for x in scale[2:]]
-                rows[part.place] = Scale(*scale[:2], *factors), part.is_bias
+                factors = Factors(*[x**power for x in scale.factors])
+                powers = scale._replace(factor=scale.factor**power, factors=factors)
+                rows[part.place] = powers, part.is_bias
     chosen = [i in rows for i in range(len(weights.arrays))]
     dtypes = [x.dtype for x in weights.arrays]
 
@@ -219,8 +221,9 @@ def _scaled(
         landed: list[Landing] = []
         for i, x in zip(sorted(rows), moved.arrays, strict=True):
             scale, is_bias = rows[i]
-            scale = Scale(*[s[..., None] if is_bias else s[..., None, :, None] for s in scale])
-            value = apply(x, scale)
+            place = (..., None) if is_bias else (..., None, slice(None), None)
+            scale = jax.tree.map(operator.itemgetter(place), scale)
+            value = apply(x, scale.factors)
             if is_narrow(dtypes[i]):
                 value = rounded(value, dtypes[i])
             landed.append(Landing(~scale.over | (scale.factor == 1), value, jnp.inf, norm=scale))

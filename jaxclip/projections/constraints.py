@@ -23,6 +23,7 @@ from jaxclip._core.types import How, LimitTree, Method
 from jaxclip._numerics import collectives, spectral
 from jaxclip._numerics.rounding import is_narrow, rounded
 from jaxclip._numerics.scaled_float import (
+    Factors,
     Norm,
     Scale,
     apply,
@@ -62,6 +63,9 @@ projections before, and a measure of units.
 """
 
 
+_NONE = math.inf  # no bound
+
+
 def norms_between(
     low: LimitTree, high: LimitTree, names: tuple[str, str], rate: ArrayLike = 1.0
 ) -> Set:
@@ -72,21 +76,26 @@ def norms_between(
     _validate.between(rate, 0, 1, "rate")
 
     def land(weights: Flat, dtypes: list[Any], count: jax.Array, units: Measure) -> list[Landing]:
-        landed = []
-        arguments = zip(
-            weights.spread(at_step(low, count), names[0]),
-            weights.spread(at_step(high, count), names[1]),
-            weights.spread(at_step(rate, count), "rate"),
-            strict=True,
+        lows, highs, rates = (
+            weights.spread(at_step(value, count), name)
+            for value, name in ((low, names[0]), (high, names[1]), (rate, "rate"))
         )
-        leaves = zip(weights.arrays, units.norms(weights), dtypes, arguments, strict=True)
-        for x, norm, dtype, (a, b, r) in leaves:
+        stored = {d: float(jnp.finfo(d).eps) if is_narrow(d) else 0.0 for d in dtypes}
+        norms, table = units.tabled(weights)
+
+        def between(norm: Norm, eps: Any, a: Any, b: Any, r: Any) -> tuple[jax.Array, Scale, Any]:
             least, most, share = (
-                broadcast(_limit(value, norm.value.dtype), norm.value)
-                for value in (0.0 if a is None else a, b, r)
+                broadcast(_limit(value, norm.value.dtype), norm.value) for value in (a, b, r)
             )
-            scale, outwards = _between(norm, least, most, share, dtype)
-            value, towards = apply(x, scale), 0
+            return most, *_between(norm, least, most, share, eps)
+
+        lows = [0.0 if a is None else a for a in lows]
+        highs = [_NONE if b is None else b for b in highs]
+        found = table.map(between, norms, [stored[d] for d in dtypes], lows, highs, rates)
+        landed = []
+        leaves = zip(weights.arrays, norms, dtypes, found, strict=True)
+        for x, norm, dtype, (most, scale, outwards) in leaves:
+            value, towards = apply(x, scale.factors), 0
             if is_narrow(dtype):
                 towards = outwards * jnp.sign(value)
                 value = rounded(value, dtype, towards)
@@ -102,24 +111,22 @@ def _limit(value: Any, dtype: Any) -> jax.Array:
 
 
 def _between(
-    norm: Norm, low: jax.Array, high: jax.Array, rate: jax.Array, dtype: Any
-) -> tuple[Scale, Any]:
+    norm: Norm, low: jax.Array, high: jax.Array, rate: jax.Array, stored: Any
+) -> tuple[Scale, jax.Array]:
     """The scale that brings norms of weights between `low` and `high`.
 
     And the sign of the change of magnitude by which 16-bit weights are rounded: -1 from above and 1
     from below, so that they are inside. Where the set is thinner than that, they are rounded to the
     nearest number, and a norm that is outside by half an epsilon counts as inside. In all dtypes
     so does one that is outside by the rounding of the norm itself, or weights would be scaled again
-    and again. A norm of 0 has no direction and stays 0.
+    and again. A norm of 0 has no direction and stays 0. `stored` is the epsilon of 16-bit weights,
+    and 0 for others.
     """
     n, zero = norm.number, jnp.zeros_like(high)
     high = jnp.maximum(high, zero)  # a traced negative limit counts as 0
-    rounding, outwards = 4 * float(jnp.finfo(n.dtype).eps), zero
-    if is_narrow(dtype):
-        stored = float(jnp.finfo(dtype).eps)
-        thin = low > high * (1 - stored)
-        rounding = jnp.where(thin, zero + (rounding + stored / 2), zero + rounding)
-        outwards = jnp.where(thin, zero, jnp.where(n > high, zero - 1, zero + 1))
+    thin, rounding = low > high * (1 - stored), 4 * float(jnp.finfo(n.dtype).eps)
+    rounding = jnp.where(thin, zero + (rounding + stored / 2), zero + rounding)
+    outwards = jnp.where(thin, zero, jnp.where(n > high, zero - 1, zero + 1))
     inside = (n * (1 - rounding) <= high) & (n >= low * (1 - rounding))
     target = jnp.clip(n, low, high)
     keep = inside | (norm.value == 0) | ~jnp.isfinite(target) | (rate <= 0)
@@ -205,7 +212,7 @@ def singular_values(max_norm: LimitTree, how: How, method: Method | None) -> Set
             keep, largest = keep.reshape(each), largest.reshape(each)
             one = jnp.ones_like(largest)
             factor = jnp.where(keep, one, c / jnp.where(keep, one, largest))
-            scale = Scale(~keep, jnp.isfinite(largest), factor, one, factor)
+            scale = Scale(~keep, jnp.isfinite(largest), factor, Factors(one, factor))
             landed.append(Landing(keep, value, c, Norm(largest, one), scale))
         return landed
 

@@ -25,6 +25,10 @@ class Measured(NamedTuple):
         of_tree: returns the norm of everything together without non-finite norms; a scalar.
         spread: `spread(tree, name)` returns the value of a prefix tree for each group.
         path: `path(i)` returns the key path of the i-th group, for errors.
+        map: `map(function, *columns)` returns the results of a function that works element by
+            element, for each group. A column has an array for each norm, of its shape, or a tree
+            of such arrays. The function is called for many norms at once, which compiles faster
+            than a loop over them.
     """
 
     norms: list[jax.Array]
@@ -33,6 +37,7 @@ class Measured(NamedTuple):
     of_tree: Callable[[], jax.Array]
     spread: Callable[[PyTree, str], list[PyTree]]
     path: Callable[[int], str]
+    map: Callable[..., list[PyTree]]
 
 
 class Threshold(NamedTuple):
@@ -107,8 +112,8 @@ def learned(
 
     def update(memory: list[Any], measured: Measured) -> tuple[list[jax.Array], Any]:
         more = jax.lax.stop_gradient(shared(measured))
-        thresholds, memories = [], []
-        for group, norm in zip(memory, measured.norms, strict=True):
+
+        def each(group: Any, norm: jax.Array) -> tuple[jax.Array, Any]:
             n = jax.lax.stop_gradient(norm).astype(jax.tree.leaves(group)[0].dtype)
             seen = jnp.isfinite(n) & (n > 0)
             x = jnp.where(seen, n, jnp.zeros_like(n))
@@ -122,11 +127,22 @@ def learned(
             limit = jnp.maximum(c, jnp.zeros_like(c)).astype(norm.dtype)  # of traced arguments
             if norm.dtype != n.dtype:  # a norm within its threshold in the memory's dtype is kept
                 limit = jnp.where(n <= c, jnp.maximum(limit, norm), limit)
-            thresholds.append(limit)
-            memories.append(after)
-        return thresholds, memories
+            return limit, after
+
+        alike = all(map(_is_like, memory, measured.norms))
+        found = (measured.map if alike else map)(each, memory, measured.norms)
+        thresholds, memories = zip(*found, strict=True)
+        return list(thresholds), list(memories)
 
     return Threshold(init, update)
+
+
+def _is_like(memory: Any, norm: jax.Array) -> bool:
+    """Whether a memory has numbers of the dtype of its norm, one for each."""
+    return all(
+        x.shape == norm.shape and (x.dtype == norm.dtype or not jnp.issubdtype(x.dtype, float))
+        for x in jax.tree.leaves(memory)
+    )
 
 
 def check_growth(max_growth: ArrayLike | None) -> None:

@@ -67,9 +67,10 @@ def given(value: LimitTree, name: str = "threshold", scope: Scope | None = None)
 
     def update(memory: Any, measured: Measured) -> tuple[list[jax.Array], Any]:
         if number is not None:
-            return [
-                jnp.asarray(min(number, unlimited(n.dtype)), n.dtype) for n in measured.norms
-            ], memory
+            same: dict[Any, jax.Array] = {}  # one array for all norms, which are joined then
+            for n in measured.norms:
+                same.setdefault(n.dtype, jnp.asarray(min(number, unlimited(n.dtype)), n.dtype))
+            return [same[n.dtype] for n in measured.norms], memory
         values = measured.spread(at_step(value, measured.count), name)
         limits = []
         for i, (v, n) in enumerate(zip(values, measured.norms, strict=True)):
@@ -113,10 +114,11 @@ def relative(factor: LimitTree, eps: ArrayLike, name: str) -> Threshold:
 
     def update(memory: Any, measured: Measured) -> tuple[list[jax.Array], Any]:
         factors, memory = multiple.update(memory, measured)
-        limits = []
-        for c, f in zip(measured.of_params(factors), factors, strict=True):
+
+        def at_least(c: jax.Array, f: jax.Array) -> jax.Array:
             least = narrowed(_validate.number(eps), f.dtype)
-            limits.append(jnp.maximum(c, Norm(least, jnp.ones_like(least)).times(f)))
-        return limits, memory
+            return jnp.maximum(c, Norm(least, jnp.ones_like(least)).times(f))
+
+        return measured.map(at_least, measured.of_params(factors), factors), memory
 
     return Threshold(multiple.init, update)

@@ -35,6 +35,7 @@ from jaxclip._core.types import (
     UnitAxes,
 )
 from jaxclip._numerics.bounds import BOUNDS
+from jaxclip._numerics.joining import Table
 from jaxclip._numerics.scaled_float import Norm, Scale, apply
 from jaxclip._validate import short
 from jaxclip.thresholds.base import Measured, Threshold
@@ -197,40 +198,41 @@ class Rule(NamedTuple):
     def step(self, flat: Flat, state: ClipState, params: PyTree) -> tuple[PyTree, ClipState]:
         """The clipped updates and the next state."""
         is_grouped = self.measure.labels is not None
-        if is_grouped:
-            flat = self.measure.labeled(flat)
+        flat = self.measure.labeled(flat)
         before = state.memory.memory if is_grouped else state.memory
         measured_by: _Norms = self.measure.norms
-        if self.relative is not None:
+        if self.relative is None:
+            norms, table = self.measure.tabled(flat)
+        else:
             measured_by = functools.partial(self.relative, params)
-        norms = measured_by(flat)
+            norms = measured_by(flat)
+            table = Table([n.value for n in norms])
         finite: Any = None
         if self.nonfinite != "propagate":
-            finite = record.all_finite(norms, self.measure.differing)
+            finite = record.all_finite(table.vectors(norms), self.measure.differing)
         if self.nonfinite == "drop":
-            flat, norms = _dropped(flat, norms, finite, measured_by)
-        numbers = [n.number for n in norms]
-        seen = measured(self.measure, flat, numbers, state.update_count, params)
+            flat, norms = _dropped(flat, norms, table, finite, measured_by)
+        numbers = table.map(lambda norm: norm.number, norms)
+        seen = measured(self.measure, flat, numbers, table, state.update_count, params)
         limits, memory = self.limit.update(before, seen) if norms else ([], before)
-        trios = list(zip(norms, numbers, limits, strict=True))
-        found = [self.scaled(*trio, finite) for trio in trios]
-        scales = self.measure.per_leaf(flat, [scale for scale, _ in found])
-        pairs = zip(flat.arrays, scales, strict=True)
-        arrays = [apply(x, scale) for x, scale in pairs]
+        rows: list[tuple[Any, Any, Scale, Any]] = []
+        for norm, number, c in zip(*map(table.vectors, (norms, numbers, limits)), strict=True):
+            rows.append((number, c, *self.scaled(norm, number, c, finite)))
+        factors = table.arrays([scale.factors for _, _, scale, _ in rows])
+        arrays = list(map(apply, flat.arrays, self.measure.per_leaf(flat, factors)))
         if self.scale_mask is not None:
             chosen = flat.chosen(self.scale_mask, "scale_mask")
             arrays = [y if c else x for x, y, c in zip(flat.arrays, arrays, chosen, strict=True)]
         if is_grouped:
-            factors = [scale.factor for scale, _ in found]
-            memory = states.by_label(memory, self.measure.names(flat), numbers, factors)
+            scales = table.arrays([scale.factor for _, _, scale, _ in rows])
+            memory = states.by_label(memory, self.measure.names(flat), numbers, scales)
         if self.nonfinite in ("nan", "zero"):
             arrays = [jnp.where(finite, x, _VALUES[self.nonfinite]) for x in arrays]
         if self.measure.scope == "global" and jax.sharding.get_abstract_mesh().empty:
-            (scale, over), limit = found[0], jnp.asarray(limits[0])
-            done = Record(numbers[0], limit, scale.factor, over, over, ~scale.finite)
+            number, c, scale, over = rows[0]
+            done = Record(number, jnp.asarray(c), scale.factor, over, over, ~scale.finite)
         else:
-            scaled = functools.partial(self.scaled, finite=finite)
-            done = record.of_norms(norms, limits, scaled, self.measure.differing)
+            done = record.of_rows(rows, self.measure.differing)
         done = done if finite is None else done._replace(nonfinite=~finite)
         return flat.rebuild(arrays), states.following(state, done, memory)
 
@@ -249,15 +251,14 @@ class Rule(NamedTuple):
 
 
 def measured(
-    rule: Measure, flat: Flat, numbers: list[jax.Array], count: jax.Array, params: PyTree
+    rule: Measure, flat: Flat, numbers: list[jax.Array], table: Table, count: Any, params: PyTree
 ) -> Measured:
     """The input of a threshold."""
 
     def of_params(factors: list[jax.Array]) -> list[jax.Array]:
         if params is None:
             raise ValueError("params=None: the threshold of this rule needs update(..., params)")
-        norms = rule.norms(alike(params, flat))
-        return [n.times(f) for n, f in zip(norms, factors, strict=True)]
+        return table.map(Norm.times, rule.norms(alike(params, flat)), factors)
 
     return Measured(
         norms=numbers,
@@ -266,20 +267,23 @@ def measured(
         of_tree=lambda: rule.of_tree(flat, numbers),
         spread=lambda tree, name: rule.spread(flat, tree, name),
         path=lambda i: rule.path(flat, i),
+        map=table.map,
     )
 
 
 def _dropped(
-    flat: Flat, norms: list[Norm], finite: jax.Array, measured_by: _Norms
+    flat: Flat, norms: list[Norm], table: Table, finite: jax.Array, measured_by: _Norms
 ) -> tuple[Flat, list[Norm]]:
     """The leaves without their non-finite elements, and the norms of the rest."""
 
     def of_the_rest(arrays: list[jax.Array]) -> list[Norm]:
-        return measured_by(flat._replace(arrays=[_finite_part(x) for x in arrays]))
+        rest = flat._replace(arrays=[_finite_part(x) for x in arrays])
+        return table.vectors(measured_by(rest))
 
     # Arrays as operands: closed over, on an Explicit mesh, they would lose their sharding.
     if norms:
-        norms = jax.lax.cond(finite, lambda arrays: norms, of_the_rest, flat.arrays)
+        whole = table.vectors(norms)
+        norms = table.arrays(jax.lax.cond(finite, lambda arrays: whole, of_the_rest, flat.arrays))
     return flat._replace(arrays=[_finite_part(x) for x in flat.arrays]), norms
 
 

@@ -5,6 +5,7 @@ They need no norm, so they measure something only for an optional record.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +21,9 @@ from jaxclip._core.flat_tree import Flat, at_step
 from jaxclip._core.state import ClipState
 from jaxclip._core.types import AxisName, LimitTree, PyTree
 from jaxclip._numerics import collectives
-from jaxclip._numerics.scaled_float import apply, clipped, magnitude, narrowed
+from jaxclip._numerics.scaled_float import apply, clipped, magnitude, narrowed, unlimited
 
 NAMES = ("min_value", "max_value")
-
-_Bounds = list[tuple[jax.Array | None, jax.Array | None]]
 
 
 def clip(
@@ -135,7 +134,8 @@ def bounded(x: jax.Array, low: Any, high: Any, *, symmetric: bool, path: str) ->
                 "magnitude is clipped: complex numbers have no order"
             )
         size = magnitude(x)
-        return apply(x, clipped(size, size.number, jnp.maximum(high, 0)))
+        scale = clipped(size, size.number, jnp.maximum(high, 0))
+        return apply(x, scale.factors)
     # Selected by comparison: elements that are kept have the derivative 1, at the bounds too.
     if low is not None:
         low = narrowed(low, x.dtype)
@@ -179,48 +179,61 @@ def _rule(
     mesh = _validate.mesh_axes(axis_name)
     magnitudes = name == "clip"
 
-    def pairs(flat: Flat, count: jax.Array) -> _Bounds:
-        highs = _at_leaves(flat, high, "max_delta" if magnitudes else "max_value", count)
-        if magnitudes:
-            limits = [c if c is None else jnp.maximum(c, jnp.zeros_like(c)) for c in highs]
-            return [(None, None) if c is None else (-c, c) for c in limits]
-        return list(zip(_at_leaves(flat, low, "min_value", count), highs, strict=True))
-
     def step(flat: Flat, state: ClipState, params: PyTree) -> tuple[PyTree, ClipState]:
         del params
-        for i, x in enumerate(flat.arrays):
-            collectives.sharded_axes(x, mesh, flat.path(i))  # raises for a replicated leaf
-        bounds = pairs(flat, state.update_count)
-        arrays = [
-            bounded(x, *pair, symmetric=symmetric, path=flat.path(i))
-            for i, (x, pair) in enumerate(zip(flat.arrays, bounds, strict=True))
-        ]
-        seen = _seen(flat.arrays, bounds, arrays, mesh) if record else None
+        paths = tuple([flat.path(i) for i in range(len(flat.arrays))])
+        for x, path in zip(flat.arrays, paths, strict=True):
+            collectives.sharded_axes(x, mesh, path)  # raises for a replicated leaf
+        name = "max_delta" if magnitudes else "max_value"
+        highs = _at_leaves(flat, high, name, state.update_count)
+        lows = None if magnitudes else _at_leaves(flat, low, "min_value", state.update_count)
+        arrays, seen = _bounded(
+            flat.arrays, lows, highs, paths, symmetric, record, mesh, unlimited(jnp.float32)
+        )
         return flat.rebuild(arrays), states.following(state, seen)
 
     kind = states.named(ClipState, name)
     return states.transformation(lambda params: states.first(name, record=record), kind, step)
 
 
-def _seen(
-    before: list[jax.Array], pairs: _Bounds, after: list[jax.Array], mesh: Any
-) -> states.Record:
-    """The record, with the largest magnitude that the bounds allow as threshold."""
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6, 7), inline=True)
+def _bounded(
+    arrays: list[jax.Array],
+    lows: list[Any] | None,
+    highs: list[Any],
+    paths: tuple[str, ...],
+    symmetric: bool,
+    record: bool,
+    mesh: collectives.MeshAxes | None,
+    most: float,
+) -> tuple[list[jax.Array], states.Record | None]:
+    """The bounded leaves, and the record if it is wanted.
+
+    Without `lows` the bounds are -c and c. Programs differ in `most`, which is `unlimited`.
+    """
+    del most
+    if lows is None:
+        highs = [c if c is None else jnp.maximum(c, jnp.zeros_like(c)) for c in highs]
+        lows = [c if c is None else -c for c in highs]
+    each = zip(arrays, lows, highs, paths, strict=True)
+    found = [bounded(x, a, b, symmetric=symmetric, path=path) for x, a, b, path in each]
+    if not record:
+        return found, None
     limits = [
         jnp.maximum(*(jnp.max(jnp.abs(c), initial=0) for c in (low, high)))
-        for low, high in pairs
+        for low, high in zip(lows, highs, strict=True)
         if low is not None and high is not None
     ]
-    changed = [(x != y) & (x == x) for x, y in zip(before, after, strict=True)]  # not NaN
-    return records.of_elements(before, limits, changed, mesh)
+    changed = [(x != y) & (x == x) for x, y in zip(arrays, found, strict=True)]  # not NaN
+    return found, records.of_elements(arrays, limits, changed, mesh)
 
 
 def _at_leaves(flat: Flat, tree: LimitTree, name: str, count: jax.Array) -> list[jax.Array | None]:
     """The bound of every leaf at this step, as floats: unsigned integers have no negative."""
-    arrays = [
-        c if c is None else _validate.number(c) for c in flat.spread(at_step(tree, count), name)
-    ]
-    wide = jnp.result_type(float)
-    return [
-        c if c is None or jnp.issubdtype(c.dtype, jnp.inexact) else c.astype(wide) for c in arrays
-    ]
+    values, wide = flat.spread(at_step(tree, count), name), jnp.result_type(float)
+    made: dict[int, jax.Array | None] = {id(None): None}
+    for c in values:
+        if id(c) not in made:
+            x = _validate.number(c)
+            made[id(c)] = x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(wide)
+    return [made[id(c)] for c in values]

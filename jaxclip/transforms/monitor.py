@@ -119,10 +119,11 @@ def monitor(
                 f"{of} has other leaves than init saw: new {short(added)}, missing {short(gone)}"
             )
         state = check(state, flat.tree)
-        found = [n.number for n in rule.norms(flat)]
+        norms, table = rule.tabled(flat)
+        found = table.map(lambda norm: norm.number, norms)
         if of == "params":
             updates = _after(found, updates)
-        whole = together(found, rule.power) if found else jnp.zeros((), jnp.float32)
+        whole = together(table.vectors(found), rule.power) if found else jnp.zeros((), jnp.float32)
         return updates, state._replace(
             norm=whole.astype(jnp.float32),
             norms=states.without_leaves(_named(names, found)),

@@ -141,12 +141,13 @@ def scale_by_stable_adam(
         t = states.increased(state.update_count)
         trios = zip(flat.arrays, means, roots, strict=True)
         leaves = [adam.step(g, mean, root, t) for g, mean, root in trios]
-        norms = rule.norms(flat._replace(arrays=[leaf.ratio for leaf in leaves]))
-        numbers = [n.number for n in norms]
-        limits, _ = limit.update((), measured(rule, flat, numbers, state.update_count, params))
-        scales = [clipped(*trio) for trio in zip(norms, numbers, limits, strict=True)]
+        norms, table = rule.tabled(flat._replace(arrays=[leaf.ratio for leaf in leaves]))
+        numbers = table.map(lambda norm: norm.number, norms)
+        norm_input = measured(rule, flat, numbers, table, state.update_count, params)
+        limits, _ = limit.update((), norm_input)
+        scales = table.map(clipped, norms, numbers, limits)
         trios = zip(flat.arrays, leaves, scales, strict=True)
-        arrays = [apply(leaf.step, scale).astype(g.dtype) for g, leaf, scale in trios]
+        arrays = [apply(leaf.step, scale.factors).astype(g.dtype) for g, leaf, scale in trios]
         seen = records.of_scales(norms, limits, scales)
         memory = AdamMoments(
             form.unflatten([leaf.mean for leaf in leaves]),

@@ -62,8 +62,8 @@ CHANGES = {
     "transforms/clip_by.py": {
         "Rule.step": [
             ("the norms of groups are recorded after clipping",
-             "self.measure.names(flat), numbers, factors)",
-             "self.measure.names(flat), factors, factors)",
+             "self.measure.names(flat), numbers, scales)",
+             "self.measure.names(flat), scales, scales)",
              f"{_GROUPS}::test_record"),
         ],
     },

@@ -10,8 +10,8 @@ CHANGES = {
         ],
         "Rule.step": [
             ("schedules count from 1",
-             "measured(self.measure, flat, numbers, state.update_count, params)",
-             "measured(self.measure, flat, numbers, state.update_count + 1, params)",
+             "flat, numbers, table, state.update_count, params)",
+             "flat, numbers, table, state.update_count + 1, params)",
              "tests/thresholds/test_fixed.py::test_prefix_tree_of_everything"),
             ("the new state of a threshold is dropped",
              "states.following(state, done, memory)", "states.following(state, done, state.memory)",
@@ -38,7 +38,7 @@ CHANGES = {
         ],
         "measured.of_params": [
             ("the norms of the parameters are not multiplied by the factor",
-             "[n.times(f) for n, f in", "[n.number for n, f in",
+             "table.map(Norm.times, rule", "table.map(lambda n, f: n.number, rule",
              "tests/thresholds/test_fixed.py::test_relative_threshold_with_params_beyond_float32_max"),
         ],
         "": [
@@ -94,18 +94,16 @@ CHANGES = {
              "jnp.where(bound > 0,", "jnp.where(bound < 0,",
              "tests/contract/test_arguments.py::test_integer_clip_with_unrepresentable_bounds[True]"),
         ],
-        "_rule.pairs": [
+        "_rule.step": [
+            ("a replicated leaf may be declared sharded",
+             "collectives.sharded_axes(x, mesh, path)", "pass",
+             "tests/sharding/test_entries.py::test_replicated_leaf_declared_sharded"),
+        ],
+        "_bounded": [
             ("a traced negative max_delta crosses the bounds",
              "c if c is None else jnp.maximum(c, jnp.zeros_like(c)) for c in highs",
              "c for c in highs",
              "tests/contract/test_edges.py::test_traced_negative_threshold_counts_as_zero[clip]"),
-        ],
-        "_rule.step": [
-            ("a replicated leaf may be declared sharded",
-             "collectives.sharded_axes(x, mesh, flat.path(i))", "pass",
-             "tests/sharding/test_entries.py::test_replicated_leaf_declared_sharded"),
-        ],
-        "_seen": [
             ("NaN counts as clipped",
              "(x != y) & (x == x) for x, y in", "(x != y) for x, y in",
              "tests/contract/test_elements.py::test_nan_is_not_counted_as_clipped"),
@@ -115,7 +113,7 @@ CHANGES = {
         ],
         "_at_leaves": [
             ("unsigned bounds are negated",
-             "or jnp.issubdtype(c.dtype, jnp.inexact) else", "or True else",
+             "x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(wide)", "x",
              "tests/contract/test_arguments.py::test_clip_with_unsigned_threshold"),
         ],
     },
