@@ -1,9 +1,5 @@
-"""Times of compilation and import, memory, and numbers of collectives.
+"""Times of import, in new processes that take turns; memory; numbers of collectives."""
 
-Compilations and imports are timed in new processes, which take turns.
-"""
-
-import json
 import math
 import re
 import subprocess
@@ -22,17 +18,7 @@ import jaxclip
 from benchmarks.speed import model_shapes
 from benchmarks.speed.train_step import LIMIT, OPTIMIZERS, Bench, compared
 
-ROUNDS, IMPORTS = 2, 15
-CHAINS = {  # leaves, and a rule of each; one norm a leaf takes jaxclip long to compile
-    "one norm": (
-        1000,
-        {"Optax": optax.clip_by_global_norm, "jaxclip": jaxclip.clip_by_global_norm},
-    ),
-    "one norm a leaf": (
-        100,
-        {"Optax": optax.clip_by_block_rms, "jaxclip": jaxclip.clip_by_norm},
-    ),
-}
+IMPORTS = 15
 PEAK_STEPS = 3
 
 
@@ -42,39 +28,6 @@ def output(*arguments: str) -> str:
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
     return done.stdout
-
-
-def compiled(job: str, smoke: bool) -> dict[str, Any]:
-    """Times the tracing and compilation of a chain; the libraries take turns."""
-    trace: dict[str, list[float]] = {library: [] for library in CHAINS[job][1]}
-    whole: dict[str, list[float]] = {library: [] for library in CHAINS[job][1]}
-    leaves = 10 if smoke else CHAINS[job][0]
-    for _ in range(1 if smoke else ROUNDS):
-        for library in whole:
-            said = output("-m", "benchmarks.speed.compiled_programs", job, library, str(leaves))
-            first, both = json.loads(said.splitlines()[-1])
-            trace[library].append(first)
-            whole[library].append(both)
-    return {"times": whole, "trace": trace, "leaves": leaves}
-
-
-def compile_once(job: str, library: str, leaves: int) -> tuple[float, float]:
-    """Returns the seconds to trace a chain, and to trace and compile it."""
-    tx = optax.chain(CHAINS[job][1][library](LIMIT), OPTIMIZERS["SGD"]())
-    jax.jit(lambda x: x + 1)(1.0)  # starts the compiler
-    shapes = model_shapes.small(leaves)
-    params = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in shapes.items()}
-    state = jax.eval_shape(tx.init, params)
-
-    def step(params: Any, state: Any, grads: Any) -> Any:
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    start = time.perf_counter()
-    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params)
-    traced = time.perf_counter()
-    lowered.compile()
-    return traced - start, time.perf_counter() - start
 
 
 def imported(job: str, smoke: bool) -> dict[str, Any]:
@@ -154,7 +107,3 @@ def collectives(job: str, smoke: bool) -> dict[str, Any]:
 def _sharded(mesh: Any, *, vector: bool) -> jax.Array:
     x, spec = (jnp.ones(3), P()) if vector else (jnp.ones((8, 4)), P("data"))
     return jax.device_put(x, NamedSharding(mesh, spec))
-
-
-if __name__ == "__main__":
-    print(json.dumps(compile_once(sys.argv[1], sys.argv[2], int(sys.argv[3]))))

@@ -3,7 +3,7 @@
 A goal is a bound on several measurements; it is reached if none of them exceeds it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from benchmarks.speed import timing
@@ -91,17 +91,32 @@ def of_jobs(
 
 
 def against(
-    section: str, base: str, but: str | None = None
+    section: str, base: str, but: str | None = None, only: Collection[str] | None = None
 ) -> Callable[[Sections], dict[str, float]]:
-    """Returns time / time of a base for every other program of a section except `but`."""
+    """Returns time / time of a base for the programs of a section: `only` some, or all `but` one.
+
+    Jobs without the base are left out.
+    """
 
     def values(sections: Sections) -> dict[str, float]:
         return {
             f"{job}: {name}": timing.ratio(result["times"], name, base).value
             for job, result in sections.get(section, {}).items()
             for name in result.get("times", {})
-            if name not in (base, but)
+            if name not in (base, but) and base in result["times"]
+            if only is None or name in only
         }
+
+    return values
+
+
+def of_leaves(section: str, *leaves: int) -> Callable[[Sections], dict[str, float]]:
+    """Returns time / time of Optax's for one norm of some numbers of leaves."""
+    names = {f"one norm, {number} leaves" for number in leaves}
+
+    def values(sections: Sections) -> dict[str, float]:
+        found = against(section, "Optax")(sections)
+        return {job: value for job, value in found.items() if job.split(":")[0] in names}
 
     return values
 
@@ -140,7 +155,9 @@ BIG = [  # the steps that have goals
     for dtype in ("float32", "bfloat16")
     for optimizer in ("SGD", "AdamW")
 ]
-WHOLE = {"steps": BIG, "compile": ["one norm"], "import": ["import"]}
+WHOLE = {"steps": BIG, "import": ["import"]}
+COMPILE = "trace and compilation / Optax's"
+BLOCK_RMS = "optax.clip_by_block_rms"
 
 OPTAX = "never slower than Optax"
 GOALS = [
@@ -183,12 +200,59 @@ GOALS = [
     ),
     Goal("one collective per update", "all-reduces on 8 devices", 1, all_reduces, 3),
     Goal(
-        "compile time, 1,000 leaves",
-        "trace and compilation / Optax's",
-        1.1,
-        of_jobs("compile", to_optax),
+        "adagc",
+        "t / t of a static threshold",
+        1.04,
+        against("learned", "clip_by_global_norm", only=["adagc"]),
         1,
     ),
+    Goal(
+        "a norm for each of four groups",
+        "t / t of one norm",
+        1.02,
+        against("groups", "clip_by_global_norm"),
+        1,
+    ),
+    Goal(
+        "scale_loss",
+        "t / t without a guard",
+        1.03,
+        against("guards", "unguarded", only=["scale_loss"]),
+        1,
+    ),
+    Goal(
+        "a guard that does not look at the step",
+        "t / t without a guard",
+        1.05,
+        against("guards", "unguarded", only=["skip_nonfinite, step unchecked"]),
+        1,
+    ),
+    Goal("compile time, 100 and 300 leaves", COMPILE, 1.3, of_leaves("compile", 100, 300), 2),
+    Goal("compile time, 1,000 leaves", COMPILE, 1.1, of_leaves("compile", 1000), 1),
+    Goal(
+        "compile time, a norm a leaf, 300 leaves",
+        COMPILE,
+        2.5,
+        against("compile", BLOCK_RMS, only=["clip_by_norm", "clip_by_block_rms", "monitor"]),
+        3,
+    ),
+    Goal(
+        "compile time, a norm a unit, 300 leaves",
+        COMPILE,
+        2.5,
+        against("compile", "optax.adaptive_grad_clip"),
+        1,
+    ),
+    Goal(
+        "compile time, adagc and project_max_norm, 300 leaves",
+        "trace and compilation / those of optax.clip_by_block_rms",
+        5.0,
+        against("compile", BLOCK_RMS, only=["adagc", "project_max_norm"]),
+        2,
+    ),
+    Goal("outside of jit, one norm", "t / t of Optax's", 1.5, of_leaves("eager", 20), 1),
+    Goal("outside of jit, a norm a leaf", "t / t of Optax's", 2.0, against("eager", BLOCK_RMS), 1),
+    Goal("outside of jit, elements", "t / t of Optax's", 2.0, against("eager", "optax.clip"), 1),
     Goal("import", "import / Optax's", 1.1, of_jobs("import", import_to_optax), 1),
     Goal("training program", "an epoch of `explode`", elsewhere="see [epoch.md](epoch.md)"),
     Goal(

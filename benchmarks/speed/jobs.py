@@ -71,9 +71,21 @@ SECTIONS = {
         ["38 M, float32, SGD", "38 M, float32, AdamW"],
     ),
     "learned": Section("Learned thresholds", "step_timings.learned", ["38 M, float32, SGD"]),
+    "groups": Section("Groups", "step_timings.groups", ["38 M, float32, SGD"]),
     "guards": Section("Guards", "step_timings.guards", ["38 M, float32, AdamW"]),
     "compile": Section(
-        "Trace and compilation", "compiled_programs.compiled", ["one norm", "one norm a leaf"]
+        "Trace and compilation",
+        "compilation.compiled",
+        [
+            *(f"one norm, {leaves} leaves" for leaves in (100, 300, 1000)),
+            "a norm a leaf, 300 leaves",
+            "a norm a unit, 300 leaves",
+        ],
+    ),
+    "eager": Section(
+        "Outside of jit",
+        "compilation.eager",
+        [f"{rules}, 20 leaves" for rules in ("one norm", "a norm a leaf", "elements")],
     ),
     "import": Section("Import", "compiled_programs.imported", ["import"]),
     "memory": Section(

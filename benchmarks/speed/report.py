@@ -116,21 +116,21 @@ def _compared(name: str, jobs: Jobs) -> Table:
 
 
 def _compile(name: str, jobs: Jobs) -> Table:
-    heads = ("chain", "leaves", "Optax, s", "jaxclip, s", "jaxclip / Optax", "of it trace, s")
-
-    def cells(result: Any) -> list[str]:
-        times = result["times"]
-        medians = [f"{statistics.median(times[key]):.2f}" for key in ("Optax", "jaxclip")]
-        traced = f"{statistics.median(result['trace']['jaxclip']):.2f}"
-        against = str(timing.ratio(times, "jaxclip", "Optax"))
-        return [str(result["leaves"]), *medians, against, traced]
-
+    heads = ("leaves", "rule", "s", "of it trace, s", "times the first")
+    rows = []
+    for job, result in jobs.items():
+        times = result.get("times", {})
+        for program in times:
+            medians = [statistics.median(result[key][program]) for key in ("times", "trace")]
+            against = str(timing.ratio(times, program, next(iter(times))))
+            rows.append([job, program, *(f"{median:.2f}" for median in medians), against])
+        if "failed" in result:
+            rows.append([job, *_failed(result, len(heads))])
     note = (
-        "A rule and SGD, in fresh processes in turn, without JAX's compilation cache. *One norm*: "
-        "`clip_by_global_norm`; *one norm a leaf*: `jaxclip.clip_by_norm` against "
-        "`optax.clip_by_block_rms`."
+        "A rule and SGD, in turn, without JAX's caches. *One norm*: `clip_by_global_norm`; "
+        "*Optax*: its rule of the same name."
     )
-    return Table(SECTIONS[name].title, heads, _rows(jobs, heads, cells), note)
+    return Table(SECTIONS[name].title, heads, rows, note)
 
 
 def _import(name: str, jobs: Jobs) -> Table:
@@ -190,8 +190,10 @@ TABLES = {
     "alone": _alone,
     "telemetry": _compared,
     "learned": _compared,
+    "groups": _compared,
     "guards": _compared,
     "compile": _compile,
+    "eager": _compared,
     "import": _import,
     "memory": _memory,
     "collectives": _collectives,

@@ -142,6 +142,20 @@ def learned(job: str, smoke: bool) -> Result:
     return of(tree, dtype, variants, smoke)
 
 
+def groups(job: str, smoke: bool) -> Result:
+    """Times one norm of the tree, and a norm for each of four groups of leaves."""
+    tree, dtype, optimizer = job.split(", ")
+
+    def labels(tree: Any) -> Any:
+        return {name: f"group {i % 4}" for i, name in enumerate(tree)}
+
+    variants = {
+        "clip_by_global_norm": chained(jaxclip.clip_by_global_norm(LIMIT), optimizer),
+        "clip_by_group_norm": chained(jaxclip.clip_by_group_norm(LIMIT, labels), optimizer),
+    }
+    return of(tree, dtype, variants, smoke)
+
+
 def guards(job: str, smoke: bool) -> Result:
     """Times guards around a chain, also that of Optax, and the chain alone."""
     tree, dtype, optimizer = job.split(", ")
@@ -153,6 +167,7 @@ def guards(job: str, smoke: bool) -> Result:
             jaxclip.skip_nonfinite(alone.tx, check_step=False)
         ),
         "skip_spikes": Variant(jaxclip.skip_spikes(alone.tx)),
+        "scale_loss": Variant(jaxclip.scale_loss(alone.tx, 1.0)),
         "optax.apply_if_finite": Variant(optax.apply_if_finite(alone.tx, 3)),
     }
     return of(tree, dtype, variants, smoke)
