@@ -1,6 +1,7 @@
 """The notebooks: their first cell, their exercises, and that they teach the same without MNIST."""
 
 import importlib.util
+import json
 import re
 import subprocess
 from types import SimpleNamespace
@@ -63,6 +64,45 @@ def test_every_exercise_has_a_folded_answer():
     answers = re.findall(r"<details><summary>Answer</summary>\n\n.+?\n\n</details>", text, re.S)
     assert exercises == ["1", "2", "3", "4", "5", "6"]
     assert len(answers) == text.count("<details>") == 6
+
+
+def printed(name):
+    """The text that a notebook has printed, as it stands in the repository."""
+    notebook = json.loads((ROOT / "notebooks" / name).read_text())
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
+    return "".join("".join(output.get("text", "")) for output in outputs)
+
+
+def row(text, name):
+    """The numbers of the first line that begins with a name."""
+    (line,) = re.findall(rf"^{re.escape(name)}  +(.*)$", text, re.M)[:1]
+    return [float(number) for number in re.findall(r"[\d.e+-]+|nan", line)]
+
+
+def test_transformer_holds_the_logits_and_the_loss():
+    text = printed("transformer.ipynb")
+    _, free, grown = row(text, "without qk_clip")
+    _, held, bounded = row(text, "qk_clip")
+    assert grown > 5 * 20
+    assert bounded < 1.5 * 20
+    assert held <= 1.05 * free < 0.01
+    assert "the injected overflow, 160, is one of them" in text
+    assert "with it: no worse" in text
+
+
+def test_recurrent_needs_a_bound_at_each_step():
+    text = printed("recurrent.ipynb")
+    for name in ("no bound", "gradient"):
+        norm, first, last = row(text, name)
+        assert np.isnan([norm, last]).all()
+        assert np.isfinite(first)
+    for name in ("each time step", "both"):
+        norm, first, last = row(text, name)
+        assert np.isfinite(norm)
+        assert last < first / 5
+    ends = dict(re.findall(r"^bound (\S+): loss of the last 10 updates ([\d.]+)$", text, re.M))
+    assert min(ends, key=lambda bound: float(ends[bound])) in ("1e-04", "1e-03")
+    assert float(ends["1e-06"]) > 2 * float(ends["1e-03"]) < float(ends["1e-02"])
 
 
 @pytest.mark.slow
