@@ -250,27 +250,22 @@ def _over(norm: Norm, count: jax.Array | float) -> Norm:
 
 
 def _norms(groups: list[tuple[jax.Array, ...]], kinds: list[Kind]) -> tuple[list[Norm], Table]:
-    """The norms of groups, which may be empty, and their table; known ones are kept."""
-    found: list[Any] = [None] * len(groups)
-    missing: dict[int, tuple[tuple[jax.Array, ...], Kind]] = {}
-    for i, (arrays, kind) in enumerate(zip(groups, kinds, strict=True)):
-        missing[i] = (arrays, kind)
-        if not arrays:
-            missing.pop(i)
-            found[i] = Norm(jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32))
-        for theirs, their_kind, norm in _KNOWN.get():
-            if kind == their_kind and list(map(id, arrays)) == list(map(id, theirs)):
-                missing.pop(i, None)
-                found[i] = norm
-    if missing:
-        arrays, own = zip(*missing.values(), strict=True)
-        table = power_sums.table(arrays, own)
-        norms = table.arrays(power_sums.norms(arrays, own))
-        if len(missing) == len(groups):
-            return norms, table
-        for i, norm in zip(missing, norms, strict=True):
-            found[i] = norm
-    return found, Table([n.value for n in found])
+    """The norms of groups, and their table; norms that are known are not computed again."""
+    known = [norm for norm in map(_known, groups, kinds) if norm is not None]
+    if len(known) == len(groups):
+        return known, Table([norm.value for norm in known])
+    table = power_sums.table(groups, kinds)
+    return table.arrays(power_sums.norms(tuple(groups), tuple(kinds))), table
+
+
+def _known(arrays: tuple[jax.Array, ...], kind: Kind) -> Norm | None:
+    """The norm of nothing, or one that a wrapper shares."""
+    if not arrays:
+        return Norm(jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32))
+    for theirs, their_kind, norm in _KNOWN.get():
+        if kind == their_kind and list(map(id, arrays)) == list(map(id, theirs)):
+            return norm
+    return None
 
 
 @contextlib.contextmanager

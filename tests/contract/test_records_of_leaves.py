@@ -29,3 +29,16 @@ def test_records_of_leaves_with_thresholds_of_their_own(leaves):
         assert state.threshold == pytest.approx(min(limits.values()), rel=1e-6)
         assert state.smallest_scale == pytest.approx(factors.min(), rel=1e-6)
         assert state.fraction == pytest.approx(np.mean(factors < 1), rel=1e-6)
+
+
+def test_leaves_of_which_only_some_overflow():
+    """Squares of float16 stay in range; those of float32, in one branch for all, may not."""
+    tree = {
+        "half": jnp.full(4, 200, jnp.float16),
+        "large": jnp.full(4, 1e25, jnp.float32),
+        "small": jnp.full(4, 1e-30, jnp.float32),
+        "usual": jnp.array([3, 4], jnp.float32),
+    }
+    found = jaxclip.norms.leaf_norms(tree)
+    for name, want in (("half", 400), ("large", 2e25), ("small", 2e-30), ("usual", 5)):
+        np.testing.assert_allclose(found[name], want, rtol=1e-6)
