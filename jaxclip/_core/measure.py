@@ -251,11 +251,17 @@ def _over(norm: Norm, count: jax.Array | float) -> Norm:
 
 def _norms(groups: list[tuple[jax.Array, ...]], kinds: list[Kind]) -> tuple[list[Norm], Table]:
     """The norms of groups, and their table; norms that are known are not computed again."""
-    known = [norm for norm in map(_known, groups, kinds) if norm is not None]
-    if len(known) == len(groups):
-        return known, Table([norm.value for norm in known])
-    table = power_sums.table(groups, kinds)
-    return table.arrays(power_sums.norms(tuple(groups), tuple(kinds))), table
+    found: list[Any] = list(map(_known, groups, kinds))
+    missing = [i for i, norm in enumerate(found) if norm is None]
+    if missing:
+        own = tuple([groups[i] for i in missing]), tuple([kinds[i] for i in missing])
+        table = power_sums.table(*own)
+        norms = table.arrays(power_sums.norms(*own))
+        if len(missing) == len(groups):
+            return norms, table
+        for i, norm in zip(missing, norms, strict=True):
+            found[i] = norm
+    return found, Table([norm.value for norm in found])
 
 
 def _known(arrays: tuple[jax.Array, ...], kind: Kind) -> Norm | None:

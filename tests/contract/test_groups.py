@@ -116,7 +116,6 @@ def test_params_and_thresholds_of_groups():
     np.testing.assert_allclose(got, both / 2, rtol=1e-6)
 
 
-@pytest.mark.slow
 def test_masks_at_scope_group():
     """`norm_mask` leaves out of a norm, `scale_mask` out of the scaling."""
     u = {"a": jnp.array([3.0]), "b": jnp.array([4.0]), "c": jnp.array([6.0])}
