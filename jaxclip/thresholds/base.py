@@ -140,7 +140,8 @@ def learned(
 def _is_like(memory: Any, norm: jax.Array) -> bool:
     """Whether a memory has numbers of the dtype of its norm, one for each."""
     return all(
-        x.shape == norm.shape and (x.dtype == norm.dtype or not jnp.issubdtype(x.dtype, float))
+        x.shape == norm.shape
+        and (x.dtype == norm.dtype or not jnp.issubdtype(x.dtype, jnp.floating))
         for x in jax.tree.leaves(memory)
     )
 

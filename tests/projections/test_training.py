@@ -114,13 +114,13 @@ def trained(request):
 
 
 def test_weights_are_in_their_sets_after_every_step(trained):
-    """To 1e-5, in bfloat16 too; in float32 to two epsilons, of singular values to 32.
+    """To 1e-5, in bfloat16 too; in float32 to three epsilons, of singular values to 32.
 
     Norms of 1 are rounded to the nearest bfloat16.
     """
     dtype, after, _, _ = trained
     for name, (_, _, bounds) in LAYERS.items():
-        slack = (32 if name == "spectral" else 2) * registry.eps("float32")
+        slack = (32 if name == "spectral" else 3) * registry.eps("float32")
         if dtype == "bfloat16":
             slack = registry.eps(dtype) / 2 if name == "unit" else 1e-5
         for step, w in enumerate(after[name]["kernel"]):
