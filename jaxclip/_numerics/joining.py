@@ -75,7 +75,8 @@ class Table:
         self._groups, self._number = list(groups.values()), len(like)
         self._shapes = [tuple([tuple(like[i].shape) for i in own]) for own in self._groups]
         self._dtypes = [dtype for dtype, _ in groups]
-        self._made: dict[int, tuple[Any, Any]] = {}  # by an array's identity: it, its vector
+        # By an array's identity: the array, which stays alive, its vector, and its place there.
+        self._made: dict[int, tuple[Any, Any, int]] = {}
 
     def map(self, function: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
         """The results of a function that works element by element, for each leaf.
@@ -111,8 +112,10 @@ class Table:
                 found[group[0]] = tree
                 continue
             leaves, kind = jax.tree.flatten(tree)
-            for i, arrays in zip(group, _apart(leaves, shapes), strict=True):
-                self._made |= {id(x): (x, v) for x, v in zip(arrays, leaves, strict=True)}
+            columns = enumerate(zip(group, _apart(leaves, shapes), strict=True))
+            for place, (i, arrays) in columns:
+                for x, vector in zip(arrays, leaves, strict=True):
+                    self._made[id(x)] = x, vector, place
                 found[i] = jax.tree.unflatten(kind, arrays)
         return found
 
@@ -122,8 +125,9 @@ class Table:
             return one
         if known and not any(self._shapes[k]):
             return jnp.asarray(np.asarray(column, self._dtypes[k]))
-        _, vector = self._made.get(id(one), (None, None))
-        if vector is not None and all(self._made.get(id(x), (0, 0))[1] is vector for x in column):
+        made = [self._made.get(id(x), (x, None, 0))[1:] for x in column]
+        vector = made[0][0]
+        if vector is not None and all(v is vector and p == i for i, (v, p) in enumerate(made)):
             return vector
         return _together(tuple(column), self._shapes[k], self._dtypes[k])
 
@@ -143,7 +147,7 @@ def _together(column: tuple[Any, ...], shapes: _Shapes, dtype: Any) -> jax.Array
 
 @functools.partial(jax.jit, static_argnums=1, inline=True)
 def _apart(vectors: list[jax.Array], shapes: _Shapes) -> list[list[jax.Array]]:
-    """For each shape its part of each vector.
+    """For each shape its part of each vector, which may be a number.
 
     XLA compiles equal kernels once. So the place of a part is an operand of the kernel that reads
     it, an array of two numbers, which XLA does not read when it compiles.
@@ -156,7 +160,8 @@ def _apart(vectors: list[jax.Array], shapes: _Shapes) -> list[list[jax.Array]]:
         groups.setdefault(vector.dtype, []).append(k)
     found: list[list[Any]] = [[None] * len(vectors) for _ in shapes]
     for own in groups.values():
-        rows = jax.lax.optimization_barrier(jnp.stack([vectors[k] for k in own]))
+        rows = jnp.stack([jnp.broadcast_to(vectors[k], (sum(sizes),)) for k in own])
+        rows = jax.lax.optimization_barrier(rows)
         for parts, place, size, shape in zip(found, places, sizes, shapes, strict=True):
             at = jax.lax.reshape(jax.lax.slice(place, (0,), (1,)), ())
             part = jax.lax.dynamic_slice(rows, (jnp.uint32(0), at), (len(own), size))

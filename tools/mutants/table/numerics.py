@@ -17,11 +17,14 @@ CHANGES = {
              "tests/contract/test_edges.py::test_norm_of_600_bfloat16_leaves"),
         ],
         "Table.__init__": [
-            ("numbers of large leaves are joined on every mesh",
+            ("units on an Explicit mesh are joined, whatever their sharding",
              "alone = not jax.sharding.get_abstract_mesh().empty", "alone = False",
-             "tests/sharding/test_records.py"),
+             "tests/sharding/test_rules.py::test_jit[AxisType.Explicit-clip_by_norm_axis]"),
         ],
         "Table._vector": [
+            ("limits that a threshold gives to other leaves return to their own",
+             "v is vector and p == i for", "v is vector for",
+             "tests/thresholds/test_of_others.py"),
             ("thresholds of leaves count as one",
              "all(x is one or (known and x == one) for x in column)", "True",
              "tests/contract/test_records_of_leaves.py::test_records_of_leaves_with_thresholds_of_their_own"),
