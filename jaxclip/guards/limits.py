@@ -25,10 +25,17 @@ class Observed(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """The largest norm and the largest loss. Made by `limits`, which validates."""
+    """The largest norm and the largest loss. Made by `limits`, which validates.
+
+    Attributes:
+        norm: the limit of the norm.
+        loss: the limit of the loss, if there is one.
+        needs_loss: whether an update without a loss is an error.
+    """
 
     norm: Threshold
     loss: Threshold | None
+    needs_loss: bool
 
     @property
     def limited(self) -> tuple[bool, bool]:
@@ -45,6 +52,8 @@ class Limits(NamedTuple):
         """Whether the norm or the loss exceeds its limit, the limits, and the next memories."""
         limit, norms = _one(self.norm, memory.norms, seen.measured)
         exceeds = seen.norm > narrowed(limit, seen.norm.dtype)
+        if seen.loss is None and self.needs_loss:
+            raise ValueError("value=None: loss_threshold needs update(..., value=loss)")
         if self.loss is None or seen.loss is None:
             return exceeds, (limit, None), Observed(norms, memory.losses)
         loss = seen.loss
@@ -57,9 +66,10 @@ class Limits(NamedTuple):
 def limits(threshold: Limit | Threshold, loss_threshold: Limit | Threshold) -> Limits:
     """Validates the limits of a guard."""
     norm = threshold if isinstance(threshold, Threshold) else given(threshold, scope="global")
-    if loss_threshold is None or isinstance(loss_threshold, Threshold):
-        return Limits(norm, loss_threshold)
-    return Limits(norm, _given_loss(loss_threshold))
+    loss = loss_threshold
+    if not (loss is None or isinstance(loss, Threshold)):
+        loss = _given_loss(loss)
+    return Limits(norm, loss, loss is not None)
 
 
 def _one(threshold: Threshold, memory: Any, measured: Measured) -> tuple[jax.Array, Any]:

@@ -10,7 +10,7 @@ import optax
 from jax.typing import ArrayLike
 
 from jaxclip._core.types import AxisName, Limit, PyTree
-from jaxclip.guards.limits import limits
+from jaxclip.guards.limits import Limits, limits
 from jaxclip.thresholds.base import Measured, Threshold
 from jaxclip.thresholds.window import Ring, spread
 from jaxclip.transforms.guard import GuardState, Judge, Seen, Verdict, guard, transformation
@@ -113,8 +113,8 @@ def skip_above(
         threshold: c, for the global norm of the gradient: a number >= 0, a schedule
             `count -> value` counted from 0, or an object of `jaxclip.thresholds`; `None` for no
             limit.
-        loss_threshold: d, for the loss given as `value=`, in the same form, but a number or a
-            schedule may be negative; `None` for no limit.
+        loss_threshold: d, for the loss, which `update` then needs as `value=`, in the same form,
+            but a number or a schedule may be negative; `None` for no limit.
         max_consecutive: after this many consecutive skipped updates, bad updates are applied, so a
             diverged run fails visibly; `None` for no limit.
         check_step: whether to look at the step of `inner` too. Under `jit` it is then computed
@@ -130,7 +130,9 @@ def skip_above(
         inside that needs the same norm does not measure it again.
 
     Raises:
-        TypeError, ValueError: if an argument has a wrong type or value.
+        TypeError: if an argument has a wrong type.
+        ValueError: if an argument has a wrong value; in `update`, if `loss_threshold` is given and
+            no loss.
 
     Examples:
         Norms above ten times the median of the last 100 are skipped:
@@ -152,19 +154,11 @@ def skip_above(
         The `skip_and_clip_by_global_norm` of axlearn, whose learned threshold does not observe the
         norms that it skips, so that it never accepts a new level.
     """
-    limit = limits(threshold, loss_threshold)
-
-    def first(params: PyTree, zero: jax.Array) -> Any:
-        return limit.first(zero)
-
-    def judged(state: GuardState, seen: Seen, params: PyTree) -> Verdict:
-        exceeds, found, memory = limit.compared(state.memory, seen)
-        return Verdict(exceeds, exceeds, found, memory, state.guarded_state)
-
+    judge = _judge(limits(threshold, loss_threshold))
     return guard(
         name,
         transformation(inner),
-        Judge(judged, first, limit.limited),
+        judge,
         axis_name,
         max_consecutive=max_consecutive,
         check_step=check_step,
@@ -187,9 +181,9 @@ def skip_spikes(
     $$n > \mu + \max(k \sigma, s |\mu|)$$
 
     It is `skip_above` with the mean and the unbiased standard deviation of the last `window` norms,
-    the current one excluded, and the same for the loss, if it is passed as `value=`. A skipped norm
-    is still remembered, so a level that really changed is accepted after a while; the price is that
-    a spike raises the limit until it has left the window. A non-finite norm or loss is always
+    the current one excluded, and the same for the loss, which may be passed as `value=`. A skipped
+    norm is still remembered, so a level that really changed is accepted after a while; the price is
+    that a spike raises the limit until it has left the window. A non-finite norm or loss is always
     skipped and never remembered. A step of `inner` that is not finite is skipped as by
     `skip_nonfinite`.
 
@@ -241,12 +235,24 @@ def skip_spikes(
         return [history.limit(ring, 1)], ring.pushed(x, jnp.isfinite(x))
 
     level = Threshold(first, following)  # of all finite numbers: a loss may be 0 or negative
-    return skip_above(
-        inner,
-        level,
-        loss_threshold=level,
+    return guard(
+        "skip_spikes",
+        transformation(inner),
+        _judge(Limits(level, level, needs_loss=False)),
+        axis_name,
         max_consecutive=max_consecutive,
         check_step=check_step,
-        axis_name=axis_name,
-        name="skip_spikes",
     )
+
+
+def _judge(limit: Limits) -> Judge:
+    """Skips what exceeds a limit."""
+
+    def first(params: PyTree, zero: jax.Array) -> Any:
+        return limit.first(zero)
+
+    def judged(state: GuardState, seen: Seen, params: PyTree) -> Verdict:
+        exceeds, found, memory = limit.compared(state.memory, seen)
+        return Verdict(exceeds, exceeds, found, memory, state.guarded_state)
+
+    return Judge(judged, first, limit.limited)

@@ -100,8 +100,8 @@ def rollback(
         keep: the number of snapshots.
         threshold: for the global norm of the gradient: a number >= 0, a schedule `count -> value`
             counted from 0, or an object of `jaxclip.thresholds`; `None` for no limit.
-        loss_threshold: for the loss given as `value=`, in the same form, but a number or a schedule
-            may be negative; `None` for no limit.
+        loss_threshold: for the loss, which `update` then needs as `value=`, in the same form, but a
+            number or a schedule may be negative; `None` for no limit.
         patience: the number of bad updates in a row after which to return.
         max_rollbacks: the number of returns in a run; `None` for any.
         check_step: whether to look at the step of `inner` too. Under `jit` it is then computed
@@ -117,8 +117,8 @@ def rollback(
 
     Raises:
         TypeError: if an argument has a wrong type.
-        ValueError: if an argument has a wrong value; when an update is traced, if there are no
-            `params`.
+        ValueError: if an argument has a wrong value; in `update`, if there are no `params`, or if
+            `loss_threshold` is given and no loss.
 
     Examples:
         >>> import jax.numpy as jnp, jaxclip, optax

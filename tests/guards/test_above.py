@@ -146,8 +146,6 @@ def test_limits_of_the_loss():
         out, state = update(U, state, U, value=jnp.float32(loss))
         assert (bool(state.skipped), float(state.value_threshold)) == (skipped, limit)
         assert guards.is_zero(out) == skipped
-    _, state = update(U, state, U)  # without a loss
-    assert (bool(state.skipped), float(state.value_threshold)) == (False, 0.0)
     assert float(state.norm_threshold) == INF
     only = jaxclip.skip_above(optax.identity(), 13.0)
     _, state = jax.jit(only.update)(U, only.init(U), U, value=1e9)
@@ -195,6 +193,24 @@ def test_two_guards_have_names():
 def test_bad_values(keywords, error, message):
     with pytest.raises(error, match=message):
         jaxclip.skip_above(optax.identity(), **{"threshold": 1.0} | keywords)
+
+
+@pytest.mark.parametrize("guard", [jaxclip.skip_above, jaxclip.rollback])
+def test_a_limit_of_the_loss_needs_the_loss(guard):
+    """`skip_spikes` takes the loss if there is one."""
+    for level in (9.0, thresholds.quantile(0.5)):
+        tx = guard(optax.identity(), threshold=None, loss_threshold=level)
+        for loss in ({}, {"value": None}):
+            with pytest.raises(ValueError, match=r"value=None: loss_threshold needs update\("):
+                tx.update(U, tx.init(U), U, **loss)
+        tx.update(U, tx.init(U), U, value=1.0)
+    tx = jaxclip.skip_spikes(optax.identity(), window=4, min_history=2)
+    states = [tx.init(U)]
+    for loss in ({"value": 1.0}, {"value": 2.0}, {"value": 1.5}, {}):
+        states.append(tx.update(U, states[-1], U, **loss)[1])
+    last, without = states[-2:]
+    assert not bool(without.skipped)
+    assert float(without.value_threshold) == float(last.value_threshold) < INF  # of the last loss
 
 
 def test_schedule_of_another_shape():

@@ -43,7 +43,7 @@ def test_scan_abstract_init_and_pickle(guard):
 @by_guard
 def test_empty_tree(guard):
     tx = EVERY[guard](optax.identity())
-    out, state = jax.jit(lambda: tx.update({}, tx.init({}), {}))()
+    out, state = jax.jit(lambda: tx.update({}, tx.init({}), {}, value=1.0))()
     assert out == {}
     assert guards.types(state) == guards.types(tx.init({}))
 
@@ -74,7 +74,7 @@ def test_adopted(guard):
     guarded = EVERY[guard](chain)
     inside = jaxclip.adopt(guarded, moves.PARAMS, state)
     registry.assert_same_bits(inside.guarded_state, state)
-    later = moves.run(guarded, state=inside)
+    later = moves.run(guarded, state=inside, value=1.0)
     registry.assert_same_bits(jaxclip.adopt(guarded, moves.PARAMS, later), later)
     back = jaxclip.adopt(chain, moves.PARAMS, later)
     registry.assert_same_bits(back, later.guarded_state)
@@ -90,7 +90,7 @@ def test_debug_flags(guard):
         state, update = jax.jit(tx.init)(U), jax.jit(tx.update)
         for factor in (1.0, 0.0, 100.0, 100.0, 1.0):
             _, state = update(guards.scaled(factor), state, U, value=jnp.float32(factor))
-        tx.update(U, state, U)
+        tx.update(U, state, U, value=1.0)
         assert all(np.isfinite(float(x)) for x in jaxclip.metrics(state).values())
 
 

@@ -31,10 +31,11 @@ def labels(first, second):
     return optax.partition(chains, jax.tree.map(lambda k: "k" if k else "b", KERNELS))
 
 
-def run(tx, steps=4, state=None):
+def run(tx, steps=4, state=None, **extra):
     state = tx.init(PARAMS) if state is None else state
     for step in range(steps):
-        _, state = tx.update(jax.tree.map(lambda x, k=step: x * k - 0.5, PARAMS), state, PARAMS)
+        updates = jax.tree.map(lambda x, k=step: x * k - 0.5, PARAMS)
+        _, state = tx.update(updates, state, PARAMS, **extra)
     return state
 
 

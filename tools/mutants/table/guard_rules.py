@@ -42,7 +42,7 @@ CHANGES = {
              "max_consecutive=max_consecutive", "max_consecutive=None",
              "tests/guards/test_skipping.py::test_counts_and_max_consecutive[skip_spikes]"),
         ],
-        "skip_above.judged": [
+        "_judge.judged": [
             ("a step above a threshold is counted and not skipped",
              "Verdict(exceeds, exceeds,", "Verdict(exceeds, ~exceeds & exceeds,",
              f"{_ABOVE}::test_limits_of_the_loss"),
@@ -56,7 +56,7 @@ CHANGES = {
              "tests/thresholds/test_constant_gradients.py::test_skip_spikes_skips_nothing -k "
              "'alone and float32'"),
             ("skip_spikes does not look at the loss",
-             "loss_threshold=level", "loss_threshold=None",
+             "Limits(level, level,", "Limits(level, None,",
              _REFERENCE),
         ],
         "skip_spikes.following": [
