@@ -3,6 +3,8 @@
 _ABOVE = "tests/guards/test_above.py"
 _SCALE = "tests/guards/test_loss_scaling.py"
 _BACK = "tests/guards/test_rollback.py"
+_DTYPES = "tests/guards/test_loss_scaling_dtypes.py"
+_SNAPSHOTS = "tests/guards/test_snapshots.py"
 _SHORT_SCALE = f"'{_SCALE}::test_against_its_reference[40-setting0]'"
 _SHORT_BACK = f"'{_BACK}::test_against_its_reference[80-setting0]'"
 _REFERENCE = "tests/guards/test_skipping.py::test_skip_spikes_against_its_reference"
@@ -96,7 +98,7 @@ CHANGES = {
              f"{_SCALE}::test_bad_gradients_and_losses"),
             ("a gradient of 16 bits is divided in its dtype",
              "widened(x, wide), inverse.astype(wide)", "x, inverse.astype(x.real.dtype)",
-             f"{_SCALE}::test_dtypes_inside"),
+             f"{_DTYPES}::test_dtypes_inside"),
             ("a division that overflows is not seen",
              "jnp.where(overflows, 2, 1)", "1",
              f"{_SCALE}::test_division_that_overflows"),
@@ -107,7 +109,7 @@ CHANGES = {
         "_in_float32": [
             ("the moments of parameters in float16 are in float16",
              "inner.init(_wide(params))", "inner.init(params)",
-             f"{_SCALE}::test_moments_of_parameters_in_float16"),
+             f"{_DTYPES}::test_moments_of_parameters_in_float16"),
         ],
         "_power_of_two": [
             ("a scale that is no power of two is accepted",
@@ -181,18 +183,18 @@ CHANGES = {
         "_difference": [
             ("a leaf that is not floating returns",
              "if not flatten(u).arrays:", "if False:",
-             f"{_BACK}::test_every_kind_of_leaf_returns"),
+             f"{_SNAPSHOTS}::test_every_kind_of_leaf_returns"),
         ],
         "_unnamed": [
             ("tools of Optax see the snapshots",
              "return tuple(map(without, node, getattr(node, \"_fields\", [\"\"] * len(node))))",
              "return node",
-             f"{_BACK}::test_tools_of_optax_see_one_state"),
+             f"{_SNAPSHOTS}::test_tools_of_optax_see_one_state"),
         ],
         "_without_snapshots": [
             ("another number of snapshots is accepted",
              "(0,) * len(memory.saved)", "()",
-             f"{_BACK}::test_state_with_other_snapshots_is_refused"),
+             f"{_SNAPSHOTS}::test_state_with_other_snapshots_is_refused"),
         ],
     },
 }  # fmt: skip

@@ -83,7 +83,7 @@ CHANGES = {
             ("weights at their limit are scaled in every step",
              "(n * (1 - rounding) <= high) & (n >= low * (1 - rounding))",
              "(n <= high) & (n >= low)",
-             "tests/contract/test_functional.py::test_max_norm[0]"),
+             "tests/projections/test_functions.py::test_max_norm[0]"),
             ("16-bit norms of 1 are scaled in every step",
              "zero + (rounding + stored / 2), zero + rounding", "zero + rounding, zero + rounding",
              "tests/projections/test_narrow.py::test_norms_of_one_are_right_to_a_rounding[bfloat16]"),

@@ -109,12 +109,12 @@ CHANGES = {
         "project_max_norm": [
             ("project_max_norm enlarges small units",
              "norms_between(None, max_norm, (", "norms_between(max_norm, max_norm, (",
-             "tests/contract/test_functional.py::test_max_norm"),
+             "tests/projections/test_functions.py::test_max_norm"),
         ],
         "project_unit_norm": [
             ("project_unit_norm leaves small units",
              "norms_between(1.0, 1.0,", "norms_between(0.0, 1.0,",
-             "tests/contract/test_functional.py::test_unit_norm"),
+             "tests/projections/test_functions.py::test_unit_norm"),
         ],
         "project_min_max_norm": [
             ("project_min_max_norm ignores rate",
