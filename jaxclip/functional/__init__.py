@@ -11,15 +11,15 @@ from jaxclip.functional.clipping import clip_by_block_rms as clip_by_block_rms
 from jaxclip.functional.clipping import clip_by_global_norm as clip_by_global_norm
 from jaxclip.functional.clipping import clip_by_norm as clip_by_norm
 from jaxclip.functional.clipping import clip_by_value as clip_by_value
-from jaxclip.functional.more import clip_by_group_norm as clip_by_group_norm
-from jaxclip.functional.more import clippy as clippy
-from jaxclip.functional.more import normalize_by_norm as normalize_by_norm
 from jaxclip.functional.projecting import project_box as project_box
 from jaxclip.functional.projecting import project_max_norm as project_max_norm
 from jaxclip.functional.projecting import project_min_max_norm as project_min_max_norm
 from jaxclip.functional.projecting import project_non_negative as project_non_negative
 from jaxclip.functional.projecting import project_spectral_norm as project_spectral_norm
 from jaxclip.functional.projecting import project_unit_norm as project_unit_norm
+from jaxclip.functional.scaling import clip_by_group_norm as clip_by_group_norm
+from jaxclip.functional.scaling import clippy as clippy
+from jaxclip.functional.scaling import normalize_by_norm as normalize_by_norm
 
 __all__ = [
     "adaptive_grad_clip",

@@ -1,4 +1,4 @@
-"""`clippy`: the edges of weights and steps; `test_more_rules` has trees, dtypes and contexts."""
+"""`clippy`: the edges of weights and steps; `test_scaling_rules` has trees, dtypes and contexts."""
 
 import jax
 import jax.numpy as jnp

@@ -102,7 +102,7 @@ RULES = [
     Rule("element", _by("element"), "element", o.by_element, **_ENGINE),
 ]  # fmt: skip
 
-# Rules that do more than bound a norm from above: `contract/test_more_rules.py` has their edges.
+# Rules that do more than bound a norm from above: `contract/test_scaling_rules.py` has their edges.
 MORE = [
     Rule("normalize_by_norm", _fixed("normalize_by_norm"), "global", o.by_tree(),
          argument="target_norm", oracle=o.set_to(o.by_tree())),

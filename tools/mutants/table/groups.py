@@ -4,7 +4,7 @@ _GROUPS = "tests/contract/test_groups.py"
 _CARRY, _RESET = "tests/contract/test_carry.py", "tests/contract/test_resetting.py"
 _STABLE = "tests/thresholds/test_stabilizing.py"
 _RELATIVE = "tests/contract/test_clippy.py"
-_MORE = "tests/contract/test_more_rules.py"
+_MORE = "tests/contract/test_scaling_rules.py"
 
 CHANGES = {
     "_core/units.py": {
@@ -118,24 +118,24 @@ CHANGES = {
              f"{_GROUPS}::test_masks_at_scope_group"),
         ],
     },
-    "functional/more.py": {
+    "functional/scaling.py": {
         "clip_by_group_norm": [
             ("known norms are measured again",
              "found = found or rule.norms(flat)", "found = rule.norms(flat)",
-             "tests/contract/test_more_functions.py::test_known_norms_of_groups"),
+             "tests/contract/test_scaling_functions.py::test_known_norms_of_groups"),
             ("a label without a limit is clipped to 0",
              "jnp.inf if limit is None else limit", "0 if limit is None else limit",
-             "tests/contract/test_more_functions.py::test_results_of_their_rules"),
+             "tests/contract/test_scaling_functions.py::test_results_of_their_rules"),
         ],
     },
     "transforms/state_parts.py": {
         "": [
             ("adopt: what is carried is a part of the optimizer",
              'CarryState: ({"rule_state", "carried"}, {}),', "",
-             "tests/interop/test_more_states.py::test_adopt"),
+             "tests/interop/test_states_of_wrappers.py::test_adopt"),
             ("adopt: an optimizer that starts anew is a record",
              'ResetState: "restarted_state",', "",
-             "tests/interop/test_more_states.py::test_adopt"),
+             "tests/interop/test_states_of_wrappers.py::test_adopt"),
         ],
     },
     "transforms/carry.py": {
