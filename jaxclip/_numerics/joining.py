@@ -94,6 +94,8 @@ class Table:
         Args:
             column: for each leaf a tree of arrays of its shape, or of numbers.
         """
+        if len(column) != self._number:
+            raise ValueError(f"{len(column)} values for {self._number} norms: each needs one")
         found: list[Any] = []
         for k, group in enumerate(self._groups):
             own = [column[i] for i in group]

@@ -44,7 +44,7 @@ class Norm(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """What arrays are multiplied by, as two numbers of which none underflows.
+    """The factor of arrays, as two numbers of which none underflows.
 
     Attributes:
         first: 1, or a power of two where the factor underflows; 0 where nothing is scaled.

@@ -11,7 +11,7 @@ They have a vector-Jacobian product (`jax.custom_vjp`) and no other derivative: 
 derivative is 0.
 
 Of two calls, the outer one sees the cotangent first: `zero_nonfinite(clip(x, 1.0))` first zeroes
-what is not finite, then clips.
+NaN and inf, then clips.
 """
 
 from __future__ import annotations

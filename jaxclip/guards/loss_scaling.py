@@ -181,7 +181,7 @@ def loss_scale(opt_state: PyTree) -> jax.Array:
     if len(found) != 1:
         raise ValueError(
             f"opt_state of type {type(opt_state).__name__} has {len(found)} states of scale_loss, "
-            "not one: pass what tx.init or tx.update returned. metrics(opt_state) has all scales"
+            "not one: pass the state of tx.init or tx.update. metrics(opt_state) has all scales"
         )
     (scale,) = jax.tree.leaves(found[0].loss_scale)
     return scale

@@ -246,7 +246,7 @@ def skip_spikes(
 
 
 def _judge(limit: Limits) -> Judge:
-    """Skips what exceeds a limit."""
+    """Skips steps whose norm or loss exceeds its limit."""
 
     def first(params: PyTree, zero: jax.Array) -> Any:
         return limit.first(zero)

@@ -32,7 +32,7 @@ _RECORDS = ("norm", "clipped", "ignored")
 class QKClipState(ClipState):
     """The state of `qk_clip`: norms are largest logits of heads.
 
-    Its memory is what the last update recorded of each layer, by name: `norm`, the largest logit,
+    Its memory is the last record of each layer, by name: `norm`, the largest logit,
     and the numbers of heads that were `clipped` and `ignored`.
     """
 

@@ -1,4 +1,4 @@
-r"""Carries over what a rule clips away, and adds it to the next update."""
+r"""Adds the part that a rule clips away to the next update."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _parts(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _rest(total: jax.Array, left: jax.Array, before: jax.Array) -> jax.Array:
-    """What the rule clipped away; the part before where that is not finite."""
+    """The part that the rule clipped away; the part before where that is not finite."""
     dtype = jnp.finfo(before.dtype).dtype
     rest = widened(total - widened(left, jnp.finfo(total.dtype).dtype), dtype)
     return jnp.where(jnp.isfinite(rest), rest, before)

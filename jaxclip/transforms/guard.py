@@ -68,7 +68,7 @@ class GuardState(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a judge knows of a step.
+    """The knowledge of a judge about a step.
 
     Attributes:
         norm: the norm of the update.
@@ -84,7 +84,7 @@ class Seen(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a judge decides.
+    """The decision of a judge.
 
     Attributes:
         bad: whether the step counts as a bad one, though it may be finite.
@@ -114,7 +114,7 @@ class Judge(NamedTuple):
         judged: `judged(state, seen, params) -> Verdict`.
         first: `first(params, zero) -> memory`, given a zero of the norm's dtype.
         limited: whether there is a limit of the norm, and of the loss.
-        known: `known(memory)` is the part of it whose shapes do not depend on what is guarded.
+        known: `known(memory)` is the part of it whose shapes do not depend on the guarded state.
         prepared: `prepared(measure, memory, updates) -> (updates, norm)`: the updates that the
             guarded transformation receives, and their norm, or `None` to measure it.
     """

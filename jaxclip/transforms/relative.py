@@ -82,7 +82,7 @@ def clippy(
 
 
 def _share(u: jax.Array, w: jax.Array, rel: ArrayLike, abs: ArrayLike) -> tuple[jax.Array, float]:
-    """The parts of what each element may change by, divided by a power of two, which is next.
+    """Each element as a part of its allowed change, divided by a power of two, which is next.
 
     A part may exceed the largest float where an element is large and its weight small. Parts that
     underflow in this unit are far below 1.

@@ -61,7 +61,7 @@ RULES = {
 
 @jax.jit
 def pulled(x, cotangent):
-    """Every rule: the value and the cotangent of `x`, and what the probe returns."""
+    """Every rule: the value and the cotangent of `x`, and the result of the probe."""
     found = {}
     for name, (rule, _) in RULES.items():
         value, pull = jax.vjp(lambda x, p, rule=rule: rule(x, probe=p), x, jnp.zeros(2))

@@ -106,7 +106,7 @@ def test_policies(rule):
 
 
 def test_normalize_by_norm():
-    """No change without a limit, zeros for 0, up and down; what changed is counted."""
+    """No change without a limit, zeros for 0, up and down; changes are counted."""
     u, zero = jnp.array([3.0, 4.0]), jnp.zeros(2)
     wanted = {None: 1.0, INF: 1.0, 0.0: 0.0, 10.0: 2.0, 0.5: 0.1}
 

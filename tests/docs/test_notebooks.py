@@ -18,7 +18,7 @@ WHEEL = "jaxclip-9.9-py3-none-any.whl"
 
 
 def installed(monkeypatch, folder, *, source="jaxclip", missing=("jaxclip",), code=0):
-    """What the first cell asks pip for, in a folder where modules are missing."""
+    """The packages that the first cell asks pip for, in a folder where modules are missing."""
     asked = []
 
     def run(command):

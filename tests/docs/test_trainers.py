@@ -103,7 +103,7 @@ def test_scaler():
 
 
 def test_every_call_is_accepted():
-    """The other rows have tests beside what they name; here they are only called."""
+    """The other rows have tests beside their rules; here they are only called."""
     names = {"tx": SGD, "inner": SGD, "h": jnp.ones(3), "roles": jaxclip.projections.nnx_roles}
     names |= {
         "rule": jaxclip.clip(1.0),

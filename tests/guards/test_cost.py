@@ -63,7 +63,7 @@ def test_a_guard_costs_nothing(name, guard):
 @pytest.mark.slow
 @pytest.mark.relaxed
 def test_a_loss_scale_costs_nothing_and_snapshots_no_copy():
-    """Gradients are divided where they are read; what a step without a snapshot runs has no copy.
+    """Gradients are divided where they are read; a step without a snapshot copies nothing.
 
     The bytes of snapshots are not compared: they are counted for steps that take one.
     """

@@ -1,4 +1,4 @@
-"""States of groups, of what is carried and of resets: in a scan, as bytes, and on disk."""
+"""States of groups, of carried parts and of resets: in a scan, as bytes, and on disk."""
 
 import pickle
 

@@ -92,7 +92,7 @@ def test_logits_stay_at_tau():
     clip = jaxclip.qk_clip(TAU, roles=jaxclip.projections.linen_roles)
     loss, logits = jax.device_get(_train((clip,)))
     assert grown[-1].max() > 5 * TAU
-    assert logits.max() < 1.4 * TAU  # what one update adds to tau
+    assert logits.max() < 1.4 * TAU  # one update adds to tau
     assert np.median(logits[30:].max(1)) < 1.1 * TAU
     assert loss[-20:].mean() <= 1.05 * free[-20:].mean()
     assert loss[-1] < 0.01

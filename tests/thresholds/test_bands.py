@@ -1,4 +1,4 @@
-"""`thresholds.aggc` and `clip_by_growth`: multiples of what was left before."""
+"""`thresholds.aggc` and `clip_by_growth`: multiples of the norms left before."""
 
 import re
 

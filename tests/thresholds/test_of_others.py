@@ -33,3 +33,13 @@ def test_each_leaf_has_the_limit_that_it_was_given(limits, scope, jit):
     for (key, g), norm, limit in zip(GRADS.items(), NORMS, want, strict=True):
         np.testing.assert_allclose(out[key], g * min(1, limit / norm), rtol=1e-6, err_msg=key)
     assert float(state.threshold) == min(want)
+
+
+@pytest.mark.parametrize("number", [0, 2, 4])
+@pytest.mark.parametrize("scope", ["leaf", "global"])
+def test_too_few_and_too_many_limits(scope, number):
+    threshold = Threshold(lambda norms: (), lambda memory, measured: ([1.0] * number, memory))
+    rule = jaxclip.clip_by(threshold, scope=scope)
+    norms = 1 if scope == "global" else 3
+    with pytest.raises(ValueError, match=f"{number} values for {norms} norms"):
+        rule.update(GRADS, rule.init(GRADS))

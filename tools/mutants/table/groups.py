@@ -130,7 +130,7 @@ CHANGES = {
     },
     "transforms/state_parts.py": {
         "": [
-            ("adopt: what is carried is a part of the optimizer",
+            ("adopt: the carried part counts as the optimizer's",
              'CarryState: ({"rule_state", "carried"}, {}),', "",
              "tests/interop/test_states_of_wrappers.py::test_adopt"),
             ("adopt: an optimizer that starts anew is a record",
