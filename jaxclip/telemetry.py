@@ -18,6 +18,7 @@ from jaxclip import _validate
 from jaxclip._core.state import ClipState
 from jaxclip._core.types import PyTree
 from jaxclip.transforms.guard import GuardState
+from jaxclip.transforms.hyperball import HyperballState
 from jaxclip.transforms.monitor import MonitorState as MonitorState
 from jaxclip.transforms.monitor import monitor as monitor
 
@@ -153,7 +154,11 @@ def _recorded(tree: PyTree, labels: str = "") -> Iterator[tuple[str, Any]]:
             yield labels + state.rule, state
             if isinstance(state, GuardState):
                 yield from _recorded(state.guarded_state, labels)
+            if isinstance(state, HyperballState):
+                yield from _recorded(state.directed_state, labels)
 
 
 def _is_known(x: Any) -> bool:
-    return isinstance(x, (ClipState, GuardState, MonitorState, optax.PartitionState))
+    return isinstance(
+        x, (ClipState, GuardState, HyperballState, MonitorState, optax.PartitionState)
+    )

@@ -44,5 +44,6 @@ Bound: TypeAlias = Literal["hard", "tanh", "rational", "set"]
 NonFinite: TypeAlias = Literal["propagate", "nan", "zero", "drop"]
 Mode: TypeAlias = Literal["reciprocal", "max", "mean"]
 How: TypeAlias = Literal["clip", "scale"]
+Spectral: TypeAlias = Literal["clip", "scale", "soft"]
 Method: TypeAlias = Literal["eigh", "iterative"]
 Transformation: TypeAlias = optax.GradientTransformationExtraArgs

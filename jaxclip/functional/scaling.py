@@ -1,4 +1,4 @@
-r"""Norms of groups, normalized updates and bounds by weights, as pure functions."""
+r"""Norms of groups, spectral norms, normalized updates, bounds by weights, as pure functions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,21 @@ from jaxclip import _validate
 from jaxclip._core import labels
 from jaxclip._core.flat_tree import flatten
 from jaxclip._core.measure import measure
-from jaxclip._core.types import AxisName, Groups, Order, PyTree, Scope, Stacked, UnitAxes
+from jaxclip._core.types import (
+    AxisName,
+    Groups,
+    Mask,
+    Method,
+    Order,
+    PyTree,
+    Scope,
+    Spectral,
+    Stacked,
+    UnitAxes,
+)
 from jaxclip._numerics.scaled_float import Norm, apply, clipped
 from jaxclip.thresholds.fixed import given
-from jaxclip.transforms import normalizing, relative
+from jaxclip.transforms import normalizing, relative, spectral
 
 Limits = ArrayLike | Mapping[str, ArrayLike | None] | None
 
@@ -153,3 +164,49 @@ def clippy(
     """
     rule = relative.clippy(rel, abs, stacked=stacked, axis_name=axis_name)
     return rule.update(updates, rule.init(updates), params)[0]
+
+
+def clip_by_spectral_norm(
+    x: PyTree,
+    max_norm: ArrayLike | None,
+    how: Spectral = "clip",
+    method: Method | None = None,
+    *,
+    mask: Mask = None,
+    axis: UnitAxes = None,
+    stacked: Stacked = None,
+) -> PyTree:
+    r"""Matrices whose singular values are bounded by `max_norm`.
+
+    Args:
+        x: an array of rank >= 2, or a tree: matrices with the axes of inputs as rows and the others
+            as columns. Leaves that are no kernels stay as they are.
+        max_norm: c: a number >= 0, a scalar array, or `None` for no limit.
+        how: each singular value s becomes min(s, c) by `"clip"`, s min(1, c / s_1) by `"scale"`,
+            s / sqrt(1 + s^2 / c^2) by `"soft"`.
+        method: `"eigh"`, `"iterative"`, or `None` for the first on a CPU and the second elsewhere.
+        mask: the leaves to clip, as for `jaxclip.clip_by_spectral_norm`.
+        axis: the axes of inputs; `None` for all but the last; or a function of name and leaf.
+        stacked: the axis along which a leaf stacks matrices, or a function of name and leaf.
+
+    Returns:
+        The same shapes and dtypes.
+
+    Raises:
+        TypeError: if an argument has a wrong type.
+        ValueError: if an argument has a wrong value; if a leaf is complex, or has no axis of
+            inputs or none of outputs.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jaxclip import functional
+        >>> x = jnp.diag(jnp.array([3.0, 0.5]))
+        >>> print(functional.clip_by_spectral_norm(x, 1.0, "soft").round(4))
+        [[0.9487 0.    ]
+         [0.     0.4472]]
+    """
+    _validate.without_schedules(max_norm=max_norm)
+    rule = spectral.clip_by_spectral_norm(
+        max_norm, how=how, method=method, mask=mask, axis=axis, stacked=stacked
+    )
+    return rule.update(x, rule.init(x))[0]

@@ -19,7 +19,7 @@ from jaxclip import _validate
 from jaxclip._core import stacks
 from jaxclip._core.flat_tree import Flat, at_step
 from jaxclip._core.measure import Measure
-from jaxclip._core.types import How, LimitTree, Method
+from jaxclip._core.types import How, LimitTree, Method, Spectral
 from jaxclip._numerics import collectives, spectral
 from jaxclip._numerics.rounding import is_narrow, rounded
 from jaxclip._numerics.scaled_float import (
@@ -28,6 +28,7 @@ from jaxclip._numerics.scaled_float import (
     Scale,
     apply,
     broadcast,
+    hypot,
     narrowed,
     quotient,
     within,
@@ -183,10 +184,19 @@ def _representable(low: jax.Array, high: jax.Array, dtype: Any) -> tuple[jax.Arr
     )
 
 
-def singular_values(max_norm: LimitTree, how: How, method: Method | None) -> Set:
-    """Matrices whose largest singular value is at most `max_norm`."""
+def singular_values(
+    max_norm: LimitTree, how: Spectral, method: Method | None, known: Any = How
+) -> Set:
+    """Matrices whose largest singular value is at most `max_norm`.
+
+    Args:
+        max_norm: the limit.
+        how: one of the strings of `known`.
+        method: how singular values are found; `None` to choose by the device.
+        known: a `Literal`.
+    """
     _validate.limits(max_norm, "max_norm", scalar=True)
-    _validate.choice(how, How, "how")
+    _validate.choice(how, known, "how")
     if method is not None:
         _validate.choice(method, Method, "method")
 
@@ -209,11 +219,16 @@ def singular_values(max_norm: LimitTree, how: How, method: Method | None) -> Set
             keep, value, largest = spectral.bounded(matrices, c, dtype, how, method)
             value = value.reshape([x.shape[a] for a in order]).transpose(np.argsort(order))
             each = [n if a == stack else 1 for a, n in enumerate(x.shape)]
-            keep, largest = keep.reshape(each), largest.reshape(each)
-            one = jnp.ones_like(largest)
-            factor = jnp.where(keep, one, c / jnp.where(keep, one, largest))
-            scale = Scale(~keep, jnp.isfinite(largest), factor, Factors(one, factor))
-            landed.append(Landing(keep, value, c, Norm(largest, one), scale))
+            keep, norm = keep.reshape(each), Norm(*(n.reshape(each) for n in largest))
+            over, one = ~keep, jnp.ones_like(norm.value)
+            ratio = jnp.where(over, Norm(c, 1 / norm.unit).number, one)  # c / sigma_1
+            ratio = ratio / jnp.where(over, norm.value, one)
+            factor = ratio
+            if how == "soft":
+                factor = jnp.where(over, ratio / hypot(ratio, one), one)
+                over = over & (ratio < 1)
+            scale = Scale(over, jnp.isfinite(norm.value), factor, Factors(one, factor))
+            landed.append(Landing(keep, value, c, norm, scale))
         return landed
 
     return land

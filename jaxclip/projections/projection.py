@@ -47,8 +47,8 @@ def projection(
             raise ValueError(f"params=None: {name} needs update(..., params)")
         weights = flatten(params)
         steps = alike(flat.tree, weights, ("updates", "params"))
-        chosen = _chosen(weights, mask, units.stacked)
-        weights, steps = weights.only(chosen), steps.only(chosen)
+        own = chosen(weights, mask, units.stacked)
+        weights, steps = weights.only(own), steps.only(own)
 
         def land(moved: Flat) -> list[Landing]:
             for i, x in enumerate(moved.arrays if units.stacked is None else []):
@@ -77,8 +77,8 @@ def stepped(
     return steps.rebuild(list(map(_step, weights.arrays, given, landed))), moved, landed
 
 
-def _chosen(weights: Flat, mask: Mask, stacked: Stacked) -> list[bool]:
-    """The leaves to project, by default kernels: a bias of attention has rank 2 as well."""
+def chosen(weights: Flat, mask: Mask, stacked: Stacked) -> list[bool]:
+    """The leaves that a mask selects, by default kernels: some biases have rank 2 as well."""
     if mask is None:
         leaves = zip(weights.arrays, stacks.axes(stacked, weights), weights.biases, strict=True)
         return [x.ndim - (axis is not None) >= 2 and not bias for x, axis, bias in leaves]
