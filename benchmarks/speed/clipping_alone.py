@@ -17,7 +17,7 @@ import optax
 
 import jaxclip
 from benchmarks.speed import model_shapes, timing
-from benchmarks.speed.step_timings import turns
+from benchmarks.speed.step_timings import SMOKE_TURNS, TURNS
 from benchmarks.speed.train_step import LIMIT, SIZE
 
 PAUSE = 0.02
@@ -40,7 +40,7 @@ def alone(job: str, smoke: bool) -> dict[str, Any]:
         time.sleep(PAUSE)
 
     programs = {name: call for name, (call, _, _) in timed.items()}
-    times = timing.interleaved(programs, turns(smoke, tree), before)
+    times = timing.interleaved(programs, SMOKE_TURNS if smoke else TURNS, before)
     after = {name: norm() for name, (_, _, norm) in timed.items()}
     assert abs(after["jaxclip"] / LIMIT - 1) < 0.01, after
     return {"times": times, "missing": missing, "norm_after": after}

@@ -39,7 +39,7 @@ STEPS = [
     "38 M, float16, SGD",
     "38 M, bfloat16, SGD, gradients given",
     "ResNet-50, float32, momentum",
-    "2000 leaves, float32, SGD, gradients given",  # products of so many compile for minutes
+    "1000 leaves, float32, SGD, gradients given",  # products of so many compile for minutes
     f"38 M, float32, SGD{PLAIN}",
 ]
 

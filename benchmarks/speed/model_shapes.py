@@ -58,13 +58,13 @@ TREES = {
     "GPT-2": lambda: transformer(768, 12, 50_257, 1024),
     "38 M": lambda: transformer(512, 8, 24_000, 1024),
     "ResNet-50": lambda: resnet((3, 4, 6, 3), 64, 1000),
-    "2000 leaves": lambda: small(2000),
+    "1000 leaves": lambda: small(1000),
 }
 SMALL = {
     "GPT-2": lambda: transformer(64, 2, 512, 32),
     "38 M": lambda: transformer(64, 1, 1024, 32),
     "ResNet-50": lambda: resnet((1, 1), 16, 10),
-    "2000 leaves": lambda: small(100),
+    "1000 leaves": lambda: small(100),
 }
 
 

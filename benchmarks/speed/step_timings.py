@@ -27,9 +27,8 @@ from benchmarks.speed.train_step import (
     zeros,
 )
 
-TURNS, SMOKE_TURNS = {"GPT-2": 9}, 3  # a step of GPT-2 with AdamW takes long
+TURNS, SMOKE_TURNS = 19, 3
 MANY = 1000  # leaves from which `least` is left out, since compilation takes long
-OTHER_TURNS = 19
 ALIKE_TURNS = 41  # where the differences are a few percent
 Result = dict[str, Any]
 
@@ -45,7 +44,7 @@ def steps(job: str, smoke: bool) -> Result:
     if len(bench.tree) < MANY:
         programs["least"] = bench.step("least", chained(least(), optimizer))
     programs["norm"] = bench.norm()
-    return {"times": timing.interleaved(programs, turns(smoke, tree)), "check": found}
+    return {"times": timing.interleaved(programs, SMOKE_TURNS if smoke else TURNS), "check": found}
 
 
 def least() -> optax.GradientTransformation:
@@ -68,16 +67,13 @@ def least() -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def turns(smoke: bool, tree: str) -> int:
-    return SMOKE_TURNS if smoke else TURNS.get(tree, OTHER_TURNS)
-
-
 def of(tree: str, dtype: str, variants: Mapping[str, Variant], smoke: bool) -> Result:
     """Times variants that may compute different things."""
     bench = Bench(model_shapes.tree(tree, smoke=smoke), jnp.dtype(dtype))
     bench.begin(next(iter(variants.values())))
     programs = {name: bench.step(name, variant) for name, variant in variants.items()}
-    return {"times": timing.interleaved(programs, SMOKE_TURNS if smoke else ALIKE_TURNS)}
+    turns = SMOKE_TURNS if smoke else ALIKE_TURNS
+    return {"times": timing.interleaved(programs, turns, seconds=2 * timing.SECONDS)}
 
 
 def bare() -> optax.GradientTransformation:

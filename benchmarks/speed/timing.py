@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 Times = Mapping[str, Sequence[float]]  # seconds, turn by turn
 WARM_UP = 2
+LEAST, SECONDS = 7, 10.0  # turns that are measured at least, and the seconds for more
 
 
 class Ratio(NamedTuple):
@@ -28,13 +29,18 @@ def interleaved(
     programs: Mapping[str, Callable[[], Any]],
     turns: int,
     before: Callable[[str], Any] | None = None,
+    seconds: float = SECONDS,
 ) -> dict[str, list[float]]:
     """Runs programs A B C A B C; each returns when its work is done.
 
-    The times exclude `before(name)`, which prepares a call, and the first turns.
+    The times exclude `before(name)`, which prepares a call, and the first turns. After some
+    `seconds` no further turn starts, if enough were measured.
     """
     taken: dict[str, list[float]] = {name: [] for name in programs}
+    begin = time.perf_counter()
     for turn in range(turns + WARM_UP):
+        if turn >= WARM_UP + LEAST and time.perf_counter() - begin > seconds:
+            break
         for name, program in programs.items():
             if before is not None:
                 before(name)

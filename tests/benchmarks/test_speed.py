@@ -39,7 +39,7 @@ EVEN |= {"least": [1.2, 1.2]}
         ("GPT-2", 148, 124_439_808),
         ("38 M", 100, 38_032_384),
         ("ResNet-50", 161, 25_557_032),
-        ("2000 leaves", 2000, 1000 * 1000 + 1000 * 31 * 33),
+        ("1000 leaves", 1000, 500 * 1000 + 500 * 31 * 33),
     ],
 )
 def test_trees(name, leaves, size):
@@ -136,6 +136,8 @@ def test_ratios():
     taken = clock.interleaved(programs, 2, lambda name: seen.append(f"before {name}"))
     assert seen == ["before a", "a", "before b", "b"] * (2 + clock.WARM_UP)
     assert {name: len(t) for name, t in taken.items()} == {"a": 2, "b": 2}
+    taken = clock.interleaved(programs, clock.LEAST + 1, seconds=0.0)
+    assert {name: len(t) for name, t in taken.items()} == {"a": clock.LEAST, "b": clock.LEAST}
 
 
 @pytest.mark.slow
@@ -155,7 +157,7 @@ def test_report_names_missing_peers_and_failed_jobs():
         "alone": {"GPT-2, float32": {"times": times, "missing": ["PyTorch"]}},
         "guards": {"38 M, float32, AdamW": {"failed": "no memory"}},
     }
-    measured["steps"] = {"2000 leaves": {"times": {k: v for k, v in EVEN.items() if k != "least"}}}
+    measured["steps"] = {"1000 leaves": {"times": {k: v for k, v in EVEN.items() if k != "least"}}}
     text = report.markdown(measured)
     assert "| 1.2e+03 |  | 200 | 0.96 (0.96 to 0.96) |  |  | 1.00" in text
     assert "| GPT-2, float32 | 1.2e+03 | 1.25e+03 | missing | missing | 0.96" in text
