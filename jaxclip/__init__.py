@@ -60,10 +60,12 @@ from jaxclip.transforms.clipping import clip_by_norm as clip_by_norm
 from jaxclip.transforms.elementwise import clip as clip
 from jaxclip.transforms.elementwise import clip_by_value as clip_by_value
 from jaxclip.transforms.grouping import clip_by_group_norm as clip_by_group_norm
+from jaxclip.transforms.hyperball import hyperball as hyperball
 from jaxclip.transforms.normalizing import normalize_by_norm as normalize_by_norm
 from jaxclip.transforms.normalizing import stabilize_gradient as stabilize_gradient
 from jaxclip.transforms.relative import clippy as clippy
 from jaxclip.transforms.resetting import reset_every as reset_every
+from jaxclip.transforms.spectral import clip_by_spectral_norm as clip_by_spectral_norm
 from jaxclip.transforms.stable_adam import scale_by_stable_adam as scale_by_stable_adam
 from jaxclip.transforms.windows import autoclip as autoclip
 from jaxclip.transforms.windows import clip_by_history as clip_by_history
@@ -102,12 +104,14 @@ __all__ = [
     "clip_by_growth",
     "clip_by_history",
     "clip_by_norm",
+    "clip_by_spectral_norm",
     "clip_by_value",
     "clippy",
     "diagnose",
     "diagnosis",
     "functional",
     "guards",
+    "hyperball",
     "loss_scale",
     "metrics",
     "monitor",

@@ -18,6 +18,7 @@ from jaxclip.functional.projecting import project_non_negative as project_non_ne
 from jaxclip.functional.projecting import project_spectral_norm as project_spectral_norm
 from jaxclip.functional.projecting import project_unit_norm as project_unit_norm
 from jaxclip.functional.scaling import clip_by_group_norm as clip_by_group_norm
+from jaxclip.functional.scaling import clip_by_spectral_norm as clip_by_spectral_norm
 from jaxclip.functional.scaling import clippy as clippy
 from jaxclip.functional.scaling import normalize_by_norm as normalize_by_norm
 
@@ -29,6 +30,7 @@ __all__ = [
     "clip_by_global_norm",
     "clip_by_group_norm",
     "clip_by_norm",
+    "clip_by_spectral_norm",
     "clip_by_value",
     "clippy",
     "normalize_by_norm",

@@ -33,12 +33,12 @@ def project_spectral_norm(
     convolution amplifies up to sqrt(H W) times as much, since up to H W patches share an input:
     3 c for 3 x 3, and 2.8 c for a kernel of equal entries on an image of 9 x 9.
 
-    The largest singular value lands at most 32 roundings above c (4e-6 in float32), and at most one
-    rounding of its old value below, by both methods: measured for up to 512 columns and values up
-    to a thousand times c. A matrix inside, up to that, is unchanged bit for bit. The other values
-    are right to (sigma_1 / c)^2 roundings: a few in training, where every step starts inside. In
-    bfloat16 and float16 the largest value lands one epsilon of the dtype below c, since storing the
-    matrix moves it by up to that.
+    The largest singular value lands at most 32 roundings above c (4e-6 in float32), by both
+    methods: measured for up to 512 columns. A matrix inside, up to that, is unchanged bit for bit.
+    The other values are right to a few roundings in training, where every step starts inside, and
+    to 1e-4 of c where the largest one was a thousand times c: such a matrix is reduced in stages.
+    In bfloat16 and float16 the largest value lands one epsilon of the dtype below c, since storing
+    the matrix moves it by up to that.
 
     Args:
         max_norm: c: a number >= 0, a scalar array, a schedule, or a prefix tree of those.

@@ -125,7 +125,7 @@ def test_every_rule_is_in_a_registry():
     functions = {n for n in jaxclip.__all__ if inspect.isfunction(getattr(jaxclip, n))}
     functions -= {"metrics", "diagnose", "monitor", "scale_by_stable_adam", "adopt", "to_floats",
                   "loss_scale", "qk_clip"}  # fmt: skip
-    functions -= {"carry", "reset_every"}
+    functions -= {"carry", "reset_every", "clip_by_spectral_norm", "hyperball"}
     given = {rule.name for rule in registry.RULES + registry.MORE}
     given |= set(learned.RULES) | set(guards.EVERY)
     assert functions <= given | {p.function for p in weights.PROJECTIONS}
@@ -242,6 +242,8 @@ def test_signatures_of_peers():
     assert names(jaxclip.clippy) == ["rel", "abs"]
     assert names(jaxclip.carry) == ["rule"]
     assert names(jaxclip.reset_every) == ["inner", "steps"]
+    assert names(jaxclip.clip_by_spectral_norm) == ["max_norm"]
+    assert names(jaxclip.hyperball) == ["inner", "learning_rate"]
     assert names(jaxclip.clip_by_average_norm) == ["max_norm"]
     assert names(jaxclip.clip_by) == ["threshold"]
     adam = ["b1", "b2", "eps", "eps_root", "mu_dtype"]
