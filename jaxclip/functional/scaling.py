@@ -201,9 +201,10 @@ def clip_by_spectral_norm(
         >>> import jax.numpy as jnp
         >>> from jaxclip import functional
         >>> x = jnp.diag(jnp.array([3.0, 0.5]))
-        >>> print(functional.clip_by_spectral_norm(x, 1.0, "soft").round(4))
-        [[0.9487 0.    ]
-         [0.     0.4472]]
+        >>> for s in jnp.diag(functional.clip_by_spectral_norm(x, 1.0, "soft")):
+        ...     print(f"{s:.4f}")
+        0.9487
+        0.4472
     """
     _validate.without_schedules(max_norm=max_norm)
     rule = spectral.clip_by_spectral_norm(

@@ -114,11 +114,11 @@ def hyperball(
             like its parameters.
 
     Examples:
-        >>> import jax.numpy as jnp, jaxclip, optax
+        >>> import jax, jax.numpy as jnp, jaxclip, optax
         >>> tx = jaxclip.hyperball(optax.identity(), 0.1)
         >>> params = jnp.array([[3.0, 0.0], [0.0, 4.0]])
-        >>> state = tx.init(params)
-        >>> updates, state = tx.update(jnp.array([[0.0, 7.0], [0.0, 0.0]]), state, params)
+        >>> direction = jnp.array([[0.0, 7.0], [0.0, 0.0]])
+        >>> updates, state = jax.jit(tx.update)(direction, tx.init(params), params)
         >>> params = optax.apply_updates(params, updates)
         >>> print(jnp.linalg.norm(params), jaxclip.metrics(state)["hyperball/angle"])
         5.0 0.09966865
