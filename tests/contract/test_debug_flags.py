@@ -22,12 +22,11 @@ FLAGS = {"infs": [jax.debug_infs], "nans": [jax.debug_nans],
          "both": [jax.debug_infs, jax.debug_nans]}  # fmt: skip
 SWITCHES = {"enable_checks": lambda: jax.enable_checks(True), "leaks": jax.checking_leaks,
             "disable_jit": jax.disable_jit}  # fmt: skip
-NARROW = ("float16", "bfloat16", "complex64")
+DTYPES = ("float64", "float16", "bfloat16", "complex64")
 TREE = {"dense": {"kernel": (4, 3)}, "gain": (), "empty": (0, 2)}
 SMALL = {"kernel": (4, 3)}  # without jit every shape compiles
 FACTORS = (1.0, 0.0, 100.0, 2.0)
-WIDE, SIZES = ([pytest.param(x, marks=pytest.mark.slow) for x in values]
-              for values in (("float64", "complex64"), (0.0, 1e-30, 1e20)))  # fmt: skip
+WIDE = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("float64", "complex64")]
 
 
 def _bounds():
@@ -115,7 +114,8 @@ def _under(flags):
 
 
 def _check(key, dtype, flags, jit=False, shapes=TREE):
-    with modes.maybe_x64(dtype), modes.relaxed():  # for Optax's MultiSteps
+    first = dtype if isinstance(dtype, str) else dtype[0]
+    with modes.maybe_x64(first), modes.relaxed():  # for Optax's MultiSteps
         want = _run(CASES[key], dtype, jit, shapes)
         with _under(flags):
             got = _run(CASES[key], dtype, jit, shapes)
@@ -136,16 +136,15 @@ def test_without_jit_everywhere(key):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["narrow", "float64"])
-@pytest.mark.parametrize("key", MORE)
-def test_without_jit_by_dtype(key, dtype):
-    """The narrow ones as leaves of one tree; complex numbers have no order for some rules."""
-    narrow = NARROW[:2] if key.startswith(NO_COMPLEX) else NARROW
-    _check(key, narrow if dtype == "narrow" else dtype, "both", shapes=SMALL)
+@pytest.mark.parametrize("key", MORE[1::3])
+def test_without_jit_by_dtype(key):
+    """All dtypes as leaves of one tree; complex numbers have no order for some rules."""
+    dtypes = DTYPES[:3] if key.startswith(NO_COMPLEX) else DTYPES
+    _check(key, dtypes, "both", shapes=SMALL)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", PLAIN)
+@pytest.mark.parametrize("key", PLAIN[1::2])
 def test_under_one_flag_and_with_jit(key):
     """Nothing in the rules depends on `debug_nans`, so `debug_infs` alone is as both."""
     _check(key, "float32", "nans", shapes=SMALL)
@@ -230,10 +229,9 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("factor", [1.0, *SIZES])
 @pytest.mark.slow
-def test_functions(factor):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)) * factor, jnp.float32)
+def test_functions():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)) * 1e20, jnp.float32)
     for key, function in FUNCTIONS.items():
         want = jax.tree.map(lambda a: jnp.minimum(a, LARGEST), function(x))
         with case(key), _under("both"):
@@ -287,13 +285,13 @@ def test_other_switches(switch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", MORE)
+@pytest.mark.parametrize("key", MORE[::4])
 def test_other_switches_everywhere(key):
     _under_switches(["enable_checks", "leaks"], key, jit=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", MORE)
+@pytest.mark.parametrize("key", MORE[1::3])
 def test_without_jit_at_all(key):
     """Under `disable_jit` each instruction inside of a jitted function is checked as well."""
     with jax.disable_jit():

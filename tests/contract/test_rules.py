@@ -6,13 +6,14 @@ import pytest
 
 import jaxclip
 from tests.support import contexts, learned, meshes, modes, registry
-from tests.support.registry import EDGE_RULES, NAMED, RULES, SHARDABLE, TREES
+from tests.support.registry import EDGE_RULES, MORE, NAMED, RULES, SHARDABLE, TREES
 
 CONTEXT_TREE = {"dense": {"bias": (3,), "kernel": (8, 3)}, "gain": ()}
 PLAIN = ("clip_by_global_norm",)
 by_edge_rule = registry.by_rule(EDGE_RULES, PLAIN)
-# Clips of single elements, of a leaf, a tree and a unit: a context sees no other difference.
-KINDS = [r for r in NAMED if r.name not in ("clip_by_average_norm", "clip_by_block_rms")]
+# Of single elements, a tree, a unit, and rules that do more: a context sees no other difference.
+KINDS = [r for r in [*NAMED, *MORE] if r.named and (r.name in registry.PLAIN or r in MORE)]
+LEAF = ("clip_by_norm", "leaf_relative")  # the others of a leaf differ in a number alone
 by_kind = registry.by_rule(KINDS, PLAIN)
 
 
@@ -105,7 +106,7 @@ def test_mesh(mesh, rule):
     _check(meshes.MESHES[mesh], rule)
 
 
-@registry.by_rule([r for r in SHARDABLE if r.named or r.params], PLAIN)
+@registry.by_rule([r for r in SHARDABLE if r.named and r.kind != "leaf" or r.name in LEAF], PLAIN)
 @pytest.mark.parametrize("context", meshes.SHARDED, ids=lambda f: f.__name__)
 def test_sharded(context, rule):
     _check(context, rule)

@@ -46,18 +46,9 @@ def test_float64(rule):
         _check_cases(rule, {"": (rule.c, u, p)})
 
 
-CONTEXTS = [contexts.vmap, contexts.scan, contexts.masked, contexts.partition, contexts.inject]
-
-
 @by_named_rule
-@pytest.mark.parametrize("context", CONTEXTS, ids=lambda f: f.__name__)
-def test_context(context, rule):
-    _check(context, rule)
-
-
-@by_named_rule
-def test_meshes(rule):
-    for context in (*meshes.MESHES.values(), *meshes.SHARDED):
+def test_sharded(rule):
+    for context in meshes.SHARDED:
         with contexts.case(getattr(context, "__name__", str(context))):
             _check(context, rule)
 
