@@ -1,5 +1,7 @@
 """Random input for the peers: the same numbers for both sides, and how near they must come."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,7 +12,6 @@ DTYPES = [
     for d in ("float16", "bfloat16", "float32", "float64")
 ]
 by_dtype = pytest.mark.parametrize("dtype", DTYPES)
-by_seed = pytest.mark.parametrize("seed", range(1))
 
 
 def arrays(dtype, shapes, seed=0, scale=2.0):
@@ -33,10 +34,13 @@ def assert_near(ours, theirs, dtype):
         np.testing.assert_allclose(a, b, rtol=near(dtype), atol=near(dtype) * 1e-2)
 
 
+def updated(tx, leaves, params=None):
+    """The updates and the state after one step, in one program: operations alone need one each."""
+    return jax.jit(lambda u, p: tx.update(u, tx.init(u), p))(leaves, params)
+
+
 def ours(values, dtype):
     """JAX arrays of the dtype."""
-    import jax.numpy as jnp
-
     return [jnp.asarray(v, dtype) for v in values]
 
 

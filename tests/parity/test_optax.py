@@ -8,6 +8,7 @@ import pytest
 
 import jaxclip
 from tests.parity import data
+from tests.support.contexts import case
 
 SHAPES = [(4, 3), (5,), (2, 3, 4, 2)]  # ranks where Optax's guess of a unit is all but the last
 RULES = [
@@ -24,38 +25,48 @@ def _leaves(dtype, seed, scale=2.0):
     return dict(zip("abc", data.ours(data.arrays(dtype, SHAPES, seed, scale), dtype), strict=True))
 
 
+def _of_both(run, rules=RULES):
+    """`run(library, name, arguments, *trees)` of rules of both libraries, in one program."""
+
+    @jax.jit
+    def each(*trees):
+        return [[run(library, *rule, *trees) for rule in rules] for library in (jaxclip, optax)]
+
+    return lambda *trees: zip(rules, *each(*trees), strict=True)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", [0.01, 2.0])
-@pytest.mark.parametrize(("name", "arguments"), RULES, ids=str)
 @data.by_dtype
-@data.by_seed
-def test_same_numbers(name, arguments, dtype, seed, scale):
+def test_same_numbers(dtype):
+    """Inside of the limits, and outside."""
+
+    def update(library, name, arguments, u, p):
+        tx = getattr(library, name)(*arguments)
+        return tx.update(u, tx.init(p), p)[0]
+
+    run = _of_both(update)
     with data.context(dtype):
-        u, p = _leaves(dtype, seed, scale), _leaves(dtype, seed + 9)
-        results = []
-        for library in (jaxclip, optax):
-            tx = getattr(library, name)(*arguments)
-            results.append(jax.jit(lambda u, p, tx=tx: tx.update(u, tx.init(p), p)[0])(u, p))
-        ours, theirs = results
-        assert jax.tree.map(lambda x: x.dtype, ours) == jax.tree.map(lambda x: x.dtype, u)
-        data.assert_near(jax.tree.leaves(ours), jax.tree.leaves(theirs), dtype)
+        p = _leaves(dtype, 9)
+        for scale in (0.01, 2.0):
+            u = _leaves(dtype, 0, scale)
+            for rule, ours, theirs in run(u, p):
+                with case(f"{rule}, {scale}"):
+                    assert {x.dtype for x in ours.values()} == {jnp.dtype(dtype)}
+                    data.assert_near(jax.tree.leaves(ours), jax.tree.leaves(theirs), dtype)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "arguments"), RULES[:4], ids=str)
-def test_same_training(name, arguments):
-    """A run in which one name was replaced by the other."""
+def test_same_training():
+    """Runs in which one name was replaced by the other."""
+    target = _leaves("float32", 1)
 
-    def train(library):
+    def loss(p):
+        return sum(
+            jnp.sum((a - b) ** 2) for a, b in zip(*map(jax.tree.leaves, (p, target)), strict=True)
+        )
+
+    def train(library, name, arguments, p):
         tx = optax.chain(getattr(library, name)(*arguments), optax.adam(0.05))
-        p = _leaves("float32", 0)
-        target = _leaves("float32", 1)
-
-        def loss(p):
-            return sum(
-                jnp.sum((a - b) ** 2)
-                for a, b in zip(*map(jax.tree.leaves, (p, target)), strict=True)
-            )
 
         def step(carry, _):
             p, s = carry
@@ -65,9 +76,11 @@ def test_same_training(name, arguments):
 
         return jax.lax.scan(step, (p, tx.init(p)), length=50)[1]
 
-    ours, theirs = np.asarray(train(jaxclip)), np.asarray(train(optax))
-    assert ours[-1] < 0.5 * ours[0]
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    run = _of_both(train, RULES[:4])
+    for rule, ours, theirs in run(_leaves("float32", 0)):
+        with case(str(rule)):
+            assert ours[-1] < 0.5 * ours[0]
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -88,8 +101,6 @@ def test_keyword_arguments_of_optax():
         ("clip_by_global_norm", {"max_norm": 1.0}),
         ("adaptive_grad_clip", {"clipping": 0.5, "eps": 1e-3, "axis": None}),
     ]:
-        results = []
-        for library in (jaxclip, optax):
-            tx = getattr(library, name)(**keywords)
-            results.append(tx.update(u, tx.init(u), u)[0])
+        both = [getattr(library, name)(**keywords) for library in (jaxclip, optax)]
+        results = [data.updated(tx, u, u)[0] for tx in both]
         np.testing.assert_allclose(*results, rtol=1e-6)

@@ -11,11 +11,13 @@ tf = pytest.importorskip(
     "tensorflow", reason="parity with TensorFlow needs it: pip install -e .[parity]"
 )
 
+import jax  # noqa: E402
 import optax  # noqa: E402
 
 import jaxclip  # noqa: E402
 from jaxclip import functional  # noqa: E402
 from tests.parity import data  # noqa: E402
+from tests.support.contexts import case  # noqa: E402
 
 SHAPES = [(4, 3), (5,), (2, 3, 2), ()]
 
@@ -33,23 +35,21 @@ def _run(tx, leaves, **extra):
 
 
 @data.by_dtype
-@data.by_seed
-def test_clip_by_value(dtype, seed):
+def test_clip_by_value(dtype):
     with data.context(dtype):
-        values = data.arrays(dtype, SHAPES, seed)
+        values = data.arrays(dtype, SHAPES)
         low, high = -0.5, 1.25
-        want = _np(
-            [
-                tf.clip_by_value(t, tf.cast(low, dtype), tf.cast(high, dtype))
-                for t in _tf(values, dtype)
-            ]
-        )
+        bounds = [tf.cast(x, dtype) for x in (low, high)]
+        want = _np([tf.clip_by_value(t, *bounds) for t in _tf(values, dtype)])
         leaves = data.ours(values, dtype)
-        got = _run(jaxclip.clip_by_value(low, high), leaves)
+        rule = jaxclip.clip_by_value(low, high)
+        got, pure = jax.jit(lambda u: (_run(rule, u), functional.clip_by_value(u, low, high)))(
+            leaves
+        )
         for a, b, leaf in zip(got, want, leaves, strict=True):
             assert a.dtype == leaf.dtype
             np.testing.assert_array_equal(np.asarray(a).astype(np.float64), b)  # nothing rounds
-        data.assert_near([functional.clip_by_value(x, low, high) for x in leaves], want, dtype)
+        data.assert_near(pure, want, dtype)
 
 
 def test_clip_by_value_of_integers():
@@ -59,18 +59,26 @@ def test_clip_by_value_of_integers():
     )
 
 
-@pytest.mark.parametrize("axes", [None, 0, 1, -1, (0, 1), ()], ids=str)
+AXES = [None, 0, 1, -1, (0, 1), ()]
+
+
 @data.by_dtype
-@data.by_seed
-def test_clip_by_norm(dtype, seed, axes):
+def test_clip_by_norm(dtype):
+    @jax.jit
+    def run(leaves):
+        rules = [_run(jaxclip.clip_by_norm(1.5, axis=axes), leaves) for axes in AXES]
+        pure = [functional.clip_by_norm(leaves, 1.5, axes) for axes in AXES]
+        return list(zip(rules, pure, strict=True))
+
     with data.context(dtype):
-        values = data.arrays(dtype, [(4, 3), (2, 3, 2)], seed)
+        values = data.arrays(dtype, [(4, 3), (2, 3, 2)])
         tensors = _tf(values, dtype)
-        tf_axes = list(axes) if isinstance(axes, tuple) else axes
-        want = _np([tf.clip_by_norm(t, tf.cast(1.5, dtype), axes=tf_axes) for t in tensors])
-        leaves = data.ours(values, dtype)
-        data.assert_near(_run(jaxclip.clip_by_norm(1.5, axis=axes), leaves), want, dtype)
-        data.assert_near([functional.clip_by_norm(x, 1.5, axes) for x in leaves], want, dtype)
+        for axes, found in zip(AXES, run(data.ours(values, dtype)), strict=True):
+            given = list(axes) if isinstance(axes, tuple) else axes
+            want = _np([tf.clip_by_norm(t, tf.cast(1.5, dtype), axes=given) for t in tensors])
+            for got in found:
+                with case(f"axes {axes}"):
+                    data.assert_near(got, want, dtype)
 
 
 def test_clip_by_norm_without_axes():
@@ -79,20 +87,24 @@ def test_clip_by_norm_without_axes():
     want = tf.clip_by_norm(x, 1.0, axes=[]).numpy()
     np.testing.assert_allclose(want, [[1, 1], [0.1, 0.2]], rtol=1e-6)
     np.testing.assert_allclose(functional.clip_by_norm(x, 1.0, axis=()), want, rtol=1e-6)
-    np.testing.assert_allclose(_run(jaxclip.clip_by_norm(1.0, axis=()), x), want, rtol=1e-6)
 
 
 @data.by_dtype
-@data.by_seed
-def test_max_norm_of_the_tutorial(dtype, seed):
+def test_max_norm_of_the_tutorial(dtype):
     """`tf.clip_by_norm(w, c, axes=1)`: rows of a Dense kernel, one input's outgoing weights."""
     with data.context(dtype):
-        values = data.arrays(dtype, [(6, 4)], seed)
+        values = data.arrays(dtype, [(6, 4)])
         want = _np([tf.clip_by_norm(_tf(values, dtype)[0], tf.cast(1.5, dtype), axes=1)])
         (w,) = data.ours(values, dtype)
-        data.assert_near([functional.project_max_norm(w, 1.5, axis=1)], want, dtype)
         tx = jaxclip.project_max_norm(1.5, axis=1)
-        landed = optax.apply_updates(w, _run(tx, w * 0, params=w))
+
+        @jax.jit
+        def run(w):
+            landed = optax.apply_updates(w, _run(tx, w * 0, params=w))
+            return functional.project_max_norm(w, 1.5, axis=1), landed
+
+        pure, landed = run(w)
+        data.assert_near([pure], want, dtype)
         near = max(data.near(dtype), 1e-6)
         np.testing.assert_allclose(np.asarray(landed, np.float64), want[0], rtol=near, atol=1e-6)
         rows = np.linalg.norm(values[0], axis=1)
@@ -100,36 +112,39 @@ def test_max_norm_of_the_tutorial(dtype, seed):
 
 
 @data.by_dtype
-@data.by_seed
-def test_clip_by_average_norm(dtype, seed):
+def test_clip_by_average_norm(dtype):
     """TensorFlow's takes float32 only: it is given the same numbers in that."""
     with data.context(dtype):
-        values = data.arrays("float32" if dtype == "float64" else dtype, SHAPES, seed)
+        values = data.arrays("float32" if dtype == "float64" else dtype, SHAPES)
         theirs = tf.compat.v1.clip_by_average_norm
         want = _np([theirs(t, 0.4) for t in _tf(values, "float32")])
         leaves = data.ours(values, dtype)
         near = "float32" if dtype == "float64" else dtype
-        data.assert_near(_run(jaxclip.clip_by_average_norm(0.4), leaves), want, near)
-        data.assert_near([functional.clip_by_average_norm(x, 0.4) for x in leaves], want, near)
+        rule = jaxclip.clip_by_average_norm(0.4)
+        run = jax.jit(lambda u: (_run(rule, u), functional.clip_by_average_norm(u, 0.4)))
+        for got in run(leaves):
+            data.assert_near(got, want, near)
 
 
-@pytest.mark.parametrize("use_norm", [None, 3.0])
-@pytest.mark.parametrize("c", [1.5, 1e3])
 @data.by_dtype
-@data.by_seed
-def test_clip_by_global_norm(dtype, seed, c, use_norm):
+def test_clip_by_global_norm(dtype):
+    cases = [(1.5, None), (1e3, None), (1.5, 3.0)]  # limits, and norms that are given
+
+    @jax.jit
+    def run(leaves):
+        pure = [functional.clip_by_global_norm(leaves, c, norm=norm) for c, norm in cases]
+        return [_run(jaxclip.clip_by_global_norm(c), leaves) for c, _ in cases], pure
+
     with data.context(dtype):
-        values = data.arrays(dtype, SHAPES, seed)
-        norm = None if use_norm is None else tf.cast(use_norm, dtype)
-        tensors, total = tf.clip_by_global_norm(
-            _tf(values, dtype), tf.cast(c, dtype), use_norm=norm
-        )
-        leaves = data.ours(values, dtype)
-        if use_norm is None:
-            data.assert_near(_run(jaxclip.clip_by_global_norm(c), leaves), _np(tensors), dtype)
-        got, n = functional.clip_by_global_norm(leaves, c, norm=use_norm)
-        data.assert_near(got, _np(tensors), dtype)
-        data.assert_near([n], _np([total]), dtype)
+        values = data.arrays(dtype, SHAPES)
+        for given, by_rule, (got, n) in zip(cases, *run(data.ours(values, dtype)), strict=True):
+            c, norm = (None if x is None else tf.cast(x, dtype) for x in given)
+            tensors, total = tf.clip_by_global_norm(_tf(values, dtype), c, use_norm=norm)
+            with case(f"limit, norm: {given}"):
+                if norm is None:
+                    data.assert_near(by_rule, _np(tensors), dtype)
+                data.assert_near(got, _np(tensors), dtype)
+                data.assert_near([n], _np([total]), dtype)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -137,7 +152,7 @@ def test_global_norm_of_non_finite_values(bad):
     """TensorFlow makes every tensor NaN: `nonfinite="nan"`."""
     values = [np.array([1.0, bad], np.float32), np.array([2.0], np.float32)]
     want, _ = tf.clip_by_global_norm([tf.constant(v) for v in values], 1.0)
-    got = _run(jaxclip.clip_by_global_norm(1.0, nonfinite="nan"), values)
+    got, _ = data.updated(jaxclip.clip_by_global_norm(1.0, nonfinite="nan"), values)
     for a, b in zip(got, want, strict=True):
         assert np.isnan(b.numpy()).all()
         assert np.isnan(a).all()

@@ -68,17 +68,19 @@ def assert_near(ours, theirs):
 
 def clipped(tx, grads=GRADS):
     grads = list(map(jnp.asarray, grads))
-    updates, _ = tx.update(grads, tx.init(grads), grads)
+    updates, _ = jax.jit(lambda u: tx.update(u, tx.init(u), u))(grads)
     assert not all(np.array_equal(u, g) for u, g in zip(updates, grads, strict=True))
     return updates
 
 
 def projected(tx):
-    w = jnp.asarray(WEIGHTS)
-    updates, _ = optax.chain(optax.sgd(1.0), tx).update(
-        0 * w, (optax.sgd(1.0).init(w), tx.init(w)), w
-    )
-    return optax.apply_updates(w, updates)
+    tx = optax.chain(optax.sgd(1.0), tx)
+
+    @jax.jit
+    def run(w):
+        return optax.apply_updates(w, tx.update(0 * w, tx.init(w), w)[0])
+
+    return run(jnp.asarray(WEIGHTS))
 
 
 def whatever(code, want, **names):
