@@ -121,8 +121,10 @@ def multi_steps(txs):
 
 
 CONTEXTS = [scan, shard_map, multi_steps]
-# Under `scan` every rule; on several devices one of each kind of norm, in Optax's wrapper fewer.
+# Under `scan` and on several devices one of each kind of norm, in Optax's wrapper fewer.
 ELSEWHERE = {
+    scan: ("clip_by_norm", "clip_by_global_norm", "clip_by_group_norm", "adaptive_grad_clip",
+           "leaf_inf", "element", *learned.RULES, *GUARDS),
     shard_map: ("clip_by_norm", "clip_by_global_norm", "adaptive_grad_clip", "leaf_inf",
                 "autoclip", "zclip", *GUARDS),
     multi_steps: ("clip_by_global_norm", "adaptive_grad_clip", "adagc", "clip_by_history", *GUARDS),

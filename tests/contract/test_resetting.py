@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxclip
 from tests.support import registry
@@ -62,6 +63,28 @@ def test_sums_start_anew():
     factors = 1 - 0.99 * (1 + np.cos(np.pi * np.arange(3) / 5)) / 2
     np.testing.assert_allclose(outs[3:6, 0], factors * [1, 2, 3], rtol=1e-6)
     np.testing.assert_allclose(outs[6, 0], factors[0], rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_on_a_mesh(kind):
+    """Rows on eight devices: the numbers of one device, and states that stay where they are."""
+    tx = jaxclip.reset_every(optax.chain(jaxclip.clip_by_global_norm(1.0), optax.trace(0.5)), 2)
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)), jnp.float32)
+    want, _ = _outs(tx, np.stack([w, 2 * w, 0.01 * w, w, w]), w)
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        rows = NamedSharding(mesh, PartitionSpec("x"))
+        w = jax.device_put(w, rows)
+        update = jax.jit(tx.update)
+        state = jax.jit(tx.init)(w)
+        for factor, expected in zip((1.0, 2.0, 0.01, 1.0, 1.0), want, strict=True):
+            out, state = update(w * factor, state, w)
+            np.testing.assert_allclose(out, expected, rtol=1e-6)
+            assert out.sharding.is_equivalent_to(rows, 2)
+    moments = [x for x in jax.tree.leaves(state) if x.shape == (8, 2)]
+    assert moments
+    assert all(x.sharding.is_equivalent_to(rows, 2) for x in moments)
 
 
 @pytest.mark.slow

@@ -25,9 +25,7 @@ def _rule(name, *args, **keywords):
 RULES = {
     "clip_by_norm": _rule("clip_by_norm", 1.5),
     "clip_by_norm of a slice's axis": _rule("clip_by_norm", 1.5, axis=0),
-    "clip_by_norm of the last axis": _rule("clip_by_norm", 1.5, axis=-1, ord=1),
     "clip_by_block_rms of blocks": _rule("clip_by_block_rms", 0.8, axis=(1, 2)),
-    "adaptive_grad_clip": _rule("adaptive_grad_clip", 0.5),
     "adaptive_grad_clip by Flax's units": _rule(
         "adaptive_grad_clip", 0.5, axis=jaxclip.projections.flax_units
     ),
@@ -41,7 +39,6 @@ RULES = {
     "adagc of units": _rule("adagc", warmup_steps=2, scope="unit"),
     "clip_by_history": _rule("clip_by_history", window=3, min_history=2, scope="leaf"),
     "scale_by_stable_adam": _rule("scale_by_stable_adam", b2=0.9),
-    "tracked_quantile of root mean squares": _leaf(thresholds.tracked_quantile(0.6), ord="rms"),
 }
 PLAIN = ("clip_by_norm of a slice's axis",)
 

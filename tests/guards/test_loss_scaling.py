@@ -96,7 +96,7 @@ def _data():
     return jax.tree.map(jnp.float32, (params, draw((6, 16, 5)), draw((6, 16))))
 
 
-def _run(tx, scaled):
+def _run(tx, scaled, wrap=jax.jit):
     params, xs, ys = _data()
     state = tx.init(params)
 
@@ -106,7 +106,7 @@ def _run(tx, scaled):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    step = jax.jit(step)
+    step = wrap(step)
     for x, y in zip(xs, ys, strict=True):
         params, state = step(params, state, x, y)
     return params, state
@@ -114,11 +114,12 @@ def _run(tx, scaled):
 
 @pytest.mark.slow
 @pytest.mark.relaxed
-def test_without_an_overflow_it_is_the_unscaled_run_bit_for_bit():
+@pytest.mark.parametrize("wrap", [jax.jit, lambda step: step], ids=["jit", "eager"])
+def test_without_an_overflow_it_is_the_unscaled_run_bit_for_bit(wrap):
     """While the scale changes; the norm that is clipped and recorded is the unscaled one."""
     chain = optax.chain(jaxclip.clip_by_global_norm(0.5), optax.adamw(1e-2))
     tx = jaxclip.scale_loss(chain, 2.0**10, period=2)
-    (want, plain), (got, state) = (_run(t, t is tx) for t in (chain, tx))
+    (want, plain), (got, state) = (_run(t, t is tx, wrap) for t in (chain, tx))
     assert float(jaxclip.loss_scale(state)) == 2.0**13
     registry.assert_same_bits(got, want)
     registry.assert_same_bits(state.guarded_state, plain)
