@@ -61,8 +61,10 @@ from jaxclip.transforms.elementwise import clip as clip
 from jaxclip.transforms.elementwise import clip_by_value as clip_by_value
 from jaxclip.transforms.grouping import clip_by_group_norm as clip_by_group_norm
 from jaxclip.transforms.hyperball import hyperball as hyperball
+from jaxclip.transforms.noise import noise_scale as noise_scale
 from jaxclip.transforms.normalizing import normalize_by_norm as normalize_by_norm
 from jaxclip.transforms.normalizing import stabilize_gradient as stabilize_gradient
+from jaxclip.transforms.per_example import per_example as per_example
 from jaxclip.transforms.relative import clippy as clippy
 from jaxclip.transforms.resetting import reset_every as reset_every
 from jaxclip.transforms.spectral import clip_by_spectral_norm as clip_by_spectral_norm
@@ -115,8 +117,10 @@ __all__ = [
     "loss_scale",
     "metrics",
     "monitor",
+    "noise_scale",
     "normalize_by_norm",
     "norms",
+    "per_example",
     "plot",
     "project_box",
     "project_max_norm",

@@ -21,6 +21,8 @@ from jaxclip.transforms.guard import GuardState
 from jaxclip.transforms.hyperball import HyperballState
 from jaxclip.transforms.monitor import MonitorState as MonitorState
 from jaxclip.transforms.monitor import monitor as monitor
+from jaxclip.transforms.noise import NoiseScaleState
+from jaxclip.transforms.per_example import PerExampleState
 
 __all__ = ["MonitorState", "metrics", "monitor", "to_floats"]
 
@@ -154,11 +156,12 @@ def _recorded(tree: PyTree, labels: str = "") -> Iterator[tuple[str, Any]]:
             yield labels + state.rule, state
             if isinstance(state, GuardState):
                 yield from _recorded(state.guarded_state, labels)
+            elif isinstance(state, PerExampleState):
+                yield from _recorded(state.rule_state, labels)
             if isinstance(state, HyperballState):
                 yield from _recorded(state.directed_state, labels)
 
 
 def _is_known(x: Any) -> bool:
-    return isinstance(
-        x, (ClipState, GuardState, HyperballState, MonitorState, optax.PartitionState)
-    )
+    ours = (ClipState, GuardState, HyperballState, MonitorState, NoiseScaleState, PerExampleState)
+    return isinstance(x, (*ours, optax.PartitionState))

@@ -6,8 +6,10 @@ Under `jit` XLA sees whole arrays and there is nothing to do. Inside `shard_map`
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,17 +19,29 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxclip._numerics import total_order
 
 MeshAxes = tuple[Any, ...]
+_APART: contextvars.ContextVar[MeshAxes] = contextvars.ContextVar("_APART", default=())
+
+
+@contextlib.contextmanager
+def apart(axes: MeshAxes) -> Generator[None, None, None]:
+    """Along these mesh axes each device has examples of its own: nothing is summed over them."""
+    token = _APART.set((*_APART.get(), *axes))
+    try:
+        yield
+    finally:
+        _APART.reset(token)
 
 
 def varying_axes(x: Any) -> MeshAxes:
     """The mesh axes over which `x` varies by its type.
 
-    JAX tracks them inside `shard_map` with `check_vma=True`; elsewhere there are none.
+    JAX tracks them inside `shard_map` with `check_vma=True`; elsewhere there are none. Those that
+    devices are `apart` along are left out.
     """
     kind = jax.typeof(x)
     manual = getattr(kind, "manual_axis_type", None)  # JAX before 0.10 calls it `vma`
     varying = getattr(kind, "vma", ()) if manual is None else manual.varying
-    return tuple(sorted(varying, key=str))
+    return tuple(sorted(set(varying).difference(_APART.get()), key=str))
 
 
 def sharded_axes(x: Any, axis_name: MeshAxes | None, where: str) -> MeshAxes:
@@ -113,6 +127,24 @@ def max_over(parts: Mapping[MeshAxes, jax.Array]) -> jax.Array:
     return total_order.from_rank(most, next(iter(parts.values())).dtype)
 
 
+def sums(tree: Any, axes: MeshAxes) -> Any:
+    """The sum of each array of a tree over mesh axes, by one `psum`."""
+    if not axes:
+        return tree
+    return jax.lax.psum(jax.tree.map(lambda x: _varying(x, axes), tree), axes)
+
+
+def maxima(tree: Any, axes: MeshAxes) -> Any:
+    """The largest of each array of a tree over mesh axes; NaN if one is NaN."""
+
+    def largest(x: jax.Array) -> jax.Array:
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            return total_order.from_rank(largest(total_order.rank(x)), x.dtype)
+        return jax.lax.pmax(_varying(x, axes), axes)
+
+    return jax.tree.map(largest, tree) if axes else tree
+
+
 def averaged(x: jax.Array, axis_name: MeshAxes | None) -> jax.Array:
     """The mean of a scalar over the mesh axes on which devices may differ."""
     names = varying_axes(x)
@@ -160,3 +192,19 @@ def zeros_like_sum(
         return jnp.zeros(shape, dtype)
     zeros = jnp.sum(jnp.zeros_like(x, dtype), axis=tuple(axes)).reshape(shape)
     return sum_over({tuple(summed): zeros}) if summed else zeros
+
+
+def like(shape: Any, value: Any) -> jax.Array:
+    """An array of one value with the type of another, given by `jax.eval_shape`."""
+    filled = jnp.full(shape.shape, value, shape.dtype)
+    return _varying(filled, varying_axes(shape))
+
+
+def split_as(rows: Sequence[jax.Array], flags: jax.Array) -> jax.Array:
+    """Flags, one for each row, which a mesh with Explicit axes splits as the rows."""
+    for x in rows:
+        sharding = jax.typeof(x).sharding
+        if sharding.spec and sharding.spec[0] is not None:
+            spec = PartitionSpec(sharding.spec[0])
+            return jax.sharding.reshard(flags, NamedSharding(sharding.mesh, spec))
+    return flags

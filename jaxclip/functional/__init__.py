@@ -11,6 +11,7 @@ from jaxclip.functional.clipping import clip_by_block_rms as clip_by_block_rms
 from jaxclip.functional.clipping import clip_by_global_norm as clip_by_global_norm
 from jaxclip.functional.clipping import clip_by_norm as clip_by_norm
 from jaxclip.functional.clipping import clip_by_value as clip_by_value
+from jaxclip.functional.per_example import clip_per_example as clip_per_example
 from jaxclip.functional.projecting import project_box as project_box
 from jaxclip.functional.projecting import project_max_norm as project_max_norm
 from jaxclip.functional.projecting import project_min_max_norm as project_min_max_norm
@@ -32,6 +33,7 @@ __all__ = [
     "clip_by_norm",
     "clip_by_spectral_norm",
     "clip_by_value",
+    "clip_per_example",
     "clippy",
     "normalize_by_norm",
     "project_box",

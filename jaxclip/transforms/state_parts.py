@@ -15,12 +15,15 @@ from jaxclip._numerics.scaled_float import accumulator
 from jaxclip.transforms.carry import CarryState
 from jaxclip.transforms.guard import GuardState
 from jaxclip.transforms.monitor import MonitorState
+from jaxclip.transforms.noise import NoiseScaleState
+from jaxclip.transforms.per_example import PerExampleState
 from jaxclip.transforms.resetting import ResetState
 from jaxclip.transforms.stable_adam import AdamMoments
 
 _INSIDE = {
     GuardState: "guarded_state",
     CarryState: "rule_state",
+    PerExampleState: "rule_state",
     ResetState: "restarted_state",
     optax.ApplyIfFiniteState: "inner_state",
 }
@@ -37,6 +40,8 @@ _RECORDS = {
     MonitorState: ({"norms", "nonfinite_count"}, {"count": "update_count"}),
     CarryState: ({"rule_state", "carried"}, {}),
     ResetState: ({"restarted_state", "update_count"}, {}),
+    PerExampleState: ({"rule_state", "example_count"}, {}),
+    NoiseScaleState: ({"mean_signal", "mean_noise"}, {}),
     optax.ApplyIfFiniteState: ({"notfinite_count", "inner_state"}, {}),
 }
 _MEMORIES = (

@@ -126,6 +126,7 @@ def test_every_rule_is_in_a_registry():
     functions -= {"metrics", "diagnose", "monitor", "scale_by_stable_adam", "adopt", "to_floats",
                   "loss_scale", "qk_clip"}  # fmt: skip
     functions -= {"carry", "reset_every", "clip_by_spectral_norm", "hyperball"}
+    functions -= {"per_example", "noise_scale"}
     given = {rule.name for rule in registry.RULES + registry.MORE}
     given |= set(learned.RULES) | set(guards.EVERY)
     assert functions <= given | {p.function for p in weights.PROJECTIONS}
@@ -243,6 +244,9 @@ def test_signatures_of_peers():
     assert names(jaxclip.carry) == ["rule"]
     assert names(jaxclip.reset_every) == ["inner", "steps"]
     assert names(jaxclip.clip_by_spectral_norm) == ["max_norm"]
+    assert names(jaxclip.per_example) == ["rule"]
+    assert names(jaxclip.noise_scale) == ["small_batch", "big_batch"]
+    assert names(jaxclip.functional.clip_per_example) == ["gradients", "max_norm"]
     assert names(jaxclip.hyperball) == ["inner", "learning_rate"]
     assert names(jaxclip.clip_by_average_norm) == ["max_norm"]
     assert names(jaxclip.clip_by) == ["threshold"]
