@@ -2,7 +2,7 @@ r"""The wrapper that keeps the norm of each matrix of weights, and turns it by a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +13,11 @@ from jaxclip import _validate
 from jaxclip._core import record
 from jaxclip._core import state as states
 from jaxclip._core.flat_tree import Flat, alike, at_step, flatten
-from jaxclip._core.measure import measure
+from jaxclip._core.measure import Measure, measure
 from jaxclip._core.types import AxisName, LimitTree, Mask, PyTree, ScalarOrSchedule, Stacked
 from jaxclip._numerics import collectives, joining
-from jaxclip._numerics.power_sums import Kind, reduced
+from jaxclip._numerics.joining import Table
+from jaxclip._numerics.power_sums import reduced
 from jaxclip._numerics.rounding import is_narrow, rounded
 from jaxclip._numerics.scaled_float import (
     Norm,
@@ -167,11 +168,11 @@ def hyperball(
         given = units.spread(weights, at_step(radius, count), "radius")
         pairs = zip(jax.tree.leaves(state.radii)[: len(given)], given, strict=True)
         radii = [r if g is None else _validate.number(g) for r, g in pairs]
-        turned = list(_turned(weights, held, radii, rate, units.plan(weights)[1]))
-        left = iter(turned)
+        turns = _turns(weights, held, radii, rate, units) if held.arrays else []
+        moved = map(_turned, weights.arrays, held.arrays, turns)
         every = zip(steps.arrays, own, strict=True)
-        out = steps.rebuild([next(left).step if c else _plain(u, rate) for u, c in every])
-        rows = [(one.norm, one.angle, one.unchanged) for one in turned]
+        out = steps.rebuild([next(moved) if c else _plain(u, rate) for u, c in every])
+        rows = [(one.norm, one.angle, ~one.good) for one in turns]
         norm, angle, unchanged = record.largest(rows, (0.0, 0.0, 0.0))
         return out, kind(
             after,
@@ -186,12 +187,23 @@ def hyperball(
 
 
 class _Turn(NamedTuple):
-    """The step of the matrices of one leaf; numbers with a value for each of them."""
+    """The turn of the matrices of one leaf; each has its own numbers.
 
-    step: jax.Array
+    Attributes:
+        unit: a power of two near the radius.
+        directed: the product of two factors that makes a direction as long as its step.
+        radius: the factor that brings w minus that step, in units, to its radius.
+        norm: the norm of the direction.
+        angle: the angle between the weights before and after.
+        good: whether the matrix is turned.
+    """
+
+    unit: jax.Array
+    directed: tuple[jax.Array, jax.Array]
+    radius: jax.Array
     norm: jax.Array
     angle: jax.Array
-    unchanged: jax.Array
+    good: jax.Array
 
 
 def _plain(u: jax.Array, rate: jax.Array) -> jax.Array:
@@ -200,40 +212,53 @@ def _plain(u: jax.Array, rate: jax.Array) -> jax.Array:
     return times(widened(u, wide), -rate.astype(wide)).astype(u.dtype)
 
 
-def _turned(
-    weights: Flat, steps: Flat, radii: list[Any], rate: jax.Array, kinds: list[Kind]
-) -> Iterator[_Turn]:
+def _turns(
+    weights: Flat, steps: Flat, radii: list[Any], rate: jax.Array, rule: Measure
+) -> list[_Turn]:
+    kinds = rule.plan(weights)[1]
     every = collectives.union(axes for kind in kinds for axes in kind.mesh or ())
+    units, sums = [], []
     for w, u, radius, kind in zip(weights.arrays, steps.arrays, radii, kinds, strict=True):
         dtype = accumulator(w, u)
-        one = jnp.ones((), dtype)
         r = jnp.asarray(radius).astype(dtype)
-        unit = power_of_two_near(jnp.where((r > 0) & jnp.isfinite(r), r, one))
-        x, y = times(widened(w, dtype), 1 / unit), widened(u, dtype)
-        sums = joining.sum_of([_sums(x, y, kind.axes)], kind.mesh, every)
-        squares, dot, norm = _joined(sums, dtype)
+        units.append(power_of_two_near(jnp.where((r > 0) & jnp.isfinite(r), r, jnp.ones_like(r))))
+        x, y = times(widened(w, dtype), 1 / units[-1]), widened(u, dtype)
+        sums.append(tuple(joining.sum_of([_sums(x, y, kind.axes)], kind.mesh, every)))
+    table = Table([own[0] for own in sums])
+    return table.map(functools.partial(_turn, rate), sums, radii, units)
 
-        r = broadcast(r / unit, squares)  # now of x
-        eta = rate.astype(dtype) * r
-        found = norm.value
-        dot = dot / jnp.where(found > 0, found, jnp.ones_like(found))
-        after = squares - 2 * eta * dot + eta * eta
-        rounding = 4 * float(jnp.finfo(dtype).eps) * (squares + eta * eta)
-        good = (found > 0) & jnp.isfinite(found) & (r > 0) & (after > rounding)
-        good = good & jnp.isfinite(after)
-        after = jnp.sqrt(jnp.where(good, after, jnp.ones_like(after)))
-        by = jnp.where(good, eta / jnp.where(good, found, jnp.ones_like(found)), 0 * found)
-        moved = x - times(times(y, 1 / norm.unit), by)
-        target = times(times(moved, r / after), unit)
-        start = widened(w, dtype)
-        step = target - start
-        step = rounded(step, w.dtype) if is_narrow(w.dtype) else step
-        step = jnp.where(good, step, jnp.zeros_like(step)).astype(w.dtype)
 
-        length = jnp.sqrt(jnp.where(squares > 0, squares, jnp.ones_like(squares)))
-        along = jnp.clip(dot / length, -1, 1)
-        angle = jnp.arctan2(eta * jnp.sqrt(1 - along * along), length - eta * along)
-        yield _Turn(step, norm.number, jnp.where(good, angle, jnp.zeros_like(angle)), ~good)
+def _turn(rate: jax.Array, sums: tuple[jax.Array, ...], radius: Any, unit: Any) -> _Turn:
+    squares, dot, norm = _joined(sums)
+    found, one = norm.value, jnp.ones_like(squares)
+    r = broadcast(radius, one) / unit
+    eta = rate.astype(r.dtype) * r
+    dot = dot / jnp.where(found > 0, found, one)
+    after = squares - 2 * eta * dot + eta * eta
+    rounding = 4 * float(jnp.finfo(r.dtype).eps) * (squares + eta * eta)
+    good = (found > 0) & jnp.isfinite(found) & (r > 0) & (after > rounding) & jnp.isfinite(after)
+    length = jnp.sqrt(jnp.where(squares > 0, squares, one))
+    along = jnp.clip(dot / length, -1, 1)
+    angle = jnp.arctan2(eta * jnp.sqrt(1 - along * along), length - eta * along)
+    return _Turn(
+        unit=broadcast(unit, one),
+        directed=(1 / norm.unit, jnp.where(good, eta / jnp.where(good, found, one), 0 * one)),
+        radius=r / jnp.sqrt(jnp.where(good, after, one)),
+        norm=norm.number,
+        angle=jnp.where(good, angle, 0 * one),
+        good=good,
+    )
+
+
+def _turned(w: jax.Array, u: jax.Array, turn: _Turn) -> jax.Array:
+    """The update that turns w."""
+    dtype = accumulator(w, u)
+    start = widened(w, dtype)
+    direction = functools.reduce(times, turn.directed, widened(u, dtype))
+    moved = times(start, 1 / turn.unit) - direction
+    step = times(times(moved, turn.radius), turn.unit) - start
+    step = rounded(step, w.dtype) if is_narrow(w.dtype) else step
+    return jnp.where(turn.good, step, jnp.zeros_like(step)).astype(w.dtype)
 
 
 def _sums(x: jax.Array, y: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
@@ -254,9 +279,9 @@ def _sums(x: jax.Array, y: jax.Array, axes: tuple[int, ...] | None) -> jax.Array
     return total
 
 
-def _joined(sums: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array, Norm]:
+def _joined(sums: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, Norm]:
     """The sum of x^2, the sum of x y in units of y's norm, and that norm."""
-    far = 2.0 ** _FAR[jnp.dtype(dtype).itemsize][1]
+    far = 2.0 ** _FAR[sums[0].dtype.itemsize][1]
     squares, large, by_large, near, by_near, small, by_small = sums
     down = 1 / far
     one = jnp.ones_like(squares)
