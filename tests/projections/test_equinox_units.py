@@ -1,5 +1,7 @@
 """Units in real Equinox layers, identified by the layers' outputs; and all rules that take them."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -56,47 +58,45 @@ class Zoo(eqx.Module):
         return found | {"embed": jax.vmap(self.embed)(jnp.arange(WORDS)).T}
 
 
-@pytest.fixture(scope="module")
-def zoo():
-    return Zoo()
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("inside", [True, False])
-def test_equinox_units_feed_one_output_each(zoo, inside):
+def test_equinox_units_feed_one_output_each():
     """NaN in the last unit of every weight reaches the last output alone, and the reverse."""
+    zoo = eqx.filter_jit(Zoo)()
     params, rest = eqx.partition(zoo, eqx.is_inexact_array)
-    norms = jaxclip.norms.unit_norms(params, axis=equinox_units)
+    norms = jax.eval_shape(lambda p: jaxclip.norms.unit_norms(p, axis=equinox_units), params)
+    outputs = jax.jit(lambda params: eqx.combine(params, rest).outputs())
 
-    def poisoned(path, x, norm):
+    def poisoned(path, x, norm, inside):
         if "bias" in jax.tree_util.keystr(path):
             return x
         last = np.zeros(x.shape, bool)
         last[tuple(slice(None) if n == 1 else -1 for n in norm.shape)] = True
-        return jnp.where(last == inside, jnp.nan, x)
+        return np.where(last == inside, np.float32(np.nan), x)
 
-    bad = jax.tree_util.tree_map_with_path(poisoned, params, norms)
-    found = jax.jit(lambda params: eqx.combine(params, rest).outputs())(bad)
-    assert len(found) == 11  # every weight
-    for name, out in found.items():
-        with weights.case(name):
-            reached = np.isnan(out).any(axis=tuple(range(out.ndim - 1)))
-            assert (reached == inside).sum() == 1
-            assert reached[-1] == inside
+    for inside in (True, False):
+        poison = functools.partial(poisoned, inside=inside)
+        found = outputs(jax.tree_util.tree_map_with_path(poison, params, norms))
+        assert len(found) == 11  # every weight
+        for name, out in found.items():
+            with weights.case(f"{name}, NaN {'in' if inside else 'outside'} the unit"):
+                reached = np.isnan(out).any(axis=tuple(range(out.ndim - 1)))
+                assert (reached == inside).sum() == 1
+                assert reached[-1] == inside
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", [eqx.nn.GRUCell, eqx.nn.LSTMCell])
 def test_gates_of_cells(cell):
     """NaN in the last unit, the last gate of the last output, reaches that output alone."""
-    layer = cell(3, 4, key=jax.random.key(0))
+    layer = eqx.filter_jit(lambda: cell(3, 4, key=jax.random.key(0)))()
+    run = eqx.filter_jit(lambda layer, state: layer(jnp.ones(3), state))
     for name in ("weight_ih", "weight_hh"):
         x = getattr(layer, name)
         norm = functional_norms(name, x)
         assert norm.shape == (x.shape[0], 1)
         bad = eqx.tree_at(lambda m, n=name: getattr(m, n), layer, x.at[-1].set(jnp.nan))
         state = jnp.ones(4) if cell is eqx.nn.GRUCell else (jnp.ones(4), jnp.ones(4))
-        out = bad(jnp.ones(3), state)
+        out = run(bad, state)
         out = out if cell is eqx.nn.GRUCell else out[0]
         assert np.isnan(out).tolist() == [False, False, False, True]
 
@@ -113,19 +113,19 @@ KERNEL[0, :, 0, 0], KERNEL[1, 0, :, 0] = (3, 4), (0.3, 0.4)
 @pytest.mark.slow
 def test_limits_of_a_convolution():
     """Every unit comes to its limit; by the default, units are other weights."""
-    conv = eqx.nn.Conv2d(2, 2, (2, 1), key=jax.random.key(0))
+    conv = eqx.filter_jit(lambda: eqx.nn.Conv2d(2, 2, (2, 1), key=jax.random.key(0)))()
     conv = eqx.tree_at(lambda m: m.weight, conv, jnp.asarray(KERNEL))
     params = eqx.filter(conv, eqx.is_inexact_array)
-    for tx in (
+    made = [
         jaxclip.project_max_norm(0.1, axis=equinox_units),
         jaxclip.project_unit_norm(axis=equinox_units),
         jaxclip.project_min_max_norm(0.05, 0.1, axis=equinox_units),
-    ):
-        out = apply(tx, zeros(params), params)
-        limit = 1.0 if tx.init(params).rule == "project_unit_norm" else 0.1
+        jaxclip.project_max_norm(0.1),
+    ]
+    *outs, default = jax.jit(lambda p: [apply(tx, zeros(p), p) for tx in made])(params)
+    for out, limit in zip(outs, (0.1, 1.0, 0.1), strict=True):
         np.testing.assert_allclose(sizes(out.weight), limit, rtol=1e-6)
         np.testing.assert_array_equal(out.bias, params.bias)
-    default = apply(jaxclip.project_max_norm(0.1), zeros(params), params)
     assert sizes(default.weight).min() < 0.02
 
 
@@ -144,25 +144,30 @@ LAYOUTS = [
 @pytest.mark.parametrize(("units", "layer", "leaf", "kernel", "axes"), LAYOUTS)
 def test_every_rule_of_units_takes_them(units, layer, leaf, kernel, axes):
     """Limits of their own and relative to the weights; transformations and functions."""
-    g = w = {layer: {leaf: jnp.asarray(kernel)}}
     assert kernel.ndim == len(axes) + (1 if units is equinox_units else 2)
     unit = {"scope": "unit", "axis": units}
-    for want, tx in [
+    rules = [
         ([1.0, 0.5], jaxclip.clip_by_norm(1.0, axis=units)),
         ([1.0, 0.5], jaxclip.clip_by(1.0, **unit)),
         ([0.5, 0.05], jaxclip.adaptive_grad_clip(0.1, axis=units)),
         ([1.0, 1.0], jaxclip.clip_by(1.0, **unit, bound="set")),
-    ]:
-        out, _ = tx.update(g, tx.init(w), w)
-        np.testing.assert_allclose(o.norm(out[layer][leaf], 2, axes).ravel(), want, rtol=1e-6)
-    for want, out in [
-        ([5.0, 0.5], jaxclip.norms.unit_norms(g, axis=units)),
-        ([1.0, 0.5], functional.clip_by_norm(g, 1.0, axis=units)),
-        ([0.5, 0.05], functional.adaptive_grad_clip(g, w, 0.1, axis=units)),
-        ([1.0, 0.5], functional.project_max_norm(g, 1.0, axis=units)),
-        ([1.0, 1.0], functional.project_unit_norm(g, axis=units)),
-        ([1.0, 0.7], functional.project_min_max_norm(g, 0.7, 1.0, axis=units)),
-    ]:
+    ]
+    functions = [
+        ([5.0, 0.5], lambda g: jaxclip.norms.unit_norms(g, axis=units)),
+        ([1.0, 0.5], lambda g: functional.clip_by_norm(g, 1.0, axis=units)),
+        ([0.5, 0.05], lambda g: functional.adaptive_grad_clip(g, g, 0.1, axis=units)),
+        ([1.0, 0.5], lambda g: functional.project_max_norm(g, 1.0, axis=units)),
+        ([1.0, 1.0], lambda g: functional.project_unit_norm(g, axis=units)),
+        ([1.0, 0.7], lambda g: functional.project_min_max_norm(g, 0.7, 1.0, axis=units)),
+    ]
+
+    @jax.jit
+    def run(g):
+        found = [tx.update(g, tx.init(g), g)[0] for _, tx in rules]
+        return found + [function(g) for _, function in functions]
+
+    outs = run({layer: {leaf: jnp.asarray(kernel)}})
+    for (want, _), out in zip(rules + functions, outs, strict=True):
         np.testing.assert_allclose(o.norm(out[layer][leaf], 2, axes).ravel(), want, rtol=1e-6)
 
 

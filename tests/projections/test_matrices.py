@@ -32,7 +32,6 @@ LEAVES = [
     ("dense/kernel", (6, 8), None, [0]),
     ("conv/kernel", (3, 3, 2, 5), None, [0, 1, 2]),
     ("query/kernel", (6, 4, 3), flax_units, [0]),
-    ("key/kernel", (5, 2, 6), flax_units, [0]),
     ("out/kernel", (4, 3, 6), flax_units, [0, 1]),
     ("linear/weight", (8, 6), equinox_units, [1]),
     ("conv/weight", (5, 2, 3, 3), equinox_units, [1, 2, 3]),
@@ -42,9 +41,10 @@ LEAVES = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "method"), [("clip", "iterative"), ("scale", "eigh")])
-def test_axes(how, method):
+@pytest.mark.parametrize("pure", [False, True])
+def test_axes(pure):
     """As a transformation and as a function: singular values of the right matrix."""
+    how, method = ("scale", "eigh") if pure else ("clip", "iterative")
     shapes = [shape for _, shape, _, _ in LEAVES]
     leaves = dict(enumerate(registry.build({str(i): s for i, s in enumerate(shapes)}).values()))
 
@@ -53,17 +53,19 @@ def test_axes(how, method):
         found = []
         for (name, _, axis, _), w in zip(LEAVES, leaves.values(), strict=True):
             options = {"how": how, "method": method, "axis": axis}
-            tx = jaxclip.project_spectral_norm(1.5, **options)
-            pure = functional.project_spectral_norm({name: w}, 1.5, **options)
-            found.append((apply(tx, {name: w * 0}, {name: w})[name], pure[name]))
+            if pure:
+                out = functional.project_spectral_norm({name: w}, 1.5, **options)
+            else:
+                tx = jaxclip.project_spectral_norm(1.5, **options)
+                out = apply(tx, {name: w * 0}, {name: w})
+            found.append(out[name])
         return found
 
-    for (name, _, _, inputs), w, outs in zip(LEAVES, leaves.values(), run(leaves), strict=True):
+    for (name, _, _, inputs), w, out in zip(LEAVES, leaves.values(), run(leaves), strict=True):
         with weights.case(name):
             assert largest(w, inputs) > 1.6
             want = weights.singular(matrix(w, inputs), 1.5, how)
-            for out in outs:
-                np.testing.assert_allclose(matrix(out, inputs), want, rtol=0, atol=2e-5)
+            np.testing.assert_allclose(matrix(out, inputs), want, rtol=0, atol=2e-5)
 
 
 @pytest.mark.slow
@@ -82,7 +84,7 @@ def test_heads_of_attention_are_one_matrix():
 def test_layers_of_linen():
     """The output of attention's first layer is at most c times its input."""
     layer = nn.MultiHeadDotProductAttention(num_heads=4, qkv_features=8, out_features=5)
-    p = layer.init(jax.random.key(0), jnp.ones((2, 4, 6)))["params"]
+    p = jax.jit(layer.init)(jax.random.key(0), jnp.ones((2, 4, 6)))["params"]
     p = jax.tree.map(lambda x: 3 * x, p)
     out = apply(jaxclip.project_spectral_norm(1.0, axis=flax_units), zeros(p), p)
     for name in ("query", "out"):
@@ -92,7 +94,7 @@ def test_layers_of_linen():
             {"params": {"kernel": out[n]["kernel"], "bias": b}}, x
         )
         inside = (4, 2) if name == "out" else (6,)
-        jacobian = jax.jacobian(run)(jnp.zeros(inside))
+        jacobian = jax.jit(jax.jacobian(run))(jnp.zeros(inside))
         size = int(np.prod(inside))
         found = np.linalg.norm(o.wide(jacobian).reshape(-1, size), 2)
         np.testing.assert_allclose(found, 1.0, rtol=1e-5)
@@ -127,9 +129,7 @@ def test_layers_of_a_stack_inside_are_unchanged():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("axis", "method"), [(0, "eigh"), (0, "iterative"), (1, "iterative"), (-1, "eigh")]
-)
+@pytest.mark.parametrize(("axis", "method"), [(0, "eigh"), (1, "iterative"), (-1, "iterative")])
 def test_each_layer_of_a_stack_is_projected(axis, method):
     """Those outside; those inside come back bit for bit."""
     w = {
@@ -143,7 +143,7 @@ def test_each_layer_of_a_stack_is_projected(axis, method):
     tx = jaxclip.project_spectral_norm(1.0, method=method, stacked=of_blocks)
     update = jax.jit(lambda w: tx.update(zeros(w), tx.init(w), w))
     updates, state = update(w)
-    out = jax.tree.map(jnp.add, w, updates)
+    out = jax.tree.map(np.add, w, updates)
     before = np.moveaxis(o.wide(w["blocks"]["kernel"]), axis, 0)
     after = np.moveaxis(o.wide(out["blocks"]["kernel"]), axis, 0)
     outside = [np.linalg.norm(x, 2) > 1 for x in before]
@@ -163,35 +163,37 @@ def test_each_layer_of_a_stack_is_projected(axis, method):
 def test_stacks_of_attention():
     """`axis` is of a slice: a function of name and leaf gets the slice's shape."""
     p = {"layers": {"query": {"kernel": 3 * registry.build((5, 6, 4, 2))}}}
-    for tx in (
-        jaxclip.project_spectral_norm(1.0, axis=flax_units, stacked=0),
-        jaxclip.project_max_norm(1.0, axis=flax_units, stacked=0),
-    ):
-        out = o.wide(apply(tx, zeros(p), p)["layers"]["query"]["kernel"])
-        for x, y in zip(o.wide(p["layers"]["query"]["kernel"]), out, strict=True):
-            if tx.init(p).rule == "project_spectral_norm":
-                want = weights.singular(matrix(x, [0]), 1.0)
-                np.testing.assert_allclose(matrix(y, [0]), want, rtol=0, atol=1e-5)
-            else:
-                np.testing.assert_allclose(y, weights.between(x, 0, 1, 0), rtol=1e-5)
+    rules = (jaxclip.project_spectral_norm, jaxclip.project_max_norm)
+    made = [rule(1.0, axis=flax_units, stacked=0) for rule in rules]
+    found = jax.jit(lambda p: [apply(tx, zeros(p), p) for tx in made])(p)
+    layers = (o.wide(tree["layers"]["query"]["kernel"]) for tree in (p, *found))
+    for x, singular, limited in zip(*layers, strict=True):
+        want = weights.singular(matrix(x, [0]), 1.0)
+        np.testing.assert_allclose(matrix(singular, [0]), want, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(limited, weights.between(x, 0, 1, 0), rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_units_of_a_stack():
     """Every projection of units, and that vectors of a stack are no kernels."""
     w = {"kernel": 3 * registry.build((4, 6, 5)), "scale": 3 * registry.build((4, 6), seed=1)}
-    for name, make, pure in [
-        ("max", jaxclip.project_max_norm(1.0, stacked=0),
-         lambda w: functional.project_max_norm(w, 1.0, stacked=0)),
-        ("unit", jaxclip.project_unit_norm(stacked=0),
-         lambda w: functional.project_unit_norm(w, stacked=0)),
-        ("min and max", jaxclip.project_min_max_norm(0.5, 1.0, stacked=0),
-         lambda w: functional.project_min_max_norm(w, 0.5, 1.0, stacked=0)),
-    ]:  # fmt: skip
+    sets = {
+        "project_max_norm": (1.0,), "project_unit_norm": (), "project_min_max_norm": (0.5, 1.0),
+    }  # fmt: skip
+
+    @jax.jit
+    def run(w):
+        found = {}
+        for name, limits in sets.items():
+            tx = getattr(jaxclip, name)(*limits, stacked=0)
+            pure = getattr(functional, name)(w["kernel"], *limits, stacked=0)
+            found[name] = apply(tx, zeros(w), w), pure
+        return found
+
+    for name, (out, pure) in run(w).items():
         with weights.case(name):
-            out = apply(make, zeros(w), w)
             registry.assert_same_bits(out["scale"], w["scale"])
-            for found in (out["kernel"], pure(w["kernel"])):
+            for found in (out["kernel"], pure):
                 for x in o.wide(found):
                     np.testing.assert_allclose(norms(x), 1.0, rtol=1e-6)
 
@@ -201,9 +203,9 @@ def test_stacks_of_16_bits():
     """Each layer ends inside."""
     w = stack((8, 8), 1.0).astype(jnp.bfloat16)
     tx = jaxclip.project_spectral_norm(1.0, stacked=0)
-    updates, _ = tx.update(w * 0, tx.init(w), w)
-    assert (w + updates).dtype == jnp.bfloat16
-    assert max(np.linalg.norm(x, 2) for x in o.wide(w + updates)) <= 1 + 1e-5
+    landed = apply(tx, zeros(w), w)
+    assert landed.dtype == jnp.bfloat16
+    assert max(np.linalg.norm(x, 2) for x in o.wide(landed)) <= 1 + 1e-5
 
 
 @pytest.mark.slow
@@ -211,16 +213,12 @@ def test_derivative_through_a_stack():
     """Equal to that of the layers one by one."""
     w, slope = stack((5, 4), 1.0, 3), registry.build((3, 5, 4))
 
-    def total(w):
-        return jnp.sum(functional.project_spectral_norm(w, 1.0, stacked=0) * slope)
+    def total(w, slope, **stacked):
+        return jnp.sum(functional.project_spectral_norm(w, 1.0, **stacked) * slope)
 
-    def by_layer(w):
-        return sum(
-            jnp.sum(functional.project_spectral_norm(x, 1.0) * s)
-            for x, s in zip(w, slope, strict=True)
-        )
-
-    found, want = jax.jit(jax.grad(total))(w), jax.jit(jax.grad(by_layer))(w)
+    found = jax.jit(jax.grad(lambda w: total(w, slope, stacked=0)))(w)
+    one = jax.jit(jax.grad(total))
+    want = np.stack([one(x, s) for x, s in zip(w, slope, strict=True)])
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
 
 
@@ -255,7 +253,7 @@ def gain(kernel, size):
 @pytest.mark.slow
 def test_gain_of_a_convolution():
     """The matrix of a patch is bounded, not the convolution: 2.8 for 1, and at most 3."""
-    kernel = functional.project_spectral_norm(jnp.ones((3, 3, 1, 1)), 1.0)
+    kernel = jax.jit(functional.project_spectral_norm)(jnp.ones((3, 3, 1, 1)), 1.0)
     np.testing.assert_allclose(largest(kernel, [0, 1, 2]), 1.0, rtol=4e-6)
     np.testing.assert_allclose(gain(o.wide(kernel), 9), 2.8, atol=0.01)
     assert gain(o.wide(kernel), 20) <= 3

@@ -8,6 +8,7 @@ import pytest
 import jaxclip
 from tests.support import oracles as o
 from tests.support import registry
+from tests.support.contexts import once
 from tests.support.weights import SMALL, UNITS, norms, zeros
 
 
@@ -42,8 +43,7 @@ def test_records_of_elements():
         (jaxclip.project_non_negative, 0.0, np.inf, np.inf),
         (lambda **k: jaxclip.project_box(-0.5, 0.75, **k), -0.5, 0.75, 0.75),
     ]:
-        tx = make(record=True)
-        _, state = tx.update(zeros(p), tx.init(p), p)
+        _, state = once(make(record=True), zeros(p), p)
         elements = np.concatenate([o.wide(p[k]).ravel() for k in ("a", "b")])
         outside = (elements < low) | (elements > high)
         assert float(state.norm) == np.abs(elements).max()
@@ -54,13 +54,12 @@ def test_records_of_elements():
             1,
             0,
         )
-        silent = make()
-        _, state = silent.update(zeros(p), silent.init(p), p)
+        _, state = once(make(), zeros(p), p)
         assert {k.partition("/")[2] for k in jaxclip.metrics(state)} == {"count"}
     tx = jaxclip.project_box(
         {"a": -1, "b": -2, "bias": None}, {"a": 1, "b": 2, "bias": None}, record=True
     )
-    _, state = tx.update(zeros(p), tx.init(p), p)
+    _, state = once(tx, zeros(p), p)
     assert float(state.threshold) == 1.0  # the smallest, as for every rule
 
 
@@ -69,9 +68,9 @@ def test_counts():
     """An update inside, one outside, one that is not finite."""
     p = {"k": jnp.array([[0.3], [0.4]])}
     tx = jaxclip.project_max_norm(1.0)
-    state = tx.init(p)
-    for step in (0.0, 10.0, jnp.nan):
-        _, state = tx.update({"k": jnp.full((2, 1), step)}, state, p)
+    state, update = tx.init(p), jax.jit(tx.update)
+    for step in (0.0, 10.0, np.nan):
+        _, state = update({"k": np.full((2, 1), step, np.float32)}, state, p)
     assert (int(state.update_count), int(state.clipped_count), int(state.nonfinite_count)) == (
         3,
         1,
