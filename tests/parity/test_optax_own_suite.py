@@ -70,6 +70,7 @@ def test_optax_clipping_tests_pass_with_our_rules(monkeypatch):
     # A clipped norm is within 2 machine epsilons of its threshold, not within 5e-8.
     almost = functools.partialmethod(unittest.TestCase.assertAlmostEqual, places=6)
     monkeypatch.setattr(tests.ClippingTest, "assertAlmostEqual", almost)
+    monkeypatch.setattr(tests, "STEPS", 10)
     result = _run(tests, lambda test: True)
     assert not result.errors + result.failures, "\n".join(
         t for _, t in result.errors + result.failures
@@ -77,7 +78,7 @@ def test_optax_clipping_tests_pass_with_our_rules(monkeypatch):
     assert result.testsRun >= len(EXERCISED)
     assert calls.keys() == set(NAMES)
     assert all(count > 0 for count in calls.values())
-    assert calls["clip_by_global_norm"] >= 100  # two updates in each of 50 steps
+    assert calls["clip_by_global_norm"] >= 20  # two updates in each of 10 steps
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def test_clip_by_value_of_integers():
     )
 
 
-AXES = [None, 0, 1, -1, (0, 1), ()]
+AXES = [None, 0, 1, -1, (0, 1), ()]  # of none: each element is clipped by itself
 
 
 @data.by_dtype
@@ -79,14 +79,6 @@ def test_clip_by_norm(dtype):
             for got in found:
                 with case(f"axes {axes}"):
                     data.assert_near(got, want, dtype)
-
-
-def test_clip_by_norm_without_axes():
-    """No axis is reduced: each element is clipped by itself."""
-    x = np.array([[3, 4], [0.1, 0.2]], np.float32)
-    want = tf.clip_by_norm(x, 1.0, axes=[]).numpy()
-    np.testing.assert_allclose(want, [[1, 1], [0.1, 0.2]], rtol=1e-6)
-    np.testing.assert_allclose(functional.clip_by_norm(x, 1.0, axis=()), want, rtol=1e-6)
 
 
 @data.by_dtype
