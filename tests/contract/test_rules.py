@@ -106,7 +106,7 @@ def test_mesh(mesh, rule):
     _check(meshes.MESHES[mesh], rule)
 
 
-@registry.by_rule([r for r in SHARDABLE if r.named and r.kind != "leaf" or r.name in LEAF], PLAIN)
+@registry.by_rule([r for r in SHARDABLE if (r.named and r.kind != "leaf") or r.name in LEAF], PLAIN)
 @pytest.mark.parametrize("context", meshes.SHARDED, ids=lambda f: f.__name__)
 def test_sharded(context, rule):
     _check(context, rule)

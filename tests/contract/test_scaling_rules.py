@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import jaxclip
 from tests.support import contexts, meshes, modes, registry
