@@ -40,7 +40,6 @@ def test_label_of_a_rule():
     np.testing.assert_allclose(found["head/clip_by_global_norm/norm"], 148**0.5, rtol=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.relaxed  # MultiSteps promotes
 def test_partition_in_chains_guards_and_wrappers():
     """The label stands before the rules inside of the partition only."""
@@ -51,7 +50,8 @@ def test_partition_in_chains_guards_and_wrappers():
     tx = jaxclip.skip_spikes(
         optax.chain(rule(), optax.MultiSteps(parts, 1).gradient_transformation())
     )
-    assert list(_norms(tx)) == [
+    found = jaxclip.metrics(jax.eval_shape(tx.init, U))
+    assert [k.removesuffix("/norm") for k in found if k.endswith("/norm")] == [
         "skip_spikes", "clip_by_global_norm", "x/skip_nonfinite", "x/clip_by_global_norm",
         "x/clip_by_global_norm_2", "x/clip_by_global_norm_3",
     ]  # fmt: skip

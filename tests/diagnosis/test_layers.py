@@ -67,8 +67,8 @@ def _checked(grads, params, names):
 def test_linen():
     model = nn.Sequential([nn.Dense(3) for _ in range(11)])
     x = jnp.ones((2, 3))
-    params = model.init(jax.random.key(0), x)
-    grads = jax.grad(lambda p: jnp.sum(model.apply(p, x)))(params)
+    params = jax.jit(model.init)(jax.random.key(0), x)
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(model.apply(p, x))))(params)
     found = _checked(grads, params, [f"params/layers_{i}" for i in range(11)])
     kernel = params["params"]["layers_2"]["kernel"]
     np.testing.assert_allclose(found.layers[2].weight, oracles.norm(kernel).item(), rtol=1e-6)

@@ -9,6 +9,7 @@ import pytest
 import jaxclip
 from jaxclip import diagnosis
 from tests.diagnosis.test_findings import gradients, weights_of
+from tests.support.contexts import once
 
 TX = optax.chain(
     jaxclip.monitor(name="grads"), jaxclip.clip_by_global_norm(1e-3),
@@ -47,7 +48,7 @@ def _same(one, other):
 @pytest.mark.slow
 def test_one_step_equals_the_gradients(network):
     grads, params = network
-    updates, state = TX.update(grads, TX.init(params), params)
+    updates, state = once(TX, grads, params)
     got = diagnosis.of_metrics(jaxclip.metrics(state), "grads", "weights", "updates")
     _same(got, jaxclip.diagnose(grads, params, updates))
     alone = diagnosis.of_metrics(jaxclip.metrics(state))

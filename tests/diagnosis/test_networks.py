@@ -15,9 +15,10 @@ from tests.support import networks
 pytestmark = pytest.mark.relaxed
 # To the variance of He's initialization, which keeps that of the error from layer to layer.
 GAINS = {"linen": 2**0.5, "nnx": 2**0.5, "equinox": 6**0.5}
-LIBRARIES, DEEP, BLOCKS = tuple(GAINS), ("mlp", "cnn"), ("transformer", "normed")
+DEEP = {"linen": "mlp", "nnx": "cnn", "equinox": "mlp"}
+QUICK = ("linen", "mlp")
+BLOCKS = {"linen": "transformer", "nnx": "transformer", "equinox": "normed"}
 R = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
-QUICK = {("linen", "mlp")}
 
 
 class Network(NamedTuple):
@@ -29,7 +30,7 @@ class Network(NamedTuple):
 @functools.cache
 def network(library, kind):
     function, params = networks.build(library, kind)
-    gain = GAINS[library] if kind in DEEP else 1.0
+    gain = GAINS[library] if kind in DEEP.values() else 1.0
 
     def first(path, x):
         is_bias = "bias" in jax.tree_util.keystr(path)
@@ -62,12 +63,11 @@ def diagnose(one, params, **options):
     return jaxclip.diagnose(one.gradients(params, networks.batch(**options)), order=one.order)
 
 
-def cases(kinds):
-    def case(library, kind):
-        marks = () if (library, kind) in QUICK else pytest.mark.slow
-        return pytest.param(library, kind, id=f"{library}-{kind}", marks=marks)
-
-    return [case(library, kind) for library in LIBRARIES for kind in kinds]
+def cases(*tables, kind=None):
+    """All networks of some tables, or those of one kind."""
+    found = [one for table in tables for one in table.items() if kind in (one[1], None)]
+    slow = {True: (), False: pytest.mark.slow}
+    return [pytest.param(*one, id="-".join(one), marks=slow[one == QUICK]) for one in found]
 
 
 def layers(found):
@@ -132,7 +132,7 @@ def test_nan_on_the_way_back(library, kind, layer):
     assert f"the gradient of {found.nonfinite[1]} is NaN or inf, and every" in found.findings[0]
 
 
-@pytest.mark.parametrize(("library", "kind"), cases(networks.KINDS))
+@pytest.mark.parametrize(("library", "kind"), cases(DEEP, BLOCKS))
 def test_nan_on_the_way_forward(library, kind):
     one = network(library, kind)
     found = diagnose(one, filled(one.params, ["bias"], np.nan))
@@ -156,14 +156,14 @@ def test_healthy_transformer(library, kind):
     consistent(found)
 
 
-@pytest.mark.parametrize(("library", "kind"), cases(["normed"]))
+@pytest.mark.parametrize(("library", "kind"), cases(BLOCKS, kind="normed"))
 @pytest.mark.parametrize("factor", [0.3, 10.0])
 def test_normalization_takes_the_scale_of_weights_away(library, kind, factor):
     one = network(library, kind)
     assert diagnose(one, scaled(one.params, factor)).finding == "healthy"
 
 
-@pytest.mark.parametrize(("library", "kind"), cases(["transformer"]))
+@pytest.mark.parametrize(("library", "kind"), cases(BLOCKS, kind="transformer"))
 @pytest.mark.parametrize(
     ("factor", "residual", "finding"),
     [(0.3, 1.0, "healthy"), (0.1, 0.0, "vanishing"), (10.0, 1.0, "exploding"),
@@ -202,11 +202,10 @@ def test_dead_units_in_a_residual_branch(library, kind):
 # ---- what the names alone tell
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.slow
-def test_names_without_an_order(library):
+@pytest.mark.parametrize(("library", "kind"), cases(DEEP, kind="mlp"))
+def test_names_without_an_order(library, kind):
     """Nothing is said about depth, and how to get it is."""
-    one = network(library, "mlp")
+    one = network(library, kind)
     found = jaxclip.diagnose(one.gradients(scaled(one.params, 0.1), networks.batch()))
     assert found.finding == "none"
     assert "order=jaxclip.diagnosis.layer_order(loss, params, *batch)" in found.findings[0]

@@ -170,7 +170,7 @@ def test_several_states_at_once():
 @pytest.mark.slow
 def test_diagnosis_of_metrics():
     """Over the steps, as of monitors of the unrolled layers."""
-    logs, tree = [], _falling()
+    logs, tree = [], _falling(5)
     for t, choose in ((tree, None), (stacks.stack(tree), stacks.stacked())):
         t = jax.tree.map(jnp.asarray, t)
         _, state = once(_monitors(choose), t, t)

@@ -19,6 +19,7 @@ from tests.support.moves import (
     PARAMS,
     SMALL,
     adamw,
+    filled,
     from_disk,
     hyper,
     hyper_limit,
@@ -41,12 +42,10 @@ def arrays(state):
     return jax.tree.leaves(state)
 
 
-@pytest.mark.parametrize(
-    "name", [x if i % 2 else pytest.param(x, marks=pytest.mark.slow) for i, x in enumerate(MOVES)]
-)
+@pytest.mark.parametrize("name", MOVES)
 def test_arrays_of_the_optimizer_arrive_to_the_bit(name):
     old, new = MOVES[name]
-    state, fresh = run(old), new.init(PARAMS)
+    state, fresh = filled(old), new.init(PARAMS)
     moved = jaxclip.adopt(new, PARAMS, state)
     assert jax.eval_shape(lambda: moved) == jax.eval_shape(lambda: fresh)
     assert len(arrays(state)) > 1
@@ -196,14 +195,16 @@ def test_partitioned_parameters():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("with_target", [True, False])
-@pytest.mark.parametrize("name", ["from Optax's rule", "a guard", "around MultiSteps"])
+@pytest.mark.parametrize(
+    ("name", "with_target"),
+    [("from Optax's rule", True), ("a guard", False), ("around MultiSteps", True)],
+)
 @pytest.mark.filterwarnings("ignore")  # Orbax's own
 def test_orbax_checkpoint(tmp_path, name, with_target):
     """It does not restore into the new chain; it does into the old one, or into dicts."""
     checkpoint = pytest.importorskip("orbax.checkpoint")
     old, new = MOVES[name]
-    state = run(old)
+    state = filled(old)
     with checkpoint.StandardCheckpointer() as store:
         store.save(tmp_path / "state", state)
         store.wait_until_finished()

@@ -85,13 +85,14 @@ def _by_hand(tx):
         yield params, jaxclip.metrics(opt_state)
 
 
-def _slow(*values):
-    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+STEPS = (_linen_state, _nnx_optimizer, _equinox_step, _by_hand)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("train", [_linen_state, *_slow(_nnx_optimizer, _equinox_step), _by_hand])
-@pytest.mark.parametrize("guard", ["skip_nonfinite", *_slow("skip_spikes")])
+@pytest.mark.parametrize(
+    ("guard", "train"),
+    [("skip_spikes", _linen_state), *(("skip_nonfinite", train) for train in STEPS)],
+)
 def test_step_with_a_bad_loss_is_skipped(guard, train):
     steps = list(train(getattr(jaxclip, guard)(CHAIN)))
     skipped = [int(found[f"{guard}/skipped_count"]) for _, found in steps]

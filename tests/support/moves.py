@@ -1,5 +1,7 @@
 """Moves of a running optimizer's state from one chain into another."""
 
+import itertools
+
 import flax.serialization
 import jax
 import jax.numpy as jnp
@@ -37,6 +39,15 @@ def run(tx, steps=4, state=None, **extra):
         updates = jax.tree.map(lambda x, k=step: x * k - 0.5, PARAMS)
         _, state = tx.update(updates, state, PARAMS, **extra)
     return state
+
+
+def filled(tx, params=PARAMS):
+    """A state of as many different numbers as arrays, in place of one after steps."""
+    numbers = itertools.count(1)
+    return jax.tree.map(
+        lambda x: ~x if x.dtype == bool else x + jnp.asarray(next(numbers), x.dtype),
+        tx.init(params),
+    )
 
 
 GUARDED = jaxclip.skip_spikes(jaxclip.skip_nonfinite(adamw(SMALL)), window=4, min_history=2)

@@ -16,7 +16,6 @@ from flax import nnx
 DEPTH, WIDTH, LENGTH, HEADS, WORDS = 5, 8, 6, 2, 7
 X = np.random.default_rng(0).normal(size=(4, LENGTH, WIDTH)).astype(np.float32)
 NAMES = ("input", "hidden_a", "hidden_b", "body", "adapter")  # no order in the alphabet
-KINDS = ("mlp", "cnn", "transformer", "normed")
 
 
 @jax.custom_vjp

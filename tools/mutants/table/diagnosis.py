@@ -66,7 +66,7 @@ CHANGES = {
              "tests/diagnosis/test_findings.py::test_limits_over_depth"),
             ("the factor is that of one layer more than there are",
              "steps = self.span - 1", "steps = self.span",
-             "tests/diagnosis/test_networks.py::test_scaled_weights -k 'nnx-mlp'"),
+             "tests/diagnosis/test_networks.py::test_scaled_weights -k 'linen-mlp'"),
         ],
         "Trend.level": [
             ("ends that differ much are sound",

@@ -104,7 +104,7 @@ CHANGES = {
         "sound": [
             ("level weights are sound although the biases vanish",
              "{norms.over_depth, biases.over_depth}", "{norms.over_depth}",
-             "tests/diagnosis/test_networks.py::test_scaled_weights -k 'exploding-nnx-mlp'"),
+             "tests/diagnosis/test_networks.py::test_scaled_weights -k 'exploding-linen-mlp'"),
         ],
         "say_unknown": [
             ("who has no order is not told how to get one",
