@@ -11,17 +11,7 @@ from jaxclip.train.config import presets
 from jaxclip.train.training import batched_runs, loop, optimizer
 
 BASE = presets.get("explode").override(
-    {"sizes": (6,), "batch_size": 16, "epochs": 2, "shuffle": True, "loss": "cross_entropy"}
-)
-# Rates and thresholds far enough apart that a run with another one's numbers would differ.
-DIFFERENT = (
-    {"learning_rate": 0.5, "clip": ("global_norm=0.05",)},
-    {"learning_rate": 0.5, "clip": ("global_norm=0.4",)},
-    {"learning_rate": 0.1, "clip": ("global_norm=0.4",), "seed": 1},
-)
-MORE = (
-    {"clip": ("global_norm=1", "value=0.01", "norm=0.02")},
-    {"clip": ("global_norm=1", "value=0.01", "norm=0.005"), "seed": 3},
+    {"sizes": (), "batch_size": 16, "epochs": 2, "shuffle": True}
 )
 
 
@@ -57,39 +47,60 @@ def assert_same(found, wanted):
         assert one.test_accuracy == pytest.approx(other.test_accuracy, abs=1.5 / 360)
 
 
-SLOW = pytest.mark.slow  # half a dozen compiled runs each
-POLYNOMIAL = {
-    "schedule": "polynomial",
-    "end_learning_rate": 0.01,
-    "power": 0.9,
-    "decay_steps": 5,
+CHAIN = ("global_norm=1", "value=0.01")
+# Rates and thresholds far enough apart that a run with another one's numbers would differ. The
+# second of three runs is lost.
+CASES = {
+    "a chain": (
+        [
+            {"learning_rate": 0.5, "clip": (*CHAIN, "norm=0.02")},
+            {"learning_rate": 1e30, "clip": (*CHAIN, "norm=0.02")},
+            {"learning_rate": 0.2, "clip": (*CHAIN, "norm=0.005"), "seed": 3},
+        ],
+        {
+            "shuffle": False,
+            "schedule": "polynomial",
+            "end_learning_rate": 0.01,
+            "power": 0.9,
+            "decay_steps": 5,
+        },
+    ),
+    "all that remembers": (
+        [
+            {"learning_rate": 0.5, "clip": ("global_norm=0.05",)},
+            {"learning_rate": 0.1, "clip": ("global_norm=0.4",), "seed": 1},
+        ],
+        {
+            "sizes": (6,),
+            "loss": "cross_entropy",
+            "schedule": "cosine",
+            "optimizer": "momentum",
+            "dropout": 0.2,
+            "batch_norm": True,
+            "guard": ("skip_spikes",),
+        },
+    ),
 }
-REMEMBERING = {
-    "optimizer": "momentum",
-    "dropout": 0.2,
-    "batch_norm": True,
-    "guard": ("skip_spikes",),
-}
-CASES = [
-    pytest.param(DIFFERENT, {"shuffle": False} | POLYNOMIAL, marks=SLOW, id="file order"),
-    pytest.param(MORE, {"schedule": "cosine"}, marks=SLOW, id="a chain"),
-    pytest.param(DIFFERENT[::2], REMEMBERING, marks=SLOW, id="all that remembers"),
-]
 
 
-@pytest.mark.parametrize(("changes", "common"), CASES)
-def test_each_run_equals_the_run_trained_alone(changes, common, few_digits):
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_each_run_equals_the_run_trained_alone(case, few_digits):
+    """A lost run ends with its first epoch, its failure names the step; the others go on."""
+    changes, common = CASES[case]
     configs = [config(**common | own) for own in changes]
     assert batched_runs.groups(configs) == [list(range(len(configs)))]
-    wanted = [alone(c, few_digits) for c in configs]
+    wanted = alone(configs[-1], few_digits)
     for at_once in (False, True):
-        found = shared(configs, few_digits, at_once=at_once)
-        for ours, theirs in zip(found, wanted, strict=True):
-            assert_same(ours, theirs)
-        losses = np.array([telemetry(run)["loss"] for run in found])
-        apart = abs(losses[:, None] - losses)[np.triu_indices(len(configs), 1)]
-        assert (apart.max(axis=1) > 1e-3).all()
-        assert losses.shape == (len(configs), 8)
+        first, *lost, last = shared(configs, few_digits, at_once=at_once)
+        assert_same(last, wanted)
+        assert all(e.failure is None for e in (*first, *last))
+        one, other = (telemetry(run)["loss"] for run in (first, last))
+        assert len(one) == len(other) == 8
+        assert abs(one - other).max() > 1e-3
+        for (epoch,) in lost:
+            bad = int(np.flatnonzero(~np.isfinite(epoch.telemetry["loss"]))[0])
+            assert f" at step {bad} (steps 0 to 3)" in epoch.failure
 
 
 @pytest.mark.parametrize("steps", [5, 7, 1000, 22_000])
@@ -142,23 +153,6 @@ def test_one_program_for_a_group(few_digits, monkeypatch):
     monkeypatch.setattr(loop, "scan", counted)
     assert [len(run) for run in shared(configs, few_digits, at_once=False)] == [1, 1]
     assert traced == [0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("at_once", [False, True])
-def test_a_lost_run_does_not_affect_the_others(at_once, few_digits):
-    """The second of three runs ends with its first epoch, and its failure names the step."""
-    rates = (0.1, 1e30, 0.2)
-    configs = [config(clip=("global_norm=0.1",), learning_rate=rate) for rate in rates]
-    first, lost, last = shared(configs, few_digits, at_once=at_once)
-    assert [len(run) for run in (first, lost, last)] == [2, 1, 2]
-    losses = lost[0].telemetry["loss"]
-    bad = int(np.flatnonzero(~np.isfinite(losses))[0])
-    assert f" at step {bad} (steps 0 to 3)" in lost[0].failure
-    for run in (first, last):
-        assert all(np.isfinite(e.telemetry["loss"]).all() and e.failure is None for e in run)
-    (other, _, _) = shared([configs[0], configs[0], configs[2]], few_digits, at_once=at_once)
-    assert_same(first, other)
 
 
 @pytest.mark.slow
