@@ -14,12 +14,12 @@ NAN, INF = float("nan"), float("inf")
 SMALL, BIG = 16, 64
 
 
-def estimates(grads):
+def estimates(grads, small_batch=SMALL, big_batch=BIG):
     """The squared norm of the gradient and the trace of its covariance, in float64."""
     rows = np.asarray(grads, np.float64)
     small, big = (rows**2).sum(1).mean(), (rows.mean(0) ** 2).sum()
-    signal = (BIG * big - SMALL * small) / (BIG - SMALL)
-    return signal, (small - big) / (1 / SMALL - 1 / BIG)
+    signal = (big_batch * big - small_batch * small) / (big_batch - small_batch)
+    return signal, (small - big) / (1 / small_batch - 1 / big_batch)
 
 
 def test_averages_are_divided():
@@ -67,6 +67,9 @@ def test_edges():
     for size in (1.0, 1e25, 1e-25, 1e37):
         assert run(size * pair)[1] == pytest.approx(16 / 9, rel=1e-5), size
     assert run(1e-15 * pair, 1e15 * pair)[1] == pytest.approx(16 / 9, rel=1e-5)
+    both = pair, np.array([[30.0, 0.0], [30.0, 5.0]])  # the average follows a larger unit
+    signal, noise = np.array([0.25, 0.5]) @ [estimates(g, 8, 16) for g in both]
+    assert run(*both)[1] == pytest.approx(noise / signal, rel=1e-5)
     assert run(0 * pair)[1:] == (0, 0)
     assert run(pair[:1].repeat(2, 0))[1] == 0
     assert run([[1.0, 0.0], [-1.0, 0.0]])[1] == INF

@@ -12,7 +12,7 @@ CHANGES = {
              f"{_RULES}::test_examples"),
             ("sums are in the dtype of the gradients",
              "widened(x, accumulator(x)) for x in out.arrays", "x for x in out.arrays",
-             f"{_RULES}::test_examples"),
+             f"{_RULES}::test_any_transformation"),
             ("padding reaches the rule",
              "jnp.where(row, x, jnp.zeros_like(x))", "x",
              f"{_RULES}::test_examples"),
@@ -71,7 +71,7 @@ CHANGES = {
         "_part": [
             ("memories of examples left out are averaged",
              'good if way == "mean" else row', "row",
-             f"{_RULES}::test_state"),
+             f"{_RULES}::test_any_transformation"),
             ("padding has a part in the record",
              "jnp.where(row, signed,", "jnp.where(True, signed,",
              f"{_RULES}::test_padding_is_not_recorded"),
