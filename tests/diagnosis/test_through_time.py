@@ -115,7 +115,7 @@ CASES = [
 ]
 
 
-CELLS = {"linen": ("lstm",), "nnx": ("rnn", "lstm"), "equinox": ("rnn",)}
+CELLS = {"nnx": ("rnn", "lstm"), "linen": ("lstm",), "equinox": ("rnn",)}
 
 
 @pytest.mark.parametrize(
