@@ -48,24 +48,6 @@ def test_config_round_trips(config, tmp_path):
     assert config_of("--config", path) == config
 
 
-@pytest.mark.slow
-def test_config_written_by_a_run_round_trips(tmp_path, few_digits, capsys):
-    """The same flags can resume the run."""
-    from rich.console import Console
-
-    from jaxclip.train.commands import train
-    from jaxclip.train.recording import resuming
-
-    settings = presets.get("explode").override(
-        {"sizes": (3,), "batch_size": 32, "epochs": 1, "learning_rate": 1 / 3}
-    )
-    train.run(settings, few_digits, str(tmp_path), Console())
-    kept = config_file.config(tmp_path / "config.json")
-    assert kept == settings.override({"dataset": "digits"})
-    assert resuming.check(str(tmp_path), settings) == kept
-    assert not (tmp_path / "tensorboard").exists()
-
-
 def test_flags_override_the_file_which_overrides_the_preset(tmp_path):
     part = file_of(tmp_path, {"learning_rate": 1, "epochs": 7, "clip": [], "sizes": []})
     preset = presets.get("explode")
