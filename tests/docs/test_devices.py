@@ -38,19 +38,12 @@ HOLDS = {
 }
 
 
-PLAIN = ("`jit`, parameters sharded", "`pmap`", "`shard_map`", "`shard_map`, FSDP by hand")
-
-
-def _cases():
-    return [pytest.param(w, marks=[] if w in PLAIN else pytest.mark.slow) for w in HOLDS]
-
-
 def test_every_block_is_checked():
     assert list(WAYS) == list(HOLDS)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", _cases())
+@pytest.mark.parametrize("way", HOLDS)
 def test_code_block_trains_as_numpy(way):
     names = run(PREAMBLE, WAYS[way])
     params = names["params"]
