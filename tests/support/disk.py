@@ -86,7 +86,7 @@ def run(weights, state, steps):
 def main(part, folder):
     import orbax.checkpoint
 
-    cut = start = params(), transformation().init(params())
+    cut = start = params(), jax.jit(transformation().init)(params())
     with orbax.checkpoint.StandardCheckpointer() as disk:
         if part == "rest":
             cut = disk.restore(folder / "state", jax.eval_shape(lambda: start))
