@@ -5,7 +5,7 @@ CHANGES = {
         "Measure.differing": [
             ("elements are counted on each device separately",
              'return self.axis_name if self.scope == "element" else None', "return None",
-             "tests/sharding/test_records.py::test_records_with_axis_name[True]"),
+             "tests/sharding/test_records.py::test_records_with_axis_name"),
         ],
         "Measure.power": [
             ("the global norm is a 2-norm for every order",
@@ -111,7 +111,7 @@ CHANGES = {
         "all_finite": [
             ("a non-finite norm is not recorded on other devices",
              "(0.0,), axis_name)[0] == 0", "(0.0,))[0] == 0",
-             "tests/sharding/test_records.py::test_records_with_axis_name[True]"),
+             "tests/sharding/test_records.py::test_records_with_axis_name"),
         ],
         "all_elements_finite": [
             ("each device looks at its own part of the step",
