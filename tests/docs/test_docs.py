@@ -151,4 +151,4 @@ def test_notebooks_are_executed(path):
 
 
 def test_number_of_notebooks():
-    assert len(NOTEBOOKS) == 7
+    assert len(NOTEBOOKS) == 8

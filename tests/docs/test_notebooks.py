@@ -105,6 +105,15 @@ def test_recurrent_needs_a_bound_at_each_step():
     assert float(ends["1e-06"]) > 2 * float(ends["1e-03"]) < float(ends["1e-02"])
 
 
+def test_private_training_bounds_each_example():
+    text = printed("private.ipynb")
+    moved = re.findall(r"the sum moves by ([\d.]+), at most (\d)$", text, re.M)
+    assert len(moved) == 5
+    assert all(float(by) <= float(most) for by, most in moved)
+    plain, some, much = (row(text, f"   {noise}")[-2] for noise in ("0.0", "1.5", "5.0"))
+    assert plain > some > 85 > much > 50
+
+
 @pytest.mark.slow
 def test_vanishing_teaches_the_same_on_the_digits(monkeypatch, capsys):
     """Its sentences about the runs hold for the data that is used without a network."""
