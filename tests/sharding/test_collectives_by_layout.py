@@ -24,7 +24,7 @@ def _per_leaf():
     return jaxclip.clip_by_norm(1.0)
 
 
-COUNTS = {  # for 20 leaves, of which 10 are sharded
+COUNTS = {  # for several leaves, of which every second one is sharded
     "norm per leaf": (_per_leaf, 1, 1),
     "guard around a global norm": (lambda: jaxclip.skip_nonfinite(_global()), 2, 2),
     "unchecked guard": (lambda: jaxclip.skip_nonfinite(_global(), check_step=False), 1, 1),
@@ -53,15 +53,15 @@ def _programs(tx, tree, specs, over):
     return [jax.jit(f).lower(put).compile().as_text() for f in (run, mapped)]
 
 
-def _of_20_leaves(tx):
-    tree = {f"{i:02d}": jnp.ones(3 if i % 2 else (8, 4)) for i in range(20)}
+def _of_leaves(tx, count):
+    tree = {f"{i:02d}": jnp.ones(3 if i % 2 else (8, 4)) for i in range(count)}
     specs = {key: P("data") if x.ndim == 2 else P() for key, x in tree.items()}
     return _programs(tx, tree, specs, mesh())
 
 
 def test_one_all_reduce_sends_one_number_per_leaf():
     """10 float32 numbers under jit, one in shard_map; a second one, of one, waits in a branch."""
-    for text, numbers in zip(_of_20_leaves(_global()), (10, 1), strict=True):
+    for text, numbers in zip(_of_leaves(_global(), 20), (10, 1), strict=True):
         assert collectives.of_text(text) == {"all-reduce": 1}
         sent = re.findall(r"= (\(?f32\[\].*?) all-reduce\(", text)
         assert sorted(shape.count("f32[]") for shape in sent) == [1, numbers]
@@ -72,7 +72,7 @@ def test_one_all_reduce_sends_one_number_per_leaf():
 @pytest.mark.parametrize("name", COUNTS)
 def test_counts(name):
     make, *counts = COUNTS[name]
-    found = [collectives.of_text(text) for text in _of_20_leaves(make())]
+    found = [collectives.of_text(text) for text in _of_leaves(make(), 6)]
     assert found == [{"all-reduce": number} for number in counts]
 
 

@@ -65,16 +65,23 @@ def plain(first, rest):
     return [first, *(pytest.param(name, marks=pytest.mark.slow) for name in rest if name != first)]
 
 
+def parts(table):
+    """One rule in every run; the others in one program."""
+    first, *others = table
+    slow = pytest.param(tuple(others), id="others", marks=pytest.mark.slow)
+    return pytest.mark.parametrize("names", [pytest.param((first,), id=first), slow])
+
+
 def norm_of(name, state):
     return jaxclip.metrics(state)[f"{name}/norm"]
 
 
-@pytest.mark.parametrize("name", plain("clip_by_global_norm", RULES))
-def test_gathered_leaf_is_counted_once_per_device(name):
+@parts(RULES)
+def test_gathered_leaf_is_counted_once_per_device(names):
     """As its type says: the square root of the number of devices too large."""
-    got = in_shard_map(lambda x: norm_of(name, updated(RULES[name](), gathered(x))[1]))
-    np.testing.assert_allclose(got, WRONG, rtol=1e-4)
-    np.testing.assert_allclose(got, np.sqrt(N) * NORM, rtol=1e-6)
+    got = in_shard_map(lambda x: [norm_of(k, updated(RULES[k](), gathered(x))[1]) for k in names])
+    np.testing.assert_allclose(got, np.full(len(names), WRONG), rtol=1e-4)
+    np.testing.assert_allclose(got, np.full(len(names), np.sqrt(N) * NORM), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", plain("adaptive_grad_clip", BY_UNIT))
@@ -88,28 +95,35 @@ def test_gathered_update_is_not_returned_as_replicated():
         in_shard_map(lambda x: updated(GLOBAL(1.0), gathered(x))[0])
 
 
-@pytest.mark.parametrize("name", plain("clip_by_global_norm", RULES | BY_UNIT))
+@parts(RULES | BY_UNIT)
 @pytest.mark.parametrize("gather", GATHERS)
-def test_types_tell(gather, name):
+def test_types_tell(gather, names):
     """Where the gather has an invariant type nothing must be said; the result is one device's."""
     if gather == "invarying" and jax.__version_info__ < (0, 10):
         pytest.skip("jax.lax.all_gather has to='invarying' from JAX 0.10 on")
-    tx = (RULES | BY_UNIT)[name]()
-    got = in_shard_map(lambda x: updated(tx, GATHERS[gather](x)))
-    want = jax.jit(lambda x: updated(tx, x))(X)
+    rules = {name: (RULES | BY_UNIT)[name]() for name in names}
+
+    def run(x):
+        return {name: updated(tx, x) for name, tx in rules.items()}
+
+    got, want = in_shard_map(lambda x: run(GATHERS[gather](x))), jax.jit(run)(X)
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
-    if name in RULES:
-        np.testing.assert_allclose(norm_of(name, got[1]), NORM, rtol=1e-6)
+    for name in rules.keys() & RULES.keys():
+        np.testing.assert_allclose(norm_of(name, got[name][1]), NORM, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", plain("clip_by_global_norm", RULES | BY_UNIT))
-def test_no_axis_name(name):
+@parts(RULES | BY_UNIT)
+def test_no_axis_name(names):
     """`axis_name=()` is right too; `pmax` makes update and state replicated."""
-    tx = (RULES | BY_UNIT)[name](axis_name=())
-    got = in_shard_map(lambda x: jax.lax.pmax(updated(tx, gathered(x)), "data"))
-    want = jax.jit(lambda x: updated(tx, x))(X)
+    rules = [(RULES | BY_UNIT)[name](axis_name=()) for name in names]
+
+    def run(x):
+        return [updated(tx, x) for tx in rules]
+
+    got = in_shard_map(lambda x: jax.lax.pmax(run(gathered(x)), "data"))
+    want = jax.jit(run)(X)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 

@@ -167,7 +167,7 @@ def test_loss_is_averaged_over_the_named_axis():
     def step(u, loss):
         return tx.update(u, tx.init(u), value=loss)[1].memory.losses.observations
 
-    seen = jax.vmap(step, axis_name="i")(jnp.ones((4, 2)), jnp.arange(4.0))
+    seen = jax.jit(jax.vmap(step, axis_name="i"))(jnp.ones((4, 2)), jnp.arange(4.0))
     np.testing.assert_allclose(seen[:, 0], 1.5)
 
 

@@ -7,11 +7,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.support.learned import together
+from tests.support.learned import RULES, together
 
 STEPS = 8
 SPECS = {"kernel": P("x"), "bias": P()}
-SCOPES = ("global", "leaf")
+FEW = ("autoclip", "zclip", "adagc")  # of each kind of memory one
 
 
 def _mesh():
@@ -28,9 +28,9 @@ def _stacked():
     return tree
 
 
-def _run(scopes=SCOPES, **keywords):
+def _run(*scopes, names=FEW, **keywords):
     """Scopes and rules, in one function of the updates."""
-    rules = {scope: together(scope=scope, **keywords) for scope in scopes}
+    rules = {scope: together(names, scope=scope, **keywords) for scope in scopes}
 
     def run(stacked):
         like = jax.tree.map(lambda x: x[0], stacked)
@@ -55,7 +55,7 @@ def _along(specs):
 @pytest.mark.slow  # test_mesh_matrix has a part of it in every run
 def test_sharded_and_replicated_leaves():
     """With replication checking: that the state leaves as replicated is proof that all agree."""
-    stacked, run = _stacked(), _run()
+    stacked, run = _stacked(), _run("global", names=tuple(RULES))
     one = jax.jit(run)(stacked)
     states = jax.tree.map(lambda x: P(), {scope: state for scope, (state, _) in one.items()})
     specs = {
@@ -73,8 +73,8 @@ def test_sharded_and_replicated_leaves():
 def test_axis_name():
     """Without checking, and in pmap: every device's memory, side by side."""
     kernel = {"kernel": _stacked()["kernel"]}
-    one = jax.jit(_run(["global"]))(kernel)
-    run = _run(["global"], axis_name="x")
+    one = jax.jit(_run("global"))(kernel)
+    run = _run("global", axis_name="x")
 
     def step(kernel):
         ends = run({"kernel": kernel})
@@ -107,15 +107,17 @@ def test_axis_name():
 
 
 @pytest.mark.slow
-def test_jit_on_a_mesh():
-    """Sharded arrays under jit, `Auto` and `Explicit`: nothing to say, the same result."""
-    stacked, run = _stacked(), _run()
+@pytest.mark.parametrize(
+    ("kind", "scope"), [(AxisType.Auto, "global"), (AxisType.Explicit, "leaf")], ids=str
+)
+def test_jit_on_a_mesh(kind, scope):
+    """Sharded arrays under jit: nothing to say, the same result."""
+    stacked, run = _stacked(), _run(scope)
     one = jax.jit(run)(stacked)
-    for kind in (AxisType.Auto, AxisType.Explicit):
-        mesh = jax.make_mesh((4,), ("x",), (kind,), devices=jax.devices()[:4])
-        with jax.set_mesh(mesh):
-            put = {
-                k: jax.device_put(jnp.asarray(x), NamedSharding(mesh, _along(SPECS)[k]))
-                for k, x in stacked.items()
-            }
-            _same(jax.device_get(jax.jit(run)(put)), one)
+    mesh = jax.make_mesh((4,), ("x",), (kind,), devices=jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        put = {
+            k: jax.device_put(jnp.asarray(x), NamedSharding(mesh, _along(SPECS)[k]))
+            for k, x in stacked.items()
+        }
+        _same(jax.device_get(jax.jit(run)(put)), one)

@@ -13,7 +13,7 @@ from tests.support import collectives
 
 pytestmark = pytest.mark.slow
 
-SPECS = {"kernel": P("x"), "bias": P()}
+SPECS = {"kernel": P(None, "x"), "bias": P()}  # of steps in a row
 COUNTS = ("scale_loss/skipped_count", "rollback/rollback_count", "rollback/count")
 
 
@@ -28,15 +28,21 @@ def _steps():
     """A good step, one with a NaN on one device, one that is too large everywhere."""
     good = {"kernel": jnp.ones((8, 3)), "bias": jnp.full(3, 2.0)}
     bad = good | {"kernel": good["kernel"].at[5, 1].set(jnp.nan)}
-    return good, bad, jax.tree.map(lambda x: 200 * x, good)
+    large = jax.tree.map(lambda x: 200 * x, good)
+    return jax.tree.map(lambda *x: jnp.stack(x), good, bad, large)
+
+
+def _first(updates):
+    return jax.tree.map(lambda x: x[0], updates)
 
 
 def _run(tx, updates):
-    params = updates[0]
-    state, outs = tx.init(params), []
-    for u in updates:
-        out, state = tx.update(u, state, params, value=jnp.float32(1))
-        outs.append(out)
+    params = _first(updates)
+
+    def body(state, u):
+        return tx.update(u, state, params, value=jnp.float32(1))[::-1]
+
+    state, outs = jax.lax.scan(body, tx.init(params), updates)
     found = jaxclip.metrics(state)
     return outs, [found[key] for key in COUNTS], state.guarded_state.memory.saved
 
@@ -54,40 +60,40 @@ def test_jit(kind):
     mesh, tx = jax.make_mesh((8,), ("x",), (kind,)), _guarded()
     put = {key: NamedSharding(mesh, spec) for key, spec in SPECS.items()}
     with jax.set_mesh(mesh):
-        steps = [jax.device_put(u, put) for u in _steps()]
-        outs, counts, saved = jax.jit(lambda *us: _run(tx, us))(*steps)
-        state = jax.jit(tx.init)(steps[0])
-        found = collectives.count(tx.update, steps[0], state, steps[0])
-    _check([out["kernel"] for out in outs], counts)
+        steps = jax.device_put(_steps(), put)
+        outs, counts, saved = jax.jit(lambda us: _run(tx, us))(steps)
+        params = jax.jit(_first)(steps)
+        state = jax.jit(tx.init)(params)
+        found = collectives.count(tx.update, params, state, params)
+    _check(outs["kernel"], counts)
     assert found == {"all-reduce": 1}
-    assert outs[0]["kernel"].sharding.is_equivalent_to(put["kernel"], 2)
+    assert outs["kernel"].sharding.is_equivalent_to(put["kernel"], 3)
+    whole = NamedSharding(mesh, P("x"))
     if kind == AxisType.Explicit:
-        for params, inside in saved:
-            for tree in (params, inside[0]):
-                assert tree["kernel"].sharding.is_equivalent_to(put["kernel"], 2)
+        for saved_params, inside in saved:
+            for tree in (saved_params, inside[0]):
+                assert tree["kernel"].sharding.is_equivalent_to(whole, 2)
 
 
 def test_checked_shard_map():
     """That counts leave as replicated is proof that all devices agree."""
     mesh, tx = jax.make_mesh((8,), ("x",), (AxisType.Auto,)), _guarded()
-    specs = [SPECS] * 3, [P()] * 3
-    run = jax.shard_map(
-        lambda *us: _run(tx, us)[:2], mesh=mesh, in_specs=(SPECS,) * 3, out_specs=specs
-    )
-    outs, counts = jax.jit(run)(*_steps())
-    _check([out["kernel"] for out in outs], counts)
+    specs = SPECS, [P()] * 3
+    run = jax.shard_map(lambda us: _run(tx, us)[:2], mesh=mesh, in_specs=(SPECS,), out_specs=specs)
+    outs, counts = jax.jit(run)(_steps())
+    _check(outs["kernel"], counts)
 
 
 def test_unchecked_shard_map_and_pmap():
     """Where nothing can be known, with `axis_name`."""
     mesh, tx = jax.make_mesh((8,), ("x",), (AxisType.Auto,)), _guarded(axis_name="x")
 
-    def steps(*kernels):
+    def steps(kernels):
         outs, counts, _ = _run(tx, kernels)
         return outs, [count[None] for count in counts]
 
-    kernels = [u["kernel"] for u in _steps()]
-    run = jax.shard_map(steps, mesh=mesh, in_specs=P("x"), out_specs=P("x"), check_vma=False)
-    _check(*jax.jit(run)(*kernels))
-    outs, counts = jax.pmap(steps, "x")(*[x.reshape(8, 1, 3) for x in kernels])
-    _check([x.reshape(8, 3) for x in outs], counts)
+    kernels, specs = _steps()["kernel"], (SPECS["kernel"], P("x"))
+    run = jax.shard_map(steps, mesh=mesh, in_specs=specs[:1], out_specs=specs, check_vma=False)
+    _check(*jax.jit(run)(kernels))
+    outs, counts = jax.pmap(steps, "x", in_axes=1, out_axes=(1, 0))(kernels[:, :, None])
+    _check(outs[:, :, 0], counts)
