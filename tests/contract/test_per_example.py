@@ -261,7 +261,7 @@ def test_memory():
         compiled = jax.jit(run).lower(params, jnp.ones((64, 2))).compile()
         sizes[k] = compiled.memory_analysis().temp_size_in_bytes / (4 * size)
     assert sizes[1] < sizes[8] < sizes[64]
-    assert all(size <= 2 * k + 2 for k, size in sizes.items()), sizes
+    assert all(size <= 2 * k + 3 for k, size in sizes.items()), sizes
 
 
 def test_errors():
