@@ -70,11 +70,17 @@ def test_types_never_change(name):
 
 
 @pytest.mark.slow
-def test_scan_loop_donation_pickle_and_one_trace():
-    """A scan, a loop with donated state, and a run stopped and read again from its bytes."""
+def test_scan_vmap_loop_donation_pickle_and_one_trace():
+    """A scan, runs at once, a loop with donated state, and a run read again from its bytes."""
     tx, stacked = learned.together(), _stacked()
     scan = jax.jit(_scanned(tx))
-    end, log = scan(stacked, tx.init(_row(stacked, 0)))
+    start = tx.init(_row(stacked, 0))
+    end, log = scan(stacked, start)
+    others = [stacked, _stacked(seed=2)]
+    at_once = jax.tree.map(lambda *x: np.stack(x), *others)
+    found = jax.jit(jax.vmap(_scanned(tx), (0, None)))(at_once, start)
+    for i, own in enumerate(others):
+        _close(_row(found, i), scan(own, start))
     chex.clear_trace_counter()
     update = jax.jit(chex.assert_max_traces(tx.update, n=1), donate_argnums=1)
     state = tx.init(_row(stacked, 0))
@@ -90,19 +96,6 @@ def test_scan_loop_donation_pickle_and_one_trace():
     assert sum(x.nbytes for x in jax.tree.leaves(state)) == size
     for name in RULES:
         assert int(jaxclip.metrics(end)[f"{name}/clipped_count"]) > 1
-
-
-@pytest.mark.slow
-def test_vmap():
-    """Three runs at once, of different updates."""
-    rules = learned.together()
-    batch = [_stacked(seed) for seed in (1, 2, 3)]
-    init = rules.init(_row(batch[0], 0))
-    at_once = jax.tree.map(lambda *x: np.stack(x), *batch)
-    found = jax.jit(jax.vmap(_scanned(rules), (0, None)))(at_once, init)
-    scan = jax.jit(_scanned(rules))
-    for i, own in enumerate(batch):
-        _close(_row(found, i), scan(own, init))
 
 
 INJECTED = {
