@@ -21,6 +21,7 @@ from jaxclip._numerics.scaled_float import (
     Norm,
     accumulator,
     in_unit,
+    opaque,
     power_of_two_near,
     read_apart,
     reciprocal,
@@ -243,7 +244,7 @@ def _raised(x: jax.Array, dtype: Any, scale: jax.Array | None, power: float) -> 
         real, imag = jnp.real(x), jnp.imag(x)
         return _raised(real, dtype, scale, power) + _raised(imag, dtype, scale, power)
     x = widened(x, dtype) if jnp.iscomplexobj(x) else x.astype(dtype)
-    x = x if scale is None else times(x, scale)
+    x = x if scale is None else opaque(times(x, scale))
     return to_the(jnp.abs(x) if power != 2 else x, power)
 
 

@@ -193,6 +193,14 @@ def read_apart(x: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(x) if jnp.finfo(x.dtype).bits <= 16 else x
 
 
+def opaque(x: jax.Array) -> jax.Array:
+    """`x` as a number that XLA does not know: for a constant x it would make x x s s of (x s)^2.
+
+    There x x or s s may be inf or 0.
+    """
+    return jax.lax.optimization_barrier(x)
+
+
 def in_unit(x: jax.Array, unit: jax.Array) -> jax.Array:
     """`x / unit` in the precision of the unit; exact, since it is a power of two."""
     return times(widened(x, unit.dtype), 1 / unit)

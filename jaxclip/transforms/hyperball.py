@@ -24,6 +24,7 @@ from jaxclip._numerics.scaled_float import (
     accumulator,
     broadcast,
     narrowed,
+    opaque,
     power_of_two_near,
     times,
     widened,
@@ -271,9 +272,10 @@ def _sums(x: jax.Array, y: jax.Array, axes: tuple[int, ...] | None) -> jax.Array
     for a, b in pairs:
         size = jnp.abs(b)
         above, below = size > 2.0**edge, size < 2.0**-edge
+        a = opaque(a)
         parts = [a * a]
         for one, scale in ((above, 2.0**-far), (~(above | below), 1.0), (below, 2.0**far)):
-            part = jnp.where(one, b, jnp.zeros_like(b)) * scale
+            part = opaque(jnp.where(one, b, jnp.zeros_like(b)) * scale)
             parts += [part * part, part * a]
         total = total + jnp.stack([reduced(part, axes) for part in parts])
     return total

@@ -11,6 +11,7 @@ import jaxclip
 from jaxclip import functional, norms
 from tests.support import modes, registry
 from tests.support import oracles as o
+from tests.support.contexts import case
 
 # ---- the figures at the top of the formulas
 
@@ -77,11 +78,8 @@ def test_clip_by_norm(ord, axis):
     axes = None if axis is None else o.unit_axes(3, axis)
     norms = o.norm(x, ord, axes)
     want = o.scaled([x], [norms], [np.float64(1.5)])[0]
-    for out in (
-        functional.clip_by_norm(x, 1.5, axis, ord),
-        functional.clip_by_norm(x, 1.5, axis=axis, ord=ord),
-    ):
-        np.testing.assert_allclose(out, want, rtol=1e-6)
+    out = jax.jit(lambda x: functional.clip_by_norm(x, 1.5, axis, ord))(x)
+    np.testing.assert_allclose(out, want, rtol=1e-6)
     assert (np.abs(want) < np.abs(x)).any()
 
 
@@ -96,25 +94,26 @@ def test_no_axis_makes_each_element_a_unit():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tree", registry.TREES)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "complex64"])
-def test_trees(tree, dtype):
-    u = registry.build(registry.TREES[tree], dtype, scale=3)
-    out, norm = functional.clip_by_global_norm(u, 0.75)
-    registry.assert_rule(registry.rule("clip_by_global_norm"), 0.75, u, u, out)
-    want = max([n.item() for n in o.by_tree()(registry.floats(u))], default=0.0)
-    np.testing.assert_allclose(norm, want, rtol=1e-6)
-    assert norm.dtype == jnp.float32
-    out = functional.clip_by_norm(u, 0.75)
-    registry.assert_rule(registry.rule("clip_by_norm"), 0.75, u, u, out)
-    out = functional.clip_by_average_norm(u, 0.75)
-    registry.assert_rule(registry.rule("clip_by_average_norm"), 0.75, u, u, out)
+def test_trees(dtype):
+    """All of them in one program."""
+    names = ("clip_by_global_norm", "clip_by_norm", "clip_by_average_norm")
+    trees = {k: registry.build(tree, dtype, scale=3) for k, tree in registry.TREES.items()}
+    run = jax.jit(lambda u: {name: getattr(functional, name)(u, 0.75) for name in names})
+    for key, (u, found) in {k: (u, run(u)) for k, u in trees.items()}.items():
+        with case(key):
+            found["clip_by_global_norm"], norm = found["clip_by_global_norm"]
+            for name, out in found.items():
+                registry.assert_rule(registry.rule(name), 0.75, u, u, out)
+            want = max([n.item() for n in o.by_tree()(registry.floats(u))], default=0.0)
+            np.testing.assert_allclose(norm, want, rtol=1e-6)
+            assert norm.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("ord", [1, 2, 3, float("inf")])
 def test_global_norm_orders(ord):
     u = registry.build(registry.TREES["nested"], scale=3)
-    out, norm = functional.clip_by_global_norm(u, 0.75, ord=ord)
+    out, norm = jax.jit(lambda u: functional.clip_by_global_norm(u, 0.75, ord=ord))(u)
     norms = o.by_tree(ord)(registry.floats(u))
     np.testing.assert_allclose(norm, norms[0], rtol=1e-6)
     want = o.scaled(registry.floats(u), norms, [np.float64(0.75)] * len(norms))
@@ -131,19 +130,18 @@ def test_given_norm():
         assert float(norm) == 2.0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", registry.DTYPES)
 def test_dtypes_are_kept(dtype):
+    def results(x):
+        yield functional.clip_by_norm(x, 1.0)
+        yield functional.clip_by_average_norm(x, 0.1)
+        yield functional.clip_by_value(x, -1.0, 1.0)
+        yield functional.clip_by_global_norm(x, 1.0)[0]
+        yield functional.project_max_norm(x, 1.0, 0)
+
     with modes.maybe_x64(dtype):
-        x = registry.build((4, 3), dtype, scale=3)
-        results = [
-            functional.clip_by_norm(x, 1.0),
-            functional.clip_by_average_norm(x, 0.1),
-            functional.clip_by_value(x, -1.0, 1.0),
-            functional.clip_by_global_norm(x, 1.0)[0],
-            functional.project_max_norm(x, 1.0, 0),
-        ]
-        assert {r.dtype for r in results} == {x.dtype}
+        x = jax.ShapeDtypeStruct((4, 3), dtype)
+        assert {r.dtype for r in jax.eval_shape(lambda x: [*results(x)], x)} == {x.dtype}
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int8", "uint8"])
@@ -213,18 +211,19 @@ def test_gradients():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_non_finite_values_propagate(bad):
     u = {"a": jnp.array([bad, 1.0]), "b": jnp.array([2.0])}
-    out, norm = functional.clip_by_global_norm(u, 1.0)
+    names = ("clip_by_global_norm", "clip_by_norm")
+    run = jax.jit(lambda u: [getattr(functional, name)(u, 1.0) for name in names])
+    (out, norm), leafwise = run(u)
     registry.assert_same_bits(out, u)
     assert not np.isfinite(norm)
-    leafwise = functional.clip_by_norm(u, 1.0)
     registry.assert_same_bits(leafwise["a"], u["a"])
     np.testing.assert_allclose(leafwise["b"], [1.0])
 
 
 def test_returned_norm_of_extreme_values():
+    run = jax.jit(lambda u: functional.clip_by_global_norm(u, 1.0)[1])
     for size in (1e30, 1e-30):
-        u = jnp.array([3 * size, 4 * size], jnp.float32)
-        _, norm = functional.clip_by_global_norm(u, 1.0)
+        norm = run(np.float32([3 * size, 4 * size]))
         np.testing.assert_allclose(np.float64(norm) / size, 5.0, rtol=1e-6)
 
 
@@ -250,7 +249,8 @@ def test_clip_by_block_rms(axis):
     x = registry.build((3, 4, 2), scale=2)
     axes = None if axis is None else o.unit_axes(3, axis)
     want = o.scaled([x], [o.norm(x, "rms", axes)], [np.float64(0.5)])[0]
-    np.testing.assert_allclose(functional.clip_by_block_rms(x, 0.5, axis), want, rtol=1e-6)
+    out = jax.jit(lambda x: functional.clip_by_block_rms(x, 0.5, axis))(x)
+    np.testing.assert_allclose(out, want, rtol=1e-6)
     assert (np.abs(want) < np.abs(x)).any()
 
 
@@ -260,7 +260,8 @@ def test_adaptive_grad_clip(axis):
     axes = o.unit_axes(2, axis)
     limits = 0.5 * np.maximum(o.norm(p, 2, axes), 2.0)
     want = o.scaled([u], [o.norm(u, 2, axes)], [limits])[0]
-    out = functional.adaptive_grad_clip({"w": u}, {"w": p}, 0.5, eps=2.0, axis=axis)["w"]
+    run = jax.jit(lambda u, p: functional.adaptive_grad_clip(u, p, 0.5, eps=2.0, axis=axis))
+    out = run({"w": u}, {"w": p})["w"]
     np.testing.assert_allclose(out, want, rtol=1e-6)
     assert (np.abs(want) < np.abs(u)).any()
 
