@@ -31,11 +31,10 @@ def by_hand(settings, data, limit):
     def loss(params, x, y):
         return jnp.mean((net.apply(params, {}, x, train=True)[0] - jax.nn.one_hot(y, 10)) ** 2)
 
+    gradient = jax.jit(jax.value_and_grad(loss))
     for i in range(len(data.train_labels) // settings.batch_size):
         batch = slice(i * settings.batch_size, (i + 1) * settings.batch_size)
-        value, grads = jax.value_and_grad(loss)(
-            params, data.train_images[batch], data.train_labels[batch]
-        )
+        value, grads = gradient(params, data.train_images[batch], data.train_labels[batch])
         norms = np.array([np.linalg.norm(g.astype(np.float64)) for g in arrays(grads)])
         factor = min(1.0, limit / np.sqrt((norms**2).sum()))
         record.append((float(value), norms, norms * factor))
@@ -46,6 +45,7 @@ def by_hand(settings, data, limit):
 
 @pytest.mark.slow
 def test_an_epoch_equals_single_steps(few_digits):
+    """And the test scores are those of the whole test set."""
     settings = config(clip=("global_norm=0.5",), epochs=1, init_std=0.5)
     epoch = epochs(settings, few_digits)[0]
     record, params = by_hand(settings, few_digits, 0.5)
@@ -60,12 +60,6 @@ def test_an_epoch_equals_single_steps(few_digits):
     assert (np.sqrt((before**2).sum(1)) > 0.5).any()
     for ours, theirs in zip(arrays(epoch.state.params), arrays(params), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_test_scores_use_the_whole_test_set(few_digits):
-    settings = config(epochs=1)
-    epoch = epochs(settings, few_digits)[0]
     net = loop.build_network(settings, few_digits)
     outputs = np.asarray(net.apply(epoch.state.params, {}, few_digits.test_images, train=False)[0])
     right = (outputs.argmax(1) == few_digits.test_labels).mean()
@@ -75,9 +69,15 @@ def test_test_scores_use_the_whole_test_set(few_digits):
 
 
 @pytest.mark.slow
-def test_deterministic_for_a_seed(few_digits):
+def test_traced_once_donated_and_deterministic_for_a_seed(few_digits):
     settings = config(shuffle=True, seed=3)
-    one, two = epochs(settings, few_digits)[-1], epochs(settings, few_digits)[-1]
+    run = loop.prepare(settings, few_digits)
+    before = jax.tree.leaves(run.state)
+    *_, one = loop.train(run, few_digits)
+    assert run.epoch._cache_size() == 1
+    assert run.evaluate._cache_size() == 1
+    assert all(leaf.is_deleted() for leaf in before)
+    two = epochs(settings, few_digits)[-1]
     for key, values in one.telemetry.items():
         np.testing.assert_array_equal(values, two.telemetry[key])
     for ours, theirs in zip(arrays(one.state), arrays(two.state), strict=True):
@@ -90,16 +90,6 @@ def test_seeds_differ_in_weights_and_order(few_digits):
     drawn = [arrays(loop.build_network(c, few_digits).params)[1] for c in (one, other)]
     assert (drawn[0] != drawn[1]).all()
     assert (loop.batch_indices(one, 64, 0) != loop.batch_indices(other, 64, 0)).any()
-
-
-@pytest.mark.slow
-def test_traced_once_and_donated(few_digits):
-    run = loop.prepare(config(epochs=3), few_digits)
-    before = jax.tree.leaves(run.state)
-    assert len(list(loop.train(run, few_digits))) == 3
-    assert run.epoch._cache_size() == 1
-    assert run.evaluate._cache_size() == 1
-    assert all(leaf.is_deleted() for leaf in before)
 
 
 @pytest.mark.slow
