@@ -100,7 +100,12 @@ class Examples(NamedTuple):
         size = _size(rows, paths, self.axis, mask)
         given = _flags(mask, size)
         rows = [jnp.moveaxis(x, self.axis, 0) for x in rows]
-        given = collectives.split_as(rows, given)
+        given, devices = collectives.split_as(rows, given)
+        if self.microbatch is not None and self.microbatch % devices:
+            raise ValueError(
+                f"microbatch={self.microbatch} must be a multiple of {devices}, the number of "
+                "devices that share the batch"
+            )
         axes = self._axes(rows, params if batch is None else ())
         made: list[Flat] = []
 
@@ -108,7 +113,7 @@ class Examples(NamedTuple):
             flat = flatten(gradient(example))
             if jax.tree.leaves(params):
                 alike(params, flat, ("params", "the gradient of one example"))
-            _check_varying(flat.arrays, axes)
+            collectives.check_varying(flat.arrays, axes)
             zeroed = [jnp.where(row, x, jnp.zeros_like(x)) for x in flat.arrays]
             with collectives.apart(axes):
                 changed, seen = change(flat.rebuild(zeroed))
@@ -193,12 +198,12 @@ def _flags(mask: Any, size: int) -> jax.Array:
     """The mask as bools, one for each example."""
     if mask is None:
         return jnp.ones(size, bool)
-    dtype, shape = jnp.result_type(mask), jnp.shape(mask)
-    if dtype != jnp.bool_:
+    flags = jnp.asarray(mask)
+    if flags.dtype != jnp.bool_:
         raise TypeError(f"mask={short(mask)} must be of bools, True for examples that count")
-    if shape != (size,):
-        raise ValueError(f"mask has shape {shape}, but there are {size} examples")
-    return jnp.asarray(mask)
+    if flags.shape != (size,):
+        raise ValueError(f"mask has shape {flags.shape}, but there are {size} examples")
+    return flags
 
 
 def _over_rows(
@@ -266,17 +271,6 @@ def lowest(dtype: Any) -> Any:
     """The least finite number of a dtype."""
     is_float = jnp.issubdtype(dtype, jnp.floating)
     return (jnp.finfo if is_float else jnp.iinfo)(dtype).min
-
-
-def _check_varying(arrays: list[jax.Array], axes: MeshAxes) -> None:
-    """Raises where JAX has added up the gradients of examples on several devices."""
-    for name in axes:
-        if arrays and not any(collectives.may_vary(x, name) for x in arrays):
-            raise ValueError(
-                f"the gradients are the same on all devices along the mesh axis {name!r}, which "
-                "splits the examples: jax.grad has added them up, since the parameters do not "
-                f"vary there. Take gradients of jax.lax.pcast(params, {name!r}, to='varying')"
-            )
 
 
 def _over(x: jax.Array, number: Any) -> jax.Array:

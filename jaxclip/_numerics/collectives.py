@@ -70,6 +70,17 @@ def may_vary(x: Any, name: Any) -> bool:
     return name in varying_axes(x) or not _is_tracked(name)
 
 
+def check_varying(arrays: Sequence[jax.Array], axes: MeshAxes) -> None:
+    """Raises where JAX has added up the gradients of the examples on several devices."""
+    for name in axes:
+        if arrays and not any(may_vary(x, name) for x in arrays):
+            raise ValueError(
+                f"the gradients are the same on all devices along the mesh axis {name!r}, which "
+                "splits the examples: jax.grad has added them up, since the parameters do not "
+                f"vary there. Take gradients of jax.lax.pcast(params, {name!r}, to='varying')"
+            )
+
+
 def differing_axes(x: Any, axis_name: MeshAxes | None) -> MeshAxes:
     """The mesh axes over which `x`, computed from leaves, may differ between devices.
 
@@ -200,11 +211,12 @@ def like(shape: Any, value: Any) -> jax.Array:
     return _varying(filled, varying_axes(shape))
 
 
-def split_as(rows: Sequence[jax.Array], flags: jax.Array) -> jax.Array:
-    """Flags, one for each row, which a mesh with Explicit axes splits as the rows."""
+def split_as(rows: Sequence[jax.Array], flags: jax.Array) -> tuple[jax.Array, int]:
+    """Flags, one for each row, which a mesh with Explicit axes splits as the rows; its devices."""
     for x in rows:
         sharding = jax.typeof(x).sharding
         if sharding.spec and sharding.spec[0] is not None:
-            spec = PartitionSpec(sharding.spec[0])
-            return jax.sharding.reshard(flags, NamedSharding(sharding.mesh, spec))
-    return flags
+            split = NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0]))
+            devices = len(flags) // split.shard_shape(flags.shape)[0]
+            return jax.sharding.reshard(flags, split), devices
+    return flags, 1

@@ -147,6 +147,9 @@ def test_traced():
         with jax.set_mesh(mesh(AxisType.Explicit)):
             split = jax.device_put(x, NamedSharding(mesh(AxisType.Explicit), P("data")))
             assert jax.eval_shape(updated, split)[0].shape == (3,)
+            tx = jaxclip.per_example(optax.scale(2.0), microbatch=3)
+            with pytest.raises(ValueError, match="microbatch=3 must be a multiple of 8"):
+                jax.eval_shape(lambda x: tx.update(x, tx.init(params)), split)
     named = jaxclip.per_example(optax.scale(2.0), axis_name="data")
     run = jax.shard_map(lambda x: named.update(x, named.init(params)), check_vma=False, **specs)
     assert jax.eval_shape(run, x)[0].shape == (3,)
