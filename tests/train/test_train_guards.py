@@ -43,15 +43,6 @@ def _leaves(params):
     return [params["layers"][i][part] for i in (0, 1) for part in ("kernel", "bias")]
 
 
-@pytest.mark.slow
-def test_without_a_guard_the_run_fails_and_names_the_step(poisoned):
-    (epoch,), said = epochs(settings(), poisoned)
-    assert said.startswith("the loss is nan at step 1 (steps 0 to 7); ")
-    assert "first non-finite gradient: layers/0/kernel at step 1" in said
-    assert epoch.failure in said
-    assert not np.isfinite(np.concatenate([p.ravel() for p in epoch.state])).all()
-
-
 def by_hand(config, data, batches):
     """Parameters in float64 after clipped SGD on some batches only."""
     net = loop.build_network(config, data)
@@ -95,6 +86,7 @@ def test_too_many_skips_in_a_row_end_the_run(poisoned):
     np.testing.assert_array_equal(np.flatnonzero(skipped)[:1], [1])
     assert not skipped[2]
     assert said.startswith("the loss is ")
+    assert epoch.failure in said
     assert " at step 2 (steps 0 to 7); first non-finite gradient: layers/0/kernel at step 2" in said
 
 
