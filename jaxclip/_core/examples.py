@@ -113,7 +113,8 @@ class Examples(NamedTuple):
             flat = flatten(gradient(example))
             if jax.tree.leaves(params):
                 alike(params, flat, ("params", "the gradient of one example"))
-            collectives.check_varying(flat.arrays, axes)
+            for i, x in enumerate(flat.arrays):
+                collectives.check_varying(x, axes, flat.path(i))
             zeroed = [jnp.where(row, x, jnp.zeros_like(x)) for x in flat.arrays]
             with collectives.apart(axes):
                 changed, seen = change(flat.rebuild(zeroed))

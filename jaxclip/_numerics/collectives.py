@@ -70,13 +70,19 @@ def may_vary(x: Any, name: Any) -> bool:
     return name in varying_axes(x) or not _is_tracked(name)
 
 
-def check_varying(arrays: Sequence[jax.Array], axes: MeshAxes) -> None:
-    """Raises where JAX has added up the gradients of the examples on several devices."""
+def check_varying(x: jax.Array, axes: MeshAxes, where: str) -> None:
+    """Raises where JAX has added up the gradients of the examples on several devices.
+
+    Args:
+        x: a leaf of the gradient of one example.
+        axes: the mesh axes that split the examples.
+        where: the leaf's key path, for errors.
+    """
     for name in axes:
-        if arrays and not any(may_vary(x, name) for x in arrays):
+        if not may_vary(x, name):
             raise ValueError(
-                f"the gradients are the same on all devices along the mesh axis {name!r}, which "
-                "splits the examples: jax.grad has added them up, since the parameters do not "
+                f"the gradient at {where} is the same on all devices along the mesh axis {name!r}, "
+                "which splits the examples: jax.grad has added it up, since the parameter does not "
                 f"vary there. Take gradients of jax.lax.pcast(params, {name!r}, to='varying')"
             )
 
