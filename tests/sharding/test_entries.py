@@ -61,6 +61,7 @@ ENTRIES = {
     "clip_by_group_norm": _updated(functools.partial(jaxclip.clip_by_group_norm, 0.5, "all")),
     "normalize_by_norm": _updated(jaxclip.normalize_by_norm),
     "clippy": _updated(jaxclip.clippy),
+    "hyperball": _updated(functools.partial(jaxclip.hyperball, optax.identity(), 0.1)),
     "monitor": _updated(jaxclip.monitor),
     "monitor_params": _updated(functools.partial(jaxclip.monitor, of="params")),
     "scale_by_stable_adam": _updated(jaxclip.scale_by_stable_adam),
