@@ -100,7 +100,7 @@ def test_hessian_is_the_difference_quotient():
 
         @jax.jit
         def run(x):
-            sides = [jax.vmap(slopes)(x + sign * steps) for sign in (1, -1)]
+            sides = [jax.vmap(slopes)(x[None] + sign * steps) for sign in (1, -1)]
             quotients = jax.tree.map(lambda a, b: (a - b) / 2e-6, *sides)
             return jax.jacobian(slopes)(x), quotients
 
