@@ -12,15 +12,24 @@ pytestmark = pytest.mark.slow  # three stories to compile
 FIGURES = ("vanishing.png", "exploding.png", "max-norm.png")
 
 
+def _shallow(variant):
+    return variant._replace(config=variant.config.override({"sizes": variant.config.sizes[:1]}))
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The folder and the output of one short demo on the digits."""
+    """The folder and the output of one short demo on the digits, of networks of two layers."""
     import contextlib
     import io
 
     out = tmp_path_factory.mktemp("demo")
     said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    shallow = [
+        story._replace(variants=tuple(_shallow(variant) for variant in story.variants))
+        for story in demo_stories.STORIES
+    ]
+    with contextlib.redirect_stdout(said), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_stories, "STORIES", shallow)
         assert cli.main(["demo", "--smoke", "--dataset", "digits", "--out", str(out)]) == 0
     return out, said.getvalue()
 
