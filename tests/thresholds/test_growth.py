@@ -31,11 +31,10 @@ def _grown(oracle, added=0.0, **settings):
 
 
 def _zclips():
-    for mode in ("reciprocal", "max", "mean"):
-        for max_norm in (None, 30.0):
-            options = {"mode": mode, "max_norm": max_norm}
-            yield (f"zclip {mode} {max_norm}", jaxclip.zclip, thresholds.zscore, options,
-                   functools.partial(_grown, ol.ZScore, **options))  # fmt: skip
+    for mode, max_norm in (("reciprocal", None), ("max", 30.0), ("mean", None)):
+        options = {"mode": mode, "max_norm": max_norm}
+        yield (f"zclip {mode}", jaxclip.zclip, thresholds.zscore, options,
+               functools.partial(_grown, ol.ZScore, **options))  # fmt: skip
 
 
 def _rules():
@@ -55,10 +54,15 @@ def _rules():
            lambda added: lambda: ol.TrackedQuantile(max_growth=MOST))  # fmt: skip
 
 
+EVERYWHERE = ("clip_by_history", "zclip reciprocal", "adagc", "tracked")
+
+
 def _cases(scope):
-    """At `unit` by the thresholds, at the others by the rules."""
+    """At `unit` by the thresholds, else by the rules. All of them at `leaf`, else one of a kind."""
     found = {}
     for name, rule, threshold, options, oracle in _rules():
+        if scope != "leaf" and name not in EVERYWHERE:
+            continue
         added = ADDED if rule is jaxclip.zclip and scope != "unit" else 0.0
         given = {"scope": "unit", "axis": -1} if scope == "unit" else {"scope": scope}
         if scope == "stacked":

@@ -102,10 +102,10 @@ CHANGES = {
         "Ring.pushed": [
             ("the ring wraps around one place too late",
              "(self.position + 1) % self.window", "(self.position + 1) % (self.window + 1)",
-             "tests/thresholds/test_learned.py::test_float32[mean_plus_sigma]"),
+             "tests/thresholds/test_learned.py::test_more_in_float32[mean_plus_sigma]"),
             ("the ring counts more norms than it holds",
              "jnp.minimum(self.filled + 1, self.window)", "self.filled + 1",
-             "tests/thresholds/test_learned.py::test_float32[mean_plus_sigma]"),
+             "tests/thresholds/test_learned.py::test_more_in_float32[mean_plus_sigma]"),
         ],
         "Ring.mean_and_std": [
             ("squares of large observations overflow",
@@ -127,7 +127,7 @@ CHANGES = {
              "tests/thresholds/test_constant_gradients.py::test_limit_is_at_least_the_mean_and_min_spread"),
             ("min_spread is added to the standard deviations",
              "jnp.maximum(jnp.where(known, k, 0) * std,", "(jnp.where(known, k, 0) * std +",
-             "tests/thresholds/test_learned.py::test_float32[mean_plus_sigma]"),
+             "tests/thresholds/test_learned.py::test_more_in_float32[mean_plus_sigma]"),
             ("a negative mean has no least spread",
              "least * jnp.abs(mean)", "least * mean",
              "tests/thresholds/test_constant_gradients.py::test_skip_spikes_of_negative_losses"),
@@ -149,7 +149,7 @@ CHANGES = {
         "mean_plus_sigma.following": [
             ("the standard deviation is unbiased",
              "history.limit(ring, correction=0)", "history.limit(ring, correction=1)",
-             "tests/thresholds/test_learned.py::test_float32[mean_plus_sigma]"),
+             "tests/thresholds/test_learned.py::test_more_in_float32[mean_plus_sigma]"),
             ("the current norm is in its mean",
              "c = history.limit(ring, correction=0)",
              "c = history.limit(ring.pushed(n, seen), correction=0)",
@@ -276,7 +276,7 @@ CHANGES = {
         "_replaced": [
             ("the norm that leaves the window stays in the sorted list",
              "gap = jnp.sum(ordered < old[None], 0,", "gap = jnp.sum(ordered < _largest(old), 0,",
-             "tests/thresholds/test_learned.py::test_float32[quantile]"),
+             "tests/thresholds/test_learned.py::test_more_in_float32[quantile]"),
         ],
         "tracked_quantile.following": [
             ("max_growth does not bound the rate",
@@ -290,10 +290,10 @@ CHANGES = {
              "tests/thresholds/test_growth_edges.py::test_quantile_0_divides_by_no_share"),
             ("the tracked quantile moves the wrong way",
              "rate * (share - below)", "rate * (below - share)",
-             "tests/thresholds/test_learned.py::test_float32[tracked_quantile]"),
+             "tests/thresholds/test_learned.py::test_more_in_float32[tracked_quantile]"),
             ("a norm equal to the tracked quantile counts as above it",
              "below = (n <= c)", "below = (n < c)",
-             "tests/thresholds/test_learned.py::test_float32[tracked_quantile]"),
+             "tests/thresholds/test_learned.py::test_more_in_float32[tracked_quantile]"),
         ],
     },
 }  # fmt: skip
