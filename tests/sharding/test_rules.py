@@ -65,7 +65,8 @@ ROWS = ("clip_by_block_rms_axis", "unit_rms")  # whose units are rows; those of 
 # In every plain run, one in a program; the others in the slow one, several in a program.
 PLAIN = ("clip_by_global_norm",)
 PLAIN_UNITS = ("clip_by_norm_axis",)
-# Of each mechanism one or two.
+# Of each mechanism one or two, in every way to name axes, and under `jit` with one kind of axes.
+# The others: of whole norms and elements in checked `shard_map`, of units and matrices under `jit`.
 FEW = (
     *("clip_by_norm", "leaf_inf", "global_3", "adagc_leaf", "skip_spikes", "scale_by_stable_adam"),
     *("element", "adaptive_grad_clip", "zclip_unit", "max_norm"),
@@ -82,8 +83,21 @@ def _together(*tables, plain=PLAIN):
     ]
 
 
+def _few(*tables, which=FEW):
+    return {name: rule for table in tables for name, rule in table.items() if name in which}
+
+
+def _others(table):
+    return {name: rule for name, rule in table.items() if name not in FEW}
+
+
 TABLES = (("whole", WHOLE), ("elements", ELEMENTS))
-ON_TWO_AXES = (*TABLES, ("units", UNITS), ("spectral", SPECTRAL))
+ON_AUTO = [("few", _few(ALL, which=FEW[::2]))]
+ON_EXPLICIT = [
+    ("few", _few(ALL, which=FEW[1::2])),
+    ("units", _others(UNITS)),
+    ("spectral", _others(SPECTRAL)),
+]
 
 
 def _trees(keys=tuple(SPECS)):
@@ -133,20 +147,18 @@ def _same_on_all_devices(state):
             assert len(copies) == 1, jax.tree_util.keystr(path)
 
 
-def _mesh(axes, kind=AxisType.Auto):
-    return jax.make_mesh((4, 2) if axes == 2 else (8,), AXES[:axes], (kind,) * axes)
+def _mesh(kind=AxisType.Auto):
+    return jax.make_mesh((4, 2), AXES, (kind,) * 2)
 
 
-def _specs(axes):
-    if axes == 2:
-        return SPECS
-    return {"a": P("data"), "d": P()}
+def _specs(kind, names):
+    """All of them for the plain rules; for others, two with each kind of axes."""
+    few = ("c", "d") if kind is AxisType.Auto else ("a", "b")
+    return {key: SPECS[key] for key in (SPECS if len(names) == 1 else few)}
 
 
 def _meshes():
-    """Every rule by types; those of `FEW` without types as well."""
-    for kind in (AxisType.Auto, AxisType.Explicit):
-        tables = ON_TWO_AXES if kind is AxisType.Explicit else [("few", dict.fromkeys(FEW))]
+    for kind, tables in ((AxisType.Auto, ON_AUTO), (AxisType.Explicit, ON_EXPLICIT)):
         for (names,), marks, label in _together(*tables, plain=(*PLAIN, *PLAIN_UNITS)):
             yield pytest.param(kind, names, marks=marks, id=f"{kind}-{label}")
 
@@ -154,7 +166,7 @@ def _meshes():
 @pytest.mark.parametrize(("kind", "names"), list(_meshes()))
 def test_jit(kind, names):
     """Kernels sharded along the reduced axis, along the other, along both and not at all."""
-    specs, mesh = _specs(2), _mesh(2, kind)
+    specs, mesh = _specs(kind, names), _mesh(kind)
     p, u = _trees(specs)
     run = jax.jit(_all(names))
     one = run(u, p)
@@ -182,7 +194,7 @@ def test_shard_map_checked(names):
             spec = jax.tree.map(lambda x: P(), kept)
             state = state if kept is None else state._replace(**{moments: _as_leaves(kept, spec)})
         specs[name] = {k: P(None, *s) for k, s in SPECS.items()}, state
-    mapped = jax.shard_map(run, mesh=_mesh(2), in_specs=(SPECS, SPECS), out_specs=specs)
+    mapped = jax.shard_map(run, mesh=_mesh(), in_specs=(SPECS, SPECS), out_specs=specs)
     many = jax.jit(mapped)(u, p)
     _close(jax.device_get(many), one)
     _same_on_all_devices(many)
@@ -205,12 +217,9 @@ def _pruned(kept, specs, is_tree):
     return jax.tree.unflatten(treedef, [P()] * len(leaves))
 
 
-@pytest.mark.parametrize("names", _together(*TABLES))
+@pytest.mark.parametrize("names", _together(("few", _few(WHOLE, ELEMENTS))))
 def test_axis_name(names):
-    """shard_map without checking, over both axes; vmap over one: all states agree.
-
-    Those of `FEW`, and the plain ones, in pmap as well.
-    """
+    """shard_map without checking, over both axes; vmap and pmap over one: all states agree."""
     p, u = _trees("c")
     named = _all(names, axis_name=AXES)
     one = jax.device_get(jax.jit(_all(names))(u, p))
@@ -219,16 +228,14 @@ def test_axis_name(names):
         return jax.tree.map(lambda x: x[None, None], named(u, p))
 
     mapped = jax.shard_map(
-        side_by_side, mesh=_mesh(2), in_specs=P("data", "model"), out_specs=P("data", "model"),
+        side_by_side, mesh=_mesh(), in_specs=P("data", "model"), out_specs=P("data", "model"),
         check_vma=False,
     )  # fmt: skip
     _every_device(jax.device_get(jax.jit(mapped)(u, p)), one, (4, 2))
     split = [{"c": tree["c"].reshape(4, 2, 4)} for tree in (u, p)]
     over = _all(names, axis_name="x")
     _every_device(jax.device_get(jax.jit(jax.vmap(over, axis_name="x"))(*split)), one, (4,))
-    few = [name for name in names if name in (*PLAIN, *FEW)]
-    over = jax.pmap(_all(few, axis_name="x"), "x")
-    _every_device(jax.device_get(over(*split)), {name: one[name] for name in few}, (4,))
+    _every_device(jax.device_get(jax.pmap(over, "x")(*split)), one, (4,))
 
 
 def _every_device(got, want, grid):
@@ -254,7 +261,10 @@ def test_units_in_shard_map(check):
     """Units spread over one axis of two, the same whether JAX checks or not."""
     p, u = _trees("a")
     for spread, spec in (("model", P(None, "model")), ("data", P("data"))):
-        names = [name for name in UNITS if (name in ROWS) == (spread == "model")]
+        which = UNITS if check else _few(UNITS)
+        names = [name for name in which if (name in ROWS) == (spread == "model")]
+        if not names:
+            continue
         along = {n: {} if "axis" in n or "unit" in n else {"axis": 0} for n in names}
         one, many = (
             functools.partial(_steps, {n: ALL[n](**along[n], **which) for n in names})
@@ -262,7 +272,7 @@ def test_units_in_shard_map(check):
         )
         mapped = jax.shard_map(
             lambda u, p, many=many: {name: outs for name, (outs, _) in many(u, p).items()},
-            mesh=_mesh(2), in_specs=({"a": spec},) * 2, out_specs=P(None, *spec),
+            mesh=_mesh(), in_specs=({"a": spec},) * 2, out_specs=P(None, *spec),
             check_vma=check,
         )  # fmt: skip
         want = {name: outs for name, (outs, _) in jax.jit(one)(u, p).items()}
