@@ -19,7 +19,7 @@ from jaxclip.train.training import last_line, processes
 from tests.train import runs
 
 RUN = [
-    *("train", "explode", "--dataset", "digits", "--sizes", "32,16", "--batch-size", "64"),
+    *("train", "explode", "--dataset", "digits", "--sizes", "16", "--batch-size", "256"),
     *("--optimizer", "momentum", "--clip", "autoclip=50,window=8", "--checkpoint-every", "1"),
 ]
 QUICK = """
@@ -70,11 +70,24 @@ def one_process(tmp_path_factory):
     return out
 
 
+def of_open_mpi(*arguments):
+    """The same in a cluster: variables of Open MPI; JAX computes the port from the job number."""
+    job = next(job for job in range(100, 4096) if is_free(2**16 - 2**12 + job))
+    uri = f"{2**12 * job}.0;tcp://127.0.0.1:1"
+    known = {"OMPI_MCA_orte_hnp_uri": uri, "OMPI_COMM_WORLD_SIZE": "2"}
+    ranks = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
+    return [
+        start(*arguments, "--cluster", devices=2, **known | dict.fromkeys(ranks, str(i)))
+        for i in range(2)
+    ]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["pmap", "fsdp"])  # whole and sharded, by hand and by compiler
-def test_two_processes_equal_one(way, one_process, tmp_path):
+@pytest.mark.parametrize(("way", "begin"), [("pmap", of_open_mpi), ("fsdp", start_two)])
+def test_two_processes_equal_one(way, begin, one_process, tmp_path):
+    """Whole and sharded parameters, by hand and by the compiler."""
     arguments = [*RUN, "--epochs", "2", "--parallel", way, "--out", str(tmp_path)]
-    first, second = finish(*start_two(*arguments))
+    first, second = finish(*begin(*arguments))
     assert "epoch 2/2" in first
     assert "epoch" not in second  # process 0 prints
     one, two = runs.last_records(one_process), runs.last_records(tmp_path)
@@ -94,8 +107,7 @@ def test_two_processes_equal_one(way, one_process, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGKILL), (1, signal.SIGSTOP)])
 def test_one_process_is_lost(victim, number, tmp_path):
     """The other process ends with one line in time, and one process goes on with the run."""
     out, errors = tmp_path / "run", subprocess.PIPE
@@ -123,37 +135,6 @@ def test_one_process_is_lost(victim, number, tmp_path):
     assert at == also
     for name, value in wanted.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
-
-
-@pytest.mark.slow
-def test_cluster_environment(tmp_path):
-    """The variables of Open MPI; JAX computes the port from the job number."""
-    job = next(job for job in range(100, 4096) if is_free(2**16 - 2**12 + job))
-    uri = f"{2**12 * job}.0;tcp://127.0.0.1:1"
-    known = {"OMPI_MCA_orte_hnp_uri": uri, "OMPI_COMM_WORLD_SIZE": "2"}
-    arguments = [*RUN, "--epochs", "1", "--parallel", "jit", "--cluster", "--out"]
-    none = start(*arguments, str(tmp_path / "none"), devices=1)
-    both = [
-        start(
-            *(*arguments, str(tmp_path / "run")),
-            **known | {"OMPI_COMM_WORLD_RANK": str(i), "OMPI_COMM_WORLD_LOCAL_RANK": str(i)},
-            devices=1,
-        )
-        for i in range(2)
-    ]
-    first, second = finish(*both)
-    assert "epoch 1/1" in first
-    assert "epoch" not in second
-    (said,) = finish(none, code=2)
-    assert "--cluster: the environment does not say which process of a cluster this is" in said
-
-
-@pytest.mark.slow
-def test_an_invalid_request_ends_all_processes(tmp_path):
-    arguments = [*RUN, "--epochs", "1", "--out", str(tmp_path / "run")]
-    for said in finish(*start_two(*arguments), code=2):
-        assert "jaxclip: error: --parallel=none: there are several processes" in said
-        assert "Traceback" not in said
 
 
 ERRORS = [
