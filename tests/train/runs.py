@@ -16,7 +16,7 @@ from jaxclip.train.training import loop
 SMALL = ["--dataset", "digits", "--sizes", "8", "--batch-size", "512"]
 # All kinds of state: moments, averages, a learned threshold, a guard, random numbers, an order.
 REMEMBERING = [
-    *("train", "value-clip", "--dataset", "digits", "--sizes", "8,8", "--batch-size", "256"),
+    *("train", "value-clip", "--dataset", "digits", "--sizes", "8", "--batch-size", "256"),
     *("--optimizer", "adam", "--clip", "autoclip=50,window=8", "--batch-norm"),
     *("--dropout", "0.2", "--schedule", "cosine", "--guard", "skip_spikes,window=8,min_history=4"),
     *("--project", "max_norm=1.5", "--learning-rate", "0.01", "--log-every", "2"),

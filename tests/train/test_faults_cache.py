@@ -140,7 +140,7 @@ def test_several_prepare_at_once(locks, prepared, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_four_processes_prepare_at_once(mnist_folder, tmp_path):
+def test_two_processes_prepare_at_once(mnist_folder, tmp_path):
     code = f"from jaxclip.train import data; print(data.load('mnist', {str(mnist_folder)!r}).name)"
     for number in range(runs.tries(1, 16)):
         environment = os.environ | {cache.VARIABLE: str(tmp_path / f"{number}")}
@@ -152,7 +152,7 @@ def test_four_processes_prepare_at_once(mnist_folder, tmp_path):
             stderr=subprocess.PIPE,
             text=True,
         )
-        processes = [start() for _ in range(4)]
+        processes = [start() for _ in range(2)]
         for process in processes:
             out, err = process.communicate(timeout=120)
             assert (process.returncode, out) == (0, "mnist\n"), err

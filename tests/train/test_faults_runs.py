@@ -40,7 +40,7 @@ def whole(tmp_path_factory):
 
 
 def test_a_limit_on_the_size_of_files_ends_a_run_that_goes_on_without(whole, tmp_path, capsys):
-    for i, limit in enumerate(np.geomspace(50, 40_000, runs.tries(3, 25)).astype(int).tolist()):
+    for i, limit in enumerate(np.geomspace(50, 40_000, runs.tries(2, 25)).astype(int).tolist()):
         old, out = resource.getrlimit(resource.RLIMIT_FSIZE), tmp_path / str(i)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
         began = time.monotonic()
@@ -57,7 +57,7 @@ def test_a_limit_on_the_size_of_files_ends_a_run_that_goes_on_without(whole, tmp
 
 def test_a_damaged_line_does_not_hinder_the_end_of_a_run(whole, tmp_path, capsys):
     drawn, content = np.random.default_rng(0), (whole / "metrics.jsonl").read_bytes()
-    for i in range(runs.tries(3, 24)):
+    for i in range(runs.tries(2, 24)):
         out = shutil.copytree(whole, tmp_path / str(i))
         at = int(drawn.integers(len(content) - 40))
         end = at + int(drawn.integers(1, 40))

@@ -10,7 +10,6 @@ import pytest
 import jaxclip
 from jaxclip.train import cli
 from jaxclip.train.config import presets, rule_specs
-from tests.train import runs
 
 COMMANDS = ["demo", "presets", "train", "evaluate", "compare", "diagnose", "plot"]
 
@@ -118,11 +117,3 @@ def test_help_starts_without_the_libraries_of_training():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-
-
-@pytest.mark.slow
-def test_a_quiet_run_prints_nothing(tmp_path, capsys):
-    out = tmp_path / "out"
-    runs.train("train", "explode", *runs.SMALL, "--epochs", "1", "--quiet", "--out", str(out))
-    assert capsys.readouterr() == ("", "")
-    assert runs.summary(out)["status"] == "finished"
