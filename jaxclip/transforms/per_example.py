@@ -120,13 +120,13 @@ def per_example(
 
     Examples:
         >>> import jax, jax.numpy as jnp, jaxclip, optax
-        >>> tx = optax.chain(jaxclip.per_example(jaxclip.clip_by_global_norm(1.0)), optax.sgd(1.0))
+        >>> tx = optax.chain(jaxclip.per_example(jaxclip.clip_by_global_norm(5.0)), optax.sgd(1.0))
         >>> params = jnp.zeros(2)
-        >>> grads = jnp.array([[3.0, 4.0], [0.0, 0.5], [jnp.nan, 1.0], [9.0, 9.0]])
-        >>> mask = jnp.array([True, True, True, False])
+        >>> grads = jnp.array([[6.0, 8.0], [1.0, 2.0], [jnp.nan, 1.0], [0.0, 0.0], [9.0, 9.0]])
+        >>> mask = jnp.array([True, True, True, True, False])
         >>> updates, state = tx.update(grads, tx.init(params), params, mask=mask)
         >>> print(updates)
-        [-0.2        -0.43333334]
+        [-1.  -1.5]
         >>> print(jaxclip.metrics(state)["per_example/nonfinite_count"])
         1
 

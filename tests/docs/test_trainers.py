@@ -25,7 +25,8 @@ BY_VALUE = [np.clip(g, -C, C) for g in GRADS]
 
 def rows():
     """The code on the right by the first code on the left."""
-    lines = PAGE.read_text().partition("\n## Lightning")[2].splitlines() if PAGE.exists() else []
+    text = PAGE.read_text() if PAGE.exists() else ""
+    lines = text.partition("\n## Lightning")[2].partition("\n## ")[0].splitlines()
     found = {}
     for line in lines:
         if line.startswith("| ") and not line.startswith("| you had"):
