@@ -90,6 +90,7 @@ def _check(dtype):
             np.testing.assert_allclose(seen, [norm, changed], rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_float32():
     _check("float32")
 

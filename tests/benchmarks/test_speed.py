@@ -207,6 +207,7 @@ def test_environments(monkeypatch):
     assert jobs.environment(jobs.SECTIONS["collectives"], "")["XLA_FLAGS"].endswith("=8")
 
 
+@pytest.mark.slow
 def test_failed_job_reports_its_reason():
     assert jobs.run("steps", "Moon, float32, SGD", True)["failed"] == "KeyError: 'Moon'"
 

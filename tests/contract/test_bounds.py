@@ -37,6 +37,7 @@ def _rows_of(sizes, dtype):
     return jnp.asarray(np.asarray(sizes)[:, None] * DIRECTION, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype", ["float32", "float64", pytest.param("bfloat16", marks=pytest.mark.slow)]
 )

@@ -62,6 +62,7 @@ def test_scaling_reads_and_writes_nothing(optimizer):
     assert clipped <= _trees_accessed(_step(plain, tree), tree) + 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.relaxed
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_rule_costs_its_norm(optimizer):
@@ -206,6 +207,7 @@ def test_no_callbacks(rule):
     assert "outfeed" not in text
 
 
+@pytest.mark.slow
 @registry.by_rule(registry.NAMED)
 def test_no_transfer_in_a_step(rule):
     tx, tree = rule.make(rule.c), registry.build({"a": (4, 3), "b": (3,)})

@@ -124,6 +124,7 @@ def _check(key, dtype, flags, jit=False, shapes=TREE):
     assert_same_bits(got, want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", PLAIN[::3])
 def test_without_jit(key):
     _check(key, "float32", "both", shapes=SMALL)
@@ -178,6 +179,7 @@ def test_a_flag_leaves_no_trace(first):
             assert state.norm == state.threshold == (LARGEST if on else np.inf)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "limit", [np.inf, np.float32(np.inf), np.full(1, np.inf), {"w": None}, 1e300, lambda n: np.inf]
 )

@@ -95,6 +95,7 @@ def test_clipped_norm_is_the_threshold(rule):
             _check_new_norms(rule, out, *cases[name])
 
 
+@pytest.mark.slow
 @by_rule
 def test_clipped_norm_in_float64(rule):
     with modes.x64():

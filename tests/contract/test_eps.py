@@ -38,6 +38,7 @@ def test_eps_never_enlarges_and_keeps_small_updates():
     registry.assert_same_bits(once(jaxclip.clip_by_global_norm(1.0, eps=1e-6), zero)[0], zero)
 
 
+@pytest.mark.slow
 def test_agc_floors():
     """A parameter of norm 0 counts as eps."""
     u = jnp.array([3.0, 4.0])

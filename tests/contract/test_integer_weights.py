@@ -83,6 +83,7 @@ def test_projections_leave_integer_weights(name):
     assert out["w"] is GRADS["w"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RELATIVE)
 def test_weights_without_a_norm(name):
     for weights, dtype in (

@@ -107,6 +107,7 @@ def _run(rule, policy, bads=BAD, dtypes=registry.NARROW):
             yield *trees[name], out, state
 
 
+@pytest.mark.slow
 @by_rule
 def test_propagate_touches_only_nonfinite_groups(rule):
     for u, clean, p, out, state in _run(rule, "propagate"):
@@ -122,6 +123,7 @@ def test_propagate_touches_only_nonfinite_groups(rule):
         assert not np.isfinite(state.norm)
 
 
+@pytest.mark.slow
 @by_rule
 def test_nan_and_zero_replace_the_whole_update(rule):
     """A finite one is clipped as usual. The rules take turns: both policies are one function's."""
@@ -155,6 +157,7 @@ def test_drop_without_leaves():
     assert int(state.nonfinite_count) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["element", "unit", "leaf", "global"])
 def test_fixed_thresholds_of_0_and_inf(scope):
     """Python numbers take another way than the arrays of the other edges."""

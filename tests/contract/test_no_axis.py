@@ -65,6 +65,7 @@ OTHERS = {
 ENTRIES = {name: (run, X, AT_MOST_1) for name, run in CLIP.items()} | OTHERS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENTRIES)
 def test_each_element_is_a_unit(name):
     run, x, want = ENTRIES[name]

@@ -184,6 +184,7 @@ def _check(rule, policy, u, clean, kind, out):
             np.testing.assert_allclose(got[~bad], want[~bad], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "context"), _cases(NORM_RULES, "clip_by_global_norm-"))
 def test_rules(rule, context):
     more = _unit_keywords(rule, context)
@@ -246,6 +247,7 @@ def test_guards(guard, context):
                 assert not any(x.any() for x in jax.tree.leaves(out))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "context", [scan, *(pytest.param(f, marks=pytest.mark.slow) for f in CONTEXTS[1:])]
 )

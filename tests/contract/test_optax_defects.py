@@ -54,6 +54,7 @@ def test_infinity_in_one_leaf():
     registry.assert_same_bits(once(zeroed, u)[0], u)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make", [jaxclip.clip_by_global_norm, jaxclip.clip_by_block_rms, jaxclip.clip]
 )
@@ -76,6 +77,7 @@ def test_bfloat16_updates_stay_bfloat16():
             assert once(tx, u, u)[0]["w"].dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_monitor_under_scan_and_multi_steps():
     u = {"a": jnp.array([3.0, 4.0]), "b": jnp.ones(4)}
     tx = jaxclip.monitor()
@@ -107,6 +109,7 @@ def test_sharded_and_replicated_leaves():
     np.testing.assert_allclose(copies[0], np.asarray(u["bias"]) / _size(u), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_agc_on_explicit_mesh():
     mesh = jax.make_mesh((4,), ("x",), (AxisType.Explicit,), devices=jax.devices()[:4])
     u, p = registry.build((8, 4), scale=5), registry.build((8, 4), seed=1)
@@ -123,6 +126,7 @@ def test_agc_on_explicit_mesh():
             registry.assert_rule(rule, 0.1, u, p, jax.device_get(out))
 
 
+@pytest.mark.slow
 def test_agc_units_of_odd_shapes():
     row = jnp.array([[3.0, 0.1, 4.0]])
     out, _ = once(jaxclip.adaptive_grad_clip(1.0), row, jnp.ones((1, 3)))
@@ -203,6 +207,7 @@ LEARNED = {  # each soon after its warm-up
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNED)
 def test_one_nan_in_a_learned_run(name):
     """In the warm-up and after it, memory stays as it would be without the bad update."""

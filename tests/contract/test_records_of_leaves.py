@@ -7,6 +7,7 @@ import pytest
 import jaxclip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leaves", [1, pytest.param(130, marks=pytest.mark.slow)])
 def test_records_of_leaves_with_thresholds_of_their_own(leaves):
     """Of three dtypes, some within their threshold; one leaf has more norms than are joined."""

@@ -86,6 +86,7 @@ def test_engine_under_vmap(rule):
     _check(contexts.vmap, rule)
 
 
+@pytest.mark.slow
 @pytest.mark.relaxed
 @by_kind
 @pytest.mark.parametrize("context", contexts.MODELS, ids=lambda f: f.__name__)
@@ -106,6 +107,7 @@ def test_mesh(mesh, rule):
     _check(meshes.MESHES[mesh], rule)
 
 
+@pytest.mark.slow
 @registry.by_rule([r for r in SHARDABLE if (r.named and r.kind != "leaf") or r.name in LEAF], PLAIN)
 @pytest.mark.parametrize("context", meshes.SHARDED, ids=lambda f: f.__name__)
 def test_sharded(context, rule):

@@ -121,6 +121,7 @@ def test_states(name):
     _short(*GUARDED[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TREES)
 def test_trees(name):
     _short(*TREES[name])

@@ -60,6 +60,7 @@ def _check(grads, weights="float32", rtol=5e-6, **keywords):
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "size"),
     [("float16", 300), ("float16", 6e4), ("bfloat16", 1e20), ("float32", 1e20), ("float32", 1e38)],
@@ -136,6 +137,7 @@ def test_steps_do_not_depend_on_the_scale(factor):
     _check_scaled(jnp.asarray(_spikes(100.0), jnp.float32), factor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("b2", [0.0, 0.05, 0.5, 0.95, 0.9999])
 def test_root_that_jumps_and_falls(b2):
     """Sizes from 1e-6 to 1e6, one after the other: no digits cancel."""
@@ -148,6 +150,7 @@ def test_root_that_jumps_and_falls(b2):
     np.testing.assert_allclose(state.memory.root_second_moment, oracle.nu**0.5, rtol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["constant", "decaying"])
 def test_roundings_do_not_add_up(name):
     """With sums of squares, or of sqrt(b2) r, the error would be above 5e-5."""

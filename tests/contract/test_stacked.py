@@ -57,6 +57,7 @@ def _assert_as_unrolled(make, axis, updates, rtol=2e-6, **keywords):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "axis"),
     [
@@ -121,6 +122,7 @@ def test_a_stack_without_layers():
     assert state.norm == 5.0
 
 
+@pytest.mark.slow
 def test_norms_in_numpy():
     """Of each slice of each leaf, which keeps its rank; a leaf without the axis has one norm."""
     tree = {"one": np.float32(np.random.default_rng(0).normal(size=(4, 3, 5))), "gain": 3.0}
@@ -152,6 +154,7 @@ def test_functions():
     np.testing.assert_allclose(got["units"], np.stack(want), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_threshold_for_each_layer(axis):
     """A vector for a stack in a prefix tree, and from a schedule; a number for the rest."""

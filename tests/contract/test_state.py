@@ -131,6 +131,7 @@ def test_records(rule):
 # ---- carriers
 
 
+@pytest.mark.slow
 @by_named_rule
 def test_scan_and_cond_carry(rule):
     p = _params()
@@ -150,6 +151,7 @@ def test_scan_and_cond_carry(rule):
     assert int(state.update_count) == 1  # the first ran; from then on the count is odd
 
 
+@pytest.mark.slow
 @by_named_rule
 def test_one_trace_with_donation(rule):
     """The buffers of the old state become those of the new one; a warning would be an error."""

@@ -129,6 +129,7 @@ def test_names_of_modules_stay():
     assert set(jaxclip.monitor().init(tree).norms) == names
 
 
+@pytest.mark.slow
 def test_kernel_below_bias():
     """A layer in a dict is no wrapper, and neither is a module of two arrays: all are kernels."""
     one = 5 * jnp.ones((2, 2))

@@ -189,6 +189,7 @@ def test_nan_is_located_and_left_out_of_the_factor(sigmoid, layer, bad):
 # ---- numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64"])
 def test_dtypes(dtype):
     big, small = {"float16": (3e4, 1e-7), "float64": (1e200, 1e-200)}.get(dtype, (1e30, 1e-30))

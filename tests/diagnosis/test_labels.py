@@ -77,6 +77,7 @@ class Layer(enum.StrEnum):
     HEAD = "head"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("labels", "names"),
     [
@@ -139,6 +140,7 @@ def test_nnx_optimizer():
     np.testing.assert_allclose(found["y/clip_by_global_norm/norm"], 12.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_diagnosis_of_a_part():
     """The name of a monitor inside is its key, with the labels."""
     u = {f"Dense_{i}": {"kernel": jnp.full((2, 2), 10.0**-i)} for i in range(4)}

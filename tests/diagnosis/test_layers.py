@@ -12,6 +12,7 @@ import jaxclip
 from tests.support import oracles
 
 
+@pytest.mark.slow
 def test_natural_order():
     names = ["Dense_10", "Dense_2", "Dense_1", "a/h_2_1", "a/h_2_10", "a/h_10_0"]
     nested = {n: {"kernel": jnp.ones((1, 1))} for n in names if "/" not in n}

@@ -26,6 +26,7 @@ def _after(tx, u=U, steps=1):
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ord", [1, 2, float("inf")])
 def test_monitor_changes_nothing_and_names_leaves(ord):
     dense = registry.build({"kernel": (4, 3), "bias": (3,)})
@@ -62,6 +63,7 @@ def test_monitor_twice_before_and_after():
     assert {"monitor/norm", "monitor_2/norm", "monitor_2/norm/w"} <= twice.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_monitor_state_is_a_fixed_point(dtype):
     with modes.maybe_x64(dtype):

@@ -26,6 +26,7 @@ def _falling(layers=12):
     return {**around, "blocks": [layer(i) for i in range(layers)]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 1])
 def test_twelve_layers_that_fall_tenfold(axis):
     """The diagnosis of the stack is that of the list, word for word."""
@@ -41,6 +42,7 @@ def test_twelve_layers_that_fall_tenfold(axis):
     np.testing.assert_allclose(found.factor, want.factor, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_stack_that_is_the_whole_tree():
     """All leaves have the axis, so an int is enough; bias and weight of a slice are one layer."""
     blocks = _falling()["blocks"]
@@ -65,6 +67,7 @@ def test_ranks_are_those_of_slices():
                     "head": True}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_slice_that_is_not_finite():
     tree = stacks.stack(_falling(4))
     tree["blocks"]["mlp"]["kernel"][2, 1, 1] = np.inf
@@ -158,6 +161,7 @@ def test_norms_of_a_monitor():
         np.testing.assert_array_equal(value, log[key][-1])
 
 
+@pytest.mark.slow
 def test_several_states_at_once():
     """`vmap` puts an axis in front; the slices are those along the last."""
     monitor = jaxclip.monitor(stacked=0)

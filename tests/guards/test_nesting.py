@@ -25,6 +25,7 @@ def _recorder(seen):
     return optax.GradientTransformationExtraArgs(lambda p: (), update)
 
 
+@pytest.mark.slow
 @by_guard
 def test_arguments_are_passed_on(guard):
     seen = []

@@ -78,12 +78,14 @@ def _runs(name, wrap):
         params, state = optax.apply_updates(params, updates), after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITHOUT_JIT)
 def test_same_bits_outside_of_jit(name):
     for want, got in _runs(name, _step):
         registry.assert_same_bits(got, want)
 
 
+@pytest.mark.slow
 @by_name
 def test_same_up_to_roundings_under_jit(name):
     """The difference of two weights has the roundings of the weights."""

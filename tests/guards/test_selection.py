@@ -113,6 +113,7 @@ def _cases():
             yield pytest.param(name, way, check_step, marks=marks)
 
 
+@pytest.mark.slow
 @pytest.mark.relaxed
 @pytest.mark.parametrize(("name", "way", "check_step"), list(_cases()))
 def test_a_bad_step_changes_nothing_and_a_good_one_is_the_step_alone(name, way, check_step):

@@ -50,6 +50,7 @@ def test_nonfinite_loss(guard):
     registry.assert_same_bits(states[4].guarded_state, states[2].guarded_state)
 
 
+@pytest.mark.slow
 @by_guard
 def test_counts_and_max_consecutive(guard):
     factors = [1.0, NAN, NAN, INF, NAN, 1.0, NAN, 1.0]
@@ -141,6 +142,7 @@ def test_norms_whose_squares_overflow():
     assert not bool(states[0].skipped)
 
 
+@pytest.mark.slow
 @by_guard
 def test_non_float_leaves(guard):
     """Integers and None pass while the step is good, and are zero and None where it is not."""

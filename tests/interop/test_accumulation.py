@@ -120,6 +120,7 @@ def test_learned_rules_before_and_inside_multi_steps():
     assert int(jaxclip.metrics(states[-1])["clip_by_history/count"]) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["zero", "drop"])
 def test_zero_and_drop_before_multi_steps(policy):
     """`zero` keeps the half of the good micro-step; `drop` also the finite part of the bad one."""

@@ -42,6 +42,7 @@ def arrays(state):
     return jax.tree.leaves(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MOVES)
 def test_arrays_of_the_optimizer_arrive_to_the_bit(name):
     old, new = MOVES[name]

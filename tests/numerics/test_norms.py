@@ -95,6 +95,7 @@ def test_float64_keeps_its_range(ord):
             np.testing.assert_allclose(out / k, o.norm(x, ord).item(), rtol=1e-15)
 
 
+@pytest.mark.slow
 def test_non_float_leaves_count_nothing():
     w = jnp.array([3.0, 4.0])
     tree = {"w": w, "i": jnp.array([7]), "b": jnp.array([True]), "n": None, "e": jnp.zeros((0, 2)),
@@ -180,6 +181,7 @@ def test_many_leaves_whose_squares_leave_the_range():
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ord", [3, 2.5, 1.1, 7.3, 10, 100])
 def test_other_orders_at_extreme_values(ord):
     """Within two units of the last place: neither a power nor a root may round its exponent."""

@@ -22,6 +22,7 @@ def numbers(dtype):
     return x[(np.abs(x) <= float(info.max)) & ((np.abs(x) > least / 4) | (x == 0))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rounded(dtype, compiled):

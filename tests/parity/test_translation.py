@@ -105,6 +105,7 @@ def test_no_row_is_left_out():
     assert len(ROWS) == 27
 
 
+@pytest.mark.slow
 @rows("optax")
 def test_optax(theirs, ours):
     for code in ours:
@@ -152,6 +153,7 @@ def test_tensorflow(theirs, ours):
             whatever(code, want, t=jnp.asarray(GRADS[0]), grads=list(map(jnp.asarray, GRADS)))
 
 
+@pytest.mark.slow
 def test_rules_beside_the_functions():
     """As the words above the table say: the same name, and the same arguments but the tensor."""
     t = jnp.asarray(GRADS[0])

@@ -159,6 +159,7 @@ def test_heat_map_of_a_run_that_overflows():
     assert ax.get_title("left") == "grads: not finite from step 10 on"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [0.0, NAN, INF, -INF])
 @pytest.mark.parametrize("steps", [1, 2])
 def test_norms_without_a_number_that_can_be_drawn(value, steps):

@@ -57,11 +57,13 @@ def check(context, projection):
     assert seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("context", "projection"), list(_cases(contexts.PLAIN)))
 def test_context(context, projection):
     check(context, projection)
 
 
+@pytest.mark.slow
 @pytest.mark.relaxed
 @pytest.mark.parametrize(("context", "projection"), list(_cases(contexts.MODELS)))
 def test_model(context, projection):
@@ -138,6 +140,7 @@ SHARDINGS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spec", "axis", "axis_name", "check"), SHARDINGS)
 def test_shard_map(spec, axis, axis_name, check):
     """Units spread over devices, or whole on one of them: only the caller can know which."""
@@ -227,6 +230,7 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.relaxed  # Optax promotes dtypes
 @pytest.mark.parametrize(
     ("wrapper", "dtype"),

@@ -86,6 +86,7 @@ def test_extremes():
     assert np.isfinite(whole["1e+30"]).all()  # P(w) - w cannot be written in float32 there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda: jaxclip.project_box(-1.0, 0.7),
                                   jaxclip.project_non_negative])  # fmt: skip
 def test_derivative_of_a_bound(make):

@@ -9,6 +9,7 @@ from tests.support import oracles as o
 from tests.support import registry
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "axis", [0, (0, 1), *(pytest.param(a, marks=pytest.mark.slow) for a in (1, -1, (0, 1, 2)))]
 )
@@ -21,6 +22,7 @@ def test_max_norm(axis):
     registry.assert_same_bits(functional.project_max_norm(once, 1.5, axis), once)
 
 
+@pytest.mark.slow
 def test_unit_norm():
     w = jnp.array([[3.0, 0.03, 0.0], [4.0, 0.04, 0.0]])
     out = functional.project_unit_norm(w, axis=0)

@@ -147,6 +147,7 @@ def test_idempotent_whatever_the_step(start, step, limit):
     np.testing.assert_array_equal(_limited(limit, none, w)["k"], w["k"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", SLOW[1]])
 def test_no_element_beyond_its_bound(dtype):
     """Not by one float: some bounds cannot be reached by adding a float to a weight."""

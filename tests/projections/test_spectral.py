@@ -85,6 +85,7 @@ def test_both_methods_agree():
     assert np.abs(outs["clip", "eigh"][0] - outs["scale", "eigh"][0]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_clip_keeps_small_singular_values():
     x = jnp.asarray(np.diag([5.0, 0.5, 0.01]), jnp.float32)
     outs = bounded([x], 1.0)

@@ -59,6 +59,7 @@ def _of_leaves(tx, count):
     return _programs(tx, tree, specs, mesh())
 
 
+@pytest.mark.slow
 def test_one_all_reduce_sends_one_number_per_leaf():
     """10 float32 numbers under jit, one in shard_map; a second one, of one, waits in a branch."""
     for text, numbers in zip(_of_leaves(_global(), 20), (10, 1), strict=True):

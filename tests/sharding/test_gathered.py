@@ -95,6 +95,7 @@ def test_gathered_update_is_not_returned_as_replicated():
         in_shard_map(lambda x: updated(GLOBAL(1.0), gathered(x))[0])
 
 
+@pytest.mark.slow
 @parts(RULES | BY_UNIT)
 @pytest.mark.parametrize("gather", GATHERS)
 def test_types_tell(gather, names):

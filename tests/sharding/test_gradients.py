@@ -78,6 +78,7 @@ def given():
     return run(PREAMBLE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["pmap", "vmap", "unchecked", "checked"])
 def test_gradients_of_replicated_parameters(way, given):
     right, own = _right_and_own(given)
@@ -170,6 +171,7 @@ def test_clipping_hides_gradients_n_times_too_large(given):
     close(once, right)
 
 
+@pytest.mark.slow
 def test_axis_name_for_replicated_gradients(given):
     """The norm is the root of n too large; checked shard_map refuses."""
 

@@ -58,6 +58,7 @@ def test_nan_on_one_shard(guard):
     np.testing.assert_allclose(norm, 6.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 @by_guard
 def test_nan_on_one_shard_with_axis_name(guard):
     """shard_map without replication checking, and pmap."""
@@ -87,6 +88,7 @@ def _one_zero():
     return {"kernel": jnp.ones((8, 3)).at[5, 1].set(0.0), "bias": jnp.full(3, 2.0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_step_that_is_not_finite_on_one_shard(axis_type):
     """Under `jit`, and in checked `shard_map`, whose types prove that all devices agree."""

@@ -55,6 +55,7 @@ def test_records_with_axis_name():
                     np.testing.assert_allclose(value, said, rtol=1e-6, err_msg=where)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.slow)], ids=str
 )

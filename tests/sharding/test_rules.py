@@ -217,6 +217,7 @@ def _pruned(kept, specs, is_tree):
     return jax.tree.unflatten(treedef, [P()] * len(leaves))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", _together(("few", _few(WHOLE, ELEMENTS))))
 def test_axis_name(names):
     """shard_map without checking, over both axes; vmap and pmap over one: all states agree."""

@@ -77,6 +77,7 @@ GUARDED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "dtype"),
     [
@@ -123,6 +124,7 @@ def _limits(make, norms):
     return learned.run({"": make()}, stacked)[""].record["threshold"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [1e-3, 0.25])
 def test_limit_is_at_least_the_mean_and_min_spread(spread):
     norms = 1 + 1e-5 * np.random.default_rng(0).normal(size=60)

@@ -195,6 +195,7 @@ def test_bad_value_in_a_tree_names_its_place():
 # ---- arrays of thresholds: broadcast to a leaf's units, never enlarge it
 
 
+@pytest.mark.slow
 def test_unit_shaped_threshold():
     u = jnp.array([[3.0, 6.0, 0.3], [4.0, 8.0, 0.4]])
     for limit in (np.array([1.0, 2.0, 3.0]), jnp.array([[1.0, 2.0, 3.0]])):

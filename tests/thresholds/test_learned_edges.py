@@ -227,6 +227,7 @@ def test_history_of_extreme_norms(size):
     np.testing.assert_allclose(np.float64(out) / size, [5.0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_derivative_treats_memory_as_constant():
     """So that a longer update, clipped to the same norm, is no other one."""
     rule, u = jaxclip.autoclip(50.0, window=4), jnp.array([3.0, 4.0])

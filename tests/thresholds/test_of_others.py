@@ -21,6 +21,7 @@ MIXED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("scope", ["leaf", "unit"])
 @pytest.mark.parametrize("limits", MIXED)

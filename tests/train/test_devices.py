@@ -180,6 +180,7 @@ def test_batch_must_divide_by_devices(few_digits):
         loop.prepare(config(parallel="jit", batch_size=12), few_digits)
 
 
+@pytest.mark.slow
 def test_several_processes_need_a_strategy(few_digits, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="--parallel=none: there are several processes"):

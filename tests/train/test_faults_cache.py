@@ -56,6 +56,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("how", DAMAGE)
 def test_a_damaged_copy_is_set_aside_and_prepared_anew(how, file, fashion, folder, capsys):

@@ -117,6 +117,7 @@ def test_a_flipped_bit(tries, two, tmp_path):
         assert path.name in assert_older_is_taken(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["truncated", "emptied", "removed", "replaced by a folder"])
 def test_a_file_is_not_whole(kind, two, tmp_path):
     paths = sorted(every_kind_of_file(two).values())

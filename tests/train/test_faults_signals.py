@@ -113,6 +113,7 @@ def test_a_waiting_program_ends(number, body, said, tmp_path):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_two_signals_end_a_graceful_program_at_once(tmp_path):
     process = program(GRACEFUL.replace("0.2", "20"), tmp_path)
     process.send_signal(signal.SIGTERM)
@@ -124,6 +125,7 @@ def test_two_signals_end_a_graceful_program_at_once(tmp_path):
     assert error == "jaxclip: ended by SIGINT; go on\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "code"), [("signals.exit_with(3)", 3), ("1 / 0", 1), ("raise SystemExit(0)", 1)]
 )
@@ -133,6 +135,7 @@ def test_exit_code_of_the_program(body, code, tmp_path):
     assert process.returncode == code
 
 
+@pytest.mark.slow
 def test_a_signal_that_is_ignored_stays_so(tmp_path):
     ignoring = "signals.signal.signal(1, signals.signal.SIG_IGN)\nsignals.handle()\n"
     process = program(f"{ignoring}print(flush=True)\n{WAITING}", tmp_path)

@@ -58,6 +58,7 @@ def test_norms_of_units():
     assert [k.label for k in watched] == labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 12])
 def test_weights_figure(count, tmp_path):
     """One epoch or many layers, with values that span decades or are not finite."""

@@ -147,6 +147,7 @@ def test_figure(layers, epochs, value, activation, tmp_path):
     assert (0, 114, 178) in colours or layers > 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "swish", "sigmoid", "tanh"])
 def test_saturated_units_only_where_an_activation_is_flat_at_both_ends(activation, monkeypatch):
     seen = []

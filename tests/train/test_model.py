@@ -30,6 +30,7 @@ def test_truncated_normal_equals_tensorflows():
         assert abs(kernel.mean()) < 0.01
 
 
+@pytest.mark.slow
 def test_variance_of_initializers():
     variances = {
         "normal": lambda m, n: 0.01,
@@ -95,6 +96,7 @@ def test_dtypes(dtype):
     assert jax.tree.map(jnp.result_type, stats) == jax.tree.map(jnp.result_type, net.stats)
 
 
+@pytest.mark.slow
 def test_losses():
     outputs, labels = np.random.default_rng(1).normal(size=(8, 10)), np.arange(8)
     squares = (np.eye(10)[labels] - outputs) ** 2

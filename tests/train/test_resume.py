@@ -126,6 +126,7 @@ def pretended(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "message"), CHANGES)
 def test_resuming_with_other_settings_is_an_error(pretended, capsys, change, message):
     before = sorted(pretended.rglob("*"))

@@ -188,6 +188,7 @@ def test_a_link_is_not_followed(tmp_path):
     assert not list((tmp_path / "other").iterdir())
 
 
+@pytest.mark.slow
 def test_needs_no_tensorflow(tmp_path):
     code = """
         import runpy, sys

@@ -139,6 +139,7 @@ GUARDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "message"), GUARDS)
 def test_errors_are_one_line_and_quote_the_guard(text, message, few_digits):
     config = settings(text)
