@@ -142,10 +142,6 @@ def _cases(rules, plain):
     return cases
 
 
-def _run(context, txs):
-    return _runs(context, txs, STEPS)[0]
-
-
 def _runs(context, txs, *runs):
     program = context(txs)  # one for all runs
     return [_by_step(txs, *jax.device_get(program(trees)), trees) for trees in runs]
@@ -189,7 +185,7 @@ def _check(rule, policy, u, clean, kind, out):
 def test_rules(rule, context):
     more = _unit_keywords(rule, context)
     txs = {p: rule.make(LIMIT, nonfinite=p, **more) for p in POLICIES}
-    for policy, steps in _run(context, txs).items():
+    for policy, steps in _runs(context, txs, STEPS)[0].items():
         bad = 0
         for kind, u, clean, (out, found) in zip(KINDS, STEPS, CLEAN, steps, strict=True):
             bad += kind is not None
@@ -258,7 +254,7 @@ def test_monitor_names_the_nonfinite_leaf(context):
         "rule": optax.chain(jaxclip.monitor(name="grads"), cleaning),
         "guard": optax.chain(jaxclip.monitor(name="grads"), jaxclip.skip_nonfinite(cleaning)),
     }
-    for key, steps in _run(context, txs).items():
+    for key, steps in _runs(context, txs, STEPS)[0].items():
         for kind, (_, found) in zip(KINDS, steps, strict=True):
             with case(f"{key} {kind}"):
                 norms = {leaf: found[f"grads/norm/{leaf}"] for leaf in LEAVES}

@@ -50,6 +50,17 @@ def mesh(kind=AxisType.Auto):
     return jax.make_mesh((DEVICES,), ("data",), axis_types=(kind,))
 
 
+def test_records_of_all_devices():
+    """The largest of all norms, and the mean of all examples."""
+    tx, grads = jaxclip.per_example(jaxclip.clip_by_norm(20.0)), jnp.arange(1.0, 1 + DEVICES)
+    step = functools.partial(tx.update, params=jnp.zeros(()))
+    run = jax.shard_map(
+        step, mesh=mesh(), in_specs=(P("data"), P()), out_specs=P()
+    )  # fmt: skip
+    out, state = jax.jit(run)(grads, tx.init(jnp.zeros(())))
+    assert (float(out), float(state.rule_state.norm)) == (4.5, 8.0)
+
+
 @pytest.mark.slow
 def test_of_jit():
     """With Auto and Explicit axes; one all-reduce of sums and one of maxima, no gathered rows."""
