@@ -2,7 +2,7 @@
 
     python -m benchmarks
 
-Everything runs on the CPU, in under ten minutes on two idle cores. The programs to compare take
+Everything runs on the CPU, in ten to fifteen minutes on two cores. The programs to compare take
 turns in one process, A B C A B C. The report has medians, ratios of medians, and the quartiles of
 the ratios of single turns.
 
