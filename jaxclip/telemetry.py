@@ -23,6 +23,7 @@ from jaxclip.transforms.monitor import MonitorState as MonitorState
 from jaxclip.transforms.monitor import monitor as monitor
 from jaxclip.transforms.noise import NoiseScaleState
 from jaxclip.transforms.per_example import PerExampleState
+from jaxclip.transforms.state_parts import INSIDE
 
 __all__ = ["MonitorState", "metrics", "monitor", "to_floats"]
 
@@ -144,7 +145,7 @@ def to_floats(
 
 
 def _recorded(tree: PyTree, labels: str = "") -> Iterator[tuple[str, Any]]:
-    """The states that record something, with their labels and rule; a guard's before those inside.
+    """The states that record something, with labels and rule; a wrapper comes before those inside.
 
     The names in `optax.named_chain` are left out: they name places, of which each has its rule.
     """
@@ -154,12 +155,9 @@ def _recorded(tree: PyTree, labels: str = "") -> Iterator[tuple[str, Any]]:
                 yield from _recorded(inner, f"{labels}{label!s}/")
         elif _is_known(state):
             yield labels + state.rule, state
-            if isinstance(state, GuardState):
-                yield from _recorded(state.guarded_state, labels)
-            elif isinstance(state, PerExampleState):
-                yield from _recorded(state.rule_state, labels)
-            if isinstance(state, HyperballState):
-                yield from _recorded(state.directed_state, labels)
+            for kind, field in INSIDE.items():
+                if isinstance(state, kind):
+                    yield from _recorded(getattr(state, field), labels)
 
 
 def _is_known(x: Any) -> bool:

@@ -14,14 +14,17 @@ from jaxclip._core.types import PyTree
 from jaxclip._numerics.scaled_float import accumulator
 from jaxclip.transforms.carry import CarryState
 from jaxclip.transforms.guard import GuardState
+from jaxclip.transforms.hyperball import HyperballState
 from jaxclip.transforms.monitor import MonitorState
 from jaxclip.transforms.noise import NoiseScaleState
 from jaxclip.transforms.per_example import PerExampleState
 from jaxclip.transforms.resetting import ResetState
 from jaxclip.transforms.stable_adam import AdamMoments
 
-_INSIDE = {
+# The field of a wrapper's state that holds the state of the transformation inside.
+INSIDE = {
     GuardState: "guarded_state",
+    HyperballState: "directed_state",
     CarryState: "rule_state",
     PerExampleState: "rule_state",
     ResetState: "restarted_state",
@@ -41,6 +44,7 @@ _RECORDS = {
     CarryState: ({"rule_state", "carried"}, {}),
     ResetState: ({"restarted_state", "update_count"}, {}),
     PerExampleState: ({"rule_state", "example_count"}, {}),
+    HyperballState: ({"directed_state", "radii"}, {}),
     NoiseScaleState: ({"mean_signal", "mean_noise"}, {}),
     optax.ApplyIfFiniteState: ({"notfinite_count", "inner_state"}, {}),
 }
@@ -143,7 +147,7 @@ class Parts:
         for under, child in children:
             field = _word(under.names[-1])
             moments = _moments(child) if field == "memory" else None
-            if field == _INSIDE.get(kind):
+            if field == INSIDE.get(kind):
                 self._visit(child, under._replace(names=place.names, in_chain=True), part)
             elif moments is not None:
                 self._visit(moments, under._replace(names=place.names), part)

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.relaxed  # Optax's Adam
 def arrays(state):
     """The arrays of Optax's states, without those of `apply_if_finite`."""
     if type(state).__module__.startswith("jaxclip"):
-        return arrays(getattr(state, "guarded_state", ()))
+        return arrays(getattr(state, "guarded_state", getattr(state, "directed_state", ())))
     if isinstance(state, optax.ApplyIfFiniteState):
         return arrays(state.inner_state)
     if isinstance(state, dict):

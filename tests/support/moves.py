@@ -72,6 +72,10 @@ MOVES = {
         adamw(SMALL),
         adamw(jaxclip.monitor(), SMALL, after=[jaxclip.project_max_norm(1.0)]),
     ),
+    "hyperball around the optimizer": (
+        optax.scale_by_adam(),
+        jaxclip.hyperball(optax.chain(SMALL, optax.scale_by_adam()), 0.1),
+    ),
     "other rules": (adamw(SMALL), adamw(jaxclip.autoclip(window=3), jaxclip.adagc())),
     "back to Optax": (GUARDED, adamw(optax.clip_by_global_norm(1.0))),
     "apply_if_finite": (optax.apply_if_finite(adamw(), 3), jaxclip.skip_nonfinite(adamw(SMALL))),

@@ -33,7 +33,7 @@ CHANGES = {
     "transforms/state_parts.py": {
         "Parts._visit_record": [
             ("a guarded state belongs to the guard",
-             "if field == _INSIDE.get(kind):", "if False:", f'"{ARRIVE}[a guard]"'),
+             "if field == INSIDE.get(kind):", "if False:", f'"{ARRIVE}[a guard]"'),
             ("the moments of stable Adam are a record",
              "elif moments is not None:", "elif False:",
              "tests/interop/test_adopt.py::test_moments_of_stable_adam_are_part_of_the_optimizer"),

@@ -15,10 +15,10 @@ CHANGES = {
         ],
         "_recorded": [
             ("rules in a guard are not found",
-             "yield from _recorded(state.guarded_state, labels)", "yield from ()",
+             "yield from _recorded(getattr(state, field), labels)", "yield from ()",
              "tests/guards/test_nesting.py::test_metrics_through_guards"),
             ("rules in a guard lose their labels",
-             "_recorded(state.guarded_state, labels)", "_recorded(state.guarded_state)",
+             "_recorded(getattr(state, field), labels)", "_recorded(getattr(state, field))",
              "tests/diagnosis/test_labels.py::test_partition_in_chains_guards_and_wrappers"),
             ("the labels of an outer partition are lost",
              'f"{labels}{label!s}/"', 'f"{label!s}/"',

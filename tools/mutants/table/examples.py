@@ -1,6 +1,7 @@
 """Mutants of gradients of single examples, and of the noise scale."""
 
 _RULES = "tests/contract/test_per_example.py"
+_EXACT = "tests/contract/test_examples_exact.py"
 _NOISE = "tests/contract/test_noise_scale.py"
 _MESH = "tests/sharding/test_per_example.py"
 
@@ -12,7 +13,7 @@ CHANGES = {
              f"{_RULES}::test_examples"),
             ("sums are in the dtype of the gradients",
              "widened(x, accumulator(x)) for x in out.arrays", "x for x in out.arrays",
-             f"{_RULES}::test_long_sums_and_bad_memories"),
+             f"{_EXACT}::test_long_sums_and_bad_memories"),
             ("padding reaches the rule",
              "jnp.where(row, x, jnp.zeros_like(x))", "x",
              f"{_RULES}::test_examples"),
@@ -71,7 +72,7 @@ CHANGES = {
         "_part": [
             ("memories of examples left out are averaged",
              'good if way == "mean" else row', "row",
-             f"{_RULES}::test_long_sums_and_bad_memories"),
+             f"{_EXACT}::test_long_sums_and_bad_memories"),
             ("padding has a part in the record",
              "jnp.where(row, signed,", "jnp.where(True, signed,",
              f"{_RULES}::test_padding_is_not_recorded"),
@@ -102,11 +103,14 @@ CHANGES = {
              f"{_RULES}::test_functions_of_one_example"),
         ],
     },
-    "telemetry.py": {
-        "_recorded": [
+    "transforms/state_parts.py": {
+        "": [
             ("the rule inside per_example is not in metrics",
-             "elif isinstance(state, PerExampleState):", "elif False:",
+             'PerExampleState: "rule_state",', "",
              f"{_RULES}::test_examples"),
+            ("adopt: the optimizer inside hyperball is taken for its record",
+             'HyperballState: "directed_state",', "",
+             "tests/interop/test_adopt.py -k 'hyperball'"),
         ],
     },
     "transforms/noise.py": {
