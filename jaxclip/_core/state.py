@@ -193,6 +193,24 @@ def checked(
     return init, check
 
 
+def wrapping(
+    first: Callable[[Any], Any], kind: type[Any], field: str, inner: optax.GradientTransformation
+) -> tuple[optax.TransformInitFn, Callable[[Any, PyTree], None]]:
+    """`checked` for the state of a wrapper, whose `field` holds the state of `inner`, unchecked."""
+    own_init, own_check = checked(first, kind)
+
+    def init(params: PyTree) -> Any:
+        state: Any = own_init(params)
+        return state._replace(**{field: inner.init(params)})
+
+    def check(state: Any, tree: PyTree) -> None:
+        if not isinstance(state, kind):
+            raise other_type(state, kind)
+        own_check(state._replace(**{field: ()}), tree)
+
+    return init, check
+
+
 def transformation(
     first: Callable[[PyTree], Any],
     kind: type[Any],

@@ -78,18 +78,12 @@ def carry(rule: optax.GradientTransformation) -> optax.GradientTransformationExt
         zeros = [widened(jnp.zeros_like(x), accumulator(x)) for x in flat.arrays]
         return kind((), _floating(flat, zeros))
 
-    own_init, check = states.checked(first, kind)
-
-    def init(params: PyTree) -> Any:
-        state: Any = own_init(params)
-        return state._replace(rule_state=inner.init(params))
+    init, check = states.wrapping(first, kind, "rule_state", inner)
 
     def update(
         updates: PyTree, state: Any, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, Any]:
-        if not isinstance(state, kind):
-            raise states.other_type(state, kind)
-        check(state._replace(rule_state=()), updates)
+        check(state, updates)
         flat = flatten(updates)
         before = jax.tree.leaves(state.carried)
         sums = [_sum(g, d) for g, d in zip(flat.arrays, before, strict=True)]

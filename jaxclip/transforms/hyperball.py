@@ -145,20 +145,14 @@ def hyperball(
         scalars = [jnp.zeros((), jnp.float32) for _ in range(2)]
         return kind((), radii, *scalars, *(jnp.zeros((), jnp.int32) for _ in range(2)))
 
-    own_init, check = states.checked(first, kind)
-
-    def init(params: PyTree) -> Any:
-        state: Any = own_init(params)
-        return state._replace(directed_state=directed.init(params))
+    init, check = states.wrapping(first, kind, "directed_state", directed)
 
     def update(
         updates: PyTree, state: Any, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, Any]:
-        if not isinstance(state, kind):
-            raise states.other_type(state, kind)
         if params is None:
             raise ValueError("params=None: hyperball needs update(..., params)")
-        check(state._replace(directed_state=()), params)
+        check(state, params)
         direction, after = directed.update(updates, state.directed_state, params, **extra_args)
         weights = flatten(params)
         steps = alike(direction, weights, ("the result of inner", "params"))
