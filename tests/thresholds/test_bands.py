@@ -1,5 +1,6 @@
 """`thresholds.aggc` and `clip_by_growth`: multiples of the norms left before."""
 
+import functools
 import re
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 import jaxclip
 from jaxclip import thresholds
-from tests.support import learned, registry
+from tests.support import learned
 from tests.support.contexts import one_by_one
 
 NAN, INF = float("nan"), float("inf")
@@ -42,7 +43,7 @@ def test_norms_that_do_not_count():
 
 @pytest.mark.slow
 def test_calls_of_one_threshold():
-    """Bit for bit: one is the ratio to the last norm, the other that without a warm-up."""
+    """One is the ratio to the last norm, the other that without a warm-up: up to one rounding."""
     same = {"warmup_steps": 1, "warmup_norm": INF}
     ratio = thresholds.ema_ratio
     rules = {
@@ -53,7 +54,8 @@ def test_calls_of_one_threshold():
     }
     seen = learned.run(rules, learned.updates(steps=60, seed=3))
     for name in ("growth", "aggc"):
-        registry.assert_same_bits(seen[name].updates, seen[f"as {name}"].updates)
+        one, other = seen[name].updates, seen[f"as {name}"].updates
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-7), one, other)
         assert seen[name].record["clipped_count"][-1] > 9
 
 
