@@ -26,7 +26,6 @@ from jaxclip._numerics.scaled_float import (
     read_apart,
     reciprocal,
     times,
-    to_the,
     widened,
 )
 
@@ -70,9 +69,7 @@ def norms(groups: tuple[Arrays, ...], kinds: tuple[Kind, ...]) -> list[Norm]:
         accumulator's dtype, or an array if its kind has axes. The derivative is 0 where the norm
         is 0 or not finite.
     """
-    every: dict[Any, None] = {}
-    for kind in kinds:
-        every |= dict.fromkeys(collectives.union(kind.mesh) if kind.mesh else ())
+    every = tuple(dict.fromkeys([a for k in kinds if k.mesh for a in collectives.union(k.mesh)]))
     found: list[Any] = [None] * len(groups)
     sums: dict[Any, dict[int, _Sum]] = {}
     for i, (group, kind) in enumerate(zip(groups, kinds, strict=True)):
@@ -80,7 +77,7 @@ def norms(groups: tuple[Arrays, ...], kinds: tuple[Kind, ...]) -> list[Norm]:
         if math.isinf(kind.power):
             found[i] = _peak(arrays, kind)
             continue
-        total = _Sum(arrays, kind, tuple(every), _power_sum(arrays, kind, None, tuple(every)))
+        total = _Sum(arrays, kind, every, _power_sum(arrays, kind, None, every))
         if _is_always_exact(total):
             found[i] = Norm(_root(total.value, kind, kind.elements), jnp.ones_like(total.value))
             continue
@@ -160,8 +157,7 @@ def _least(sums: list[_Sum]) -> list[Any]:
     """For each sum the least value that is exact."""
     counts = [0 if s.kind.power == 1 else min(_elements(s), _SUMMED) for s in sums]
     infos = [jnp.finfo(s.value.dtype) for s in sums]
-    pairs = zip(counts, infos, strict=True)
-    return [count * (float(info.tiny) / float(info.eps)) for count, info in pairs]
+    return [n * (float(i.tiny) / float(i.eps)) for n, i in zip(counts, infos, strict=True)]
 
 
 def _is_exact(value: jax.Array, least: Any) -> jax.Array:
@@ -187,10 +183,9 @@ def _is_always_exact(total: _Sum) -> bool:
 
 def _elements(total: _Sum) -> int:
     """The number of elements on all devices."""
-    number, mesh = 0, total.kind.mesh
-    for i, x in enumerate(total.arrays):
-        number += x.size * (1 if mesh is None else collectives.shards(mesh[i]))
-    return number
+    mesh = total.kind.mesh
+    shards = [1] * len(total.arrays) if mesh is None else map(collectives.shards, mesh)
+    return sum([x.size * n for x, n in zip(total.arrays, shards, strict=True)])
 
 
 def _stacked(arrays: Arrays, kind: Kind) -> tuple[Arrays, Kind]:
@@ -239,13 +234,19 @@ def reduced(x: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
 
 
 def _raised(x: jax.Array, dtype: Any, scale: jax.Array | None, power: float) -> jax.Array:
-    """`|x * scale| ** power`."""
+    """`|x * scale| ** power`, by an integer power and the rest.
+
+    A power rounded to float32 would cost accuracy in proportion to the logarithm of x.
+    """
     if jnp.iscomplexobj(x) and power == 2:
         real, imag = jnp.real(x), jnp.imag(x)
         return _raised(real, dtype, scale, power) + _raised(imag, dtype, scale, power)
     x = widened(x, dtype) if jnp.iscomplexobj(x) else x.astype(dtype)
     x = x if scale is None else opaque(times(x, scale))
-    return to_the(jnp.abs(x) if power != 2 else x, power)
+    x = x if power == 2 else jnp.abs(x)
+    whole, rest = divmod(power, 1)
+    found = jax.lax.integer_pow(x, int(whole))
+    return found * x ** jnp.asarray(rest, x.dtype) if rest else found
 
 
 def _root(total: jax.Array, kind: Kind, elements: Any = 1) -> jax.Array:
@@ -258,7 +259,7 @@ def _root(total: jax.Array, kind: Kind, elements: Any = 1) -> jax.Array:
     power = jnp.asarray(kind.power, total.dtype)
     root, good = total ** (1 / power), (total > 0) & jnp.isfinite(total)
     # One Newton step, since the reciprocal of the power is rounded.
-    slope = to_the(jnp.where(good, root, jnp.ones_like(root)), kind.power - 1)
+    slope = _raised(jnp.where(good, root, jnp.ones_like(root)), root.dtype, None, kind.power - 1)
     return jnp.where(good, root - (root - total / slope) / power, root)
 
 
@@ -276,10 +277,8 @@ def _tangent(arrays: Arrays, dots: Arrays, out: Norm, kind: Kind) -> Norm:
     value = jnp.where(good, out.value, jnp.ones_like(out.value))
     unit = jnp.where(good, out.unit, jnp.ones_like(out.unit))
     slopes = [_slope(in_unit(x, unit), value, kind.power) for x in arrays]
-    terms = [
-        reduced(jnp.real(jnp.conj(slope) * in_unit(dot, unit)), kind.axes)
-        for slope, dot in zip(slopes, dots, strict=True)
-    ]
+    pairs = zip(slopes, dots, strict=True)
+    terms = [reduced(jnp.real(jnp.conj(s) * in_unit(dx, unit)), kind.axes) for s, dx in pairs]
     change = joining.sum_of(terms, kind.mesh) / jnp.asarray(kind.elements, value.dtype)
     if math.isinf(kind.power):  # the elements of largest magnitude share the derivative
         ties = [reduced(jnp.abs(slope), kind.axes) for slope in slopes]

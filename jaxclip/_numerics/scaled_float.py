@@ -213,16 +213,6 @@ def times(x: jax.Array, factor: jax.Array) -> jax.Array:
     return x * factor
 
 
-def to_the(x: jax.Array, power: float) -> jax.Array:
-    """`x ** power` for x >= 0, by an integer power and the rest.
-
-    A power rounded to float32 would cost accuracy in proportion to the logarithm of x.
-    """
-    whole, rest = divmod(power, 1)
-    found = jax.lax.integer_pow(x, int(whole))
-    return found * x ** jnp.asarray(rest, x.dtype) if rest else found
-
-
 def hypot(x: jax.Array, y: jax.Array) -> jax.Array:
     """`jnp.hypot` of finite numbers; that function makes an inf, which `jax.debug_infs` reports."""
     x, y = jnp.abs(x), jnp.abs(y)

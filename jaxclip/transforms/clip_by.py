@@ -6,6 +6,7 @@ A named rule is a call of `clip_by`. Norms, thresholds and bounds live in the mo
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -212,7 +213,7 @@ class Rule(NamedTuple):
             finite = record.all_finite(table.vectors(norms), self.measure.differing)
         if self.nonfinite == "drop":
             flat, norms = _dropped(flat, norms, table, finite, measured_by)
-        numbers = table.map(lambda norm: norm.number, norms)
+        numbers = table.map(operator.attrgetter("number"), norms)
         seen = measured(self.measure, flat, numbers, table, state.update_count, params)
         limits, memory = self.limit.update(before, seen) if norms else ([], before)
         rows: list[tuple[Any, Any, Scale, Any]] = []

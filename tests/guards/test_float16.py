@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.relaxed]
 
 STEPS, BATCH, TRAINED = 300, 64, 1300
 OVERFLOWS = [20, 21, 90, 200]
+OPTIMIZED = {"xla_backend_optimization_level": 3}  # float16 is computed in software, slowly
 FORM = ("NHWC", "HWIO", "NHWC")
 
 
@@ -65,7 +66,7 @@ def _trained(dtype, wrap, size=1.0):
         updates, state = tx.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    train = jax.jit(lambda carry, xs: jax.lax.scan(step, carry, xs)[0])
+    train = jax.jit(lambda carry, xs: jax.lax.scan(step, carry, xs)[0], compiler_options=OPTIMIZED)
     params, state = train((_params(), tx.init(_params())), (picks, peaks))
     right = jnp.argmax(_logits(params, images[TRAINED:]), -1) == labels[TRAINED:]
     return float(right.mean()), state
