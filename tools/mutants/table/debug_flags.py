@@ -45,7 +45,7 @@ CHANGES = {
     "_core/record.py": {
         "of_elements": [
             ("the recorded scale of a gradient of 0 is divided by 0",
-             "jnp.where(over, half, 1)", "half", f"{TESTS}::test_without_jit[clip_None]"),
+             "jnp.where(over, half, 1)", "half", f"{TESTS}::test_without_jit_at_all[clip_None]"),
         ],
     },
     "thresholds/quantiles.py": {

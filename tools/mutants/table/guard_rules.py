@@ -39,10 +39,10 @@ CHANGES = {
         "skip_above": [
             ("skip_above forgets its name",
              "name, transformation(inner)", '"skip_above", transformation(inner)',
-             "tests/guards/test_nesting.py::test_metrics_through_guards"),
+             f"{_ABOVE}::test_two_guards_have_names"),
             ("skip_above ignores max_consecutive",
              "max_consecutive=max_consecutive", "max_consecutive=None",
-             "tests/guards/test_skipping.py::test_counts_and_max_consecutive[skip_spikes]"),
+             f"{_ABOVE}::test_two_guards_have_names"),
         ],
         "_judge.judged": [
             ("a step above a threshold is counted and not skipped",

@@ -77,7 +77,7 @@ CHANGES = {
         "_limit": [
             ("a max_norm of None is 0",
              "jnp.inf if value is None", "0.0 if value is None",
-             "tests/projections/test_limits.py::test_traced_infinite_min_norm_changes_nothing"),
+             "tests/projections/test_limits.py::test_limits"),
         ],
         "_between": [
             ("weights at their limit are scaled in every step",
