@@ -1,8 +1,12 @@
 """The JAX modes the tests switch between: strict, relaxed, x64."""
 
 import contextlib
+import os
 
 import jax
+
+# Whether XLA makes kernels as by default, not as tests/conftest.py asks for.
+DEFAULT_KERNELS = "disable_new_fusion_emitters" not in os.environ.get("XLA_FLAGS", "")
 
 
 @contextlib.contextmanager
