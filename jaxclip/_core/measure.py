@@ -18,14 +18,13 @@ from jaxclip import _validate
 from jaxclip._core import labels, stacks, units
 from jaxclip._core.flat_tree import Flat
 from jaxclip._core.types import AxisName, Groups, Mask, Order, Scope, Stacked, UnitAxes
-from jaxclip._numerics import collectives, power_sums
+from jaxclip._numerics import collectives, derivatives, power_sums
 from jaxclip._numerics.collectives import MeshAxes
-from jaxclip._numerics.joining import Table
-from jaxclip._numerics.power_sums import Kind
+from jaxclip._numerics.power_sums import AnyTable, Arrays, Kind
 from jaxclip._numerics.scaled_float import Norm, accumulator
 from jaxclip._validate import short
 
-_Known = tuple[tuple[jax.Array, ...], Kind, Norm]
+_Known = tuple[Arrays, Kind, Norm]
 _KNOWN: contextvars.ContextVar[tuple[_Known, ...]] = contextvars.ContextVar("_KNOWN", default=())
 
 
@@ -99,35 +98,33 @@ class Measure(NamedTuple):
         """The norm of each group."""
         return self.tabled(flat)[0]
 
-    def tabled(self, flat: Flat) -> tuple[list[Norm], Table]:
+    def tabled(self, flat: Flat) -> tuple[list[Norm], AnyTable]:
         """The norm of each group, and their table."""
-        groups, kinds, counts = self.plan(flat)
+        groups, kinds = self.plan(flat)
         found, table = _norms(groups, kinds)
         if self.order == "average":
-            found = table.map(_over, found, list(map(float, counts)))
+            found = table.map(_over, found, [float(kind.elements) for kind in kinds])
         return found, table
 
-    def plan(self, flat: Flat) -> tuple[list[tuple[jax.Array, ...]], list[Kind], list[int]]:
-        """The arrays of each group, the kind of its norm, and its elements for a mean."""
-        groups = self.groups(flat)
-        mesh = self._mesh(flat, groups)
-        arrays, kinds, counts = [], [], []
+    def plan(self, flat: Flat) -> tuple[list[Arrays], list[Kind]]:
+        """The arrays of each group, and the kind of its norm."""
+        groups, mesh = self.groups(flat), None
+        if self.axis_name is not None or not jax.sharding.get_abstract_mesh().empty:
+            mesh = self._mesh(flat, groups)
+        arrays, kinds = [], []
         power = 2.0 if isinstance(self.order, str) else self.order
         for group in groups:
             own = tuple(map(flat.arrays.__getitem__, group.members))
             axes = None if mesh is None else tuple(map(mesh.__getitem__, group.members))
-            count = _elements(own, group.axes, axes) if isinstance(self.order, str) else 1
             p = math.inf if self.scope == "element" else power
+            elements = _elements(own, group.axes, axes)
             arrays.append(own)
-            kinds.append(Kind(p, group.axes, axes, count if self.order == "rms" else 1))
-            counts.append(count)
-        return arrays, kinds, counts
+            kinds.append(Kind(p, group.axes, axes, elements, self.order == "rms"))
+        return arrays, kinds
 
-    def _mesh(self, flat: Flat, groups: list[Group]) -> list[MeshAxes] | None:
-        """The mesh axes over which the norm of each leaf is summed; `None` outside of meshes."""
-        if self.axis_name is None and jax.sharding.get_abstract_mesh().empty:
-            return None
-        mesh = []
+    def _mesh(self, flat: Flat, groups: list[Group]) -> list[MeshAxes]:
+        """The mesh axes over which the norm of each leaf is summed."""
+        mesh: list[MeshAxes] = []
         for i, x in enumerate(flat.arrays):
             names = self.axis_name
             if self.stacked is not None and names is not None:
@@ -186,8 +183,8 @@ class Measure(NamedTuple):
         return [units.per_slice(v, g.shape) if self.scope == "leaf" else v for v, g in pairs]
 
     def labeled(self, flat: Flat) -> Flat:
-        """The leaves that this scope knows: at scope `"group"`, those with a label."""
-        return flat if self.labels is None else labels.labeled(self.labels, flat)
+        """The leaves with a label, at scope `"group"`."""
+        return labels.labeled(self.labels, flat)
 
     def names(self, flat: Flat) -> list[str]:
         """The label of each group, at scope `"group"`."""
@@ -233,9 +230,7 @@ def measure(
 
 
 def _elements(
-    arrays: tuple[jax.Array, ...],
-    axes: tuple[int, ...] | None,
-    mesh: tuple[MeshAxes, ...] | None,
+    arrays: Arrays, axes: tuple[int, ...] | None, mesh: tuple[MeshAxes, ...] | None
 ) -> int:
     """The number of elements that one norm is of, on all devices; at least 1."""
     total = 0
@@ -249,22 +244,24 @@ def _over(norm: Norm, count: jax.Array | float) -> Norm:
     return Norm(norm.value / count, norm.unit)
 
 
-def _norms(groups: list[tuple[jax.Array, ...]], kinds: list[Kind]) -> tuple[list[Norm], Table]:
+def _norms(groups: list[Arrays], kinds: list[Kind]) -> tuple[list[Norm], AnyTable]:
     """The norms of groups, and their table; norms that are known are not computed again."""
     found: list[Any] = list(map(_known, groups, kinds))
-    missing = [i for i, norm in enumerate(found) if norm is None]
+    missing = range(len(found))
+    if any(found):
+        missing = [i for i, norm in enumerate(found) if norm is None]
     if missing:
-        own = tuple([groups[i] for i in missing]), tuple([kinds[i] for i in missing])
-        table = power_sums.table(*own)
-        norms = table.arrays(power_sums.norms(*own))
+        own = tuple(map(groups.__getitem__, missing)), tuple(map(kinds.__getitem__, missing))
+        table = power_sums.table_of(list(map(power_sums.type_of, *own)))
+        norms = table.arrays(derivatives.norms(*own))
         if len(missing) == len(groups):
             return norms, table
         for i, norm in zip(missing, norms, strict=True):
             found[i] = norm
-    return found, Table([norm.value for norm in found])
+    return found, power_sums.table_of([norm.value for norm in found])
 
 
-def _known(arrays: tuple[jax.Array, ...], kind: Kind) -> Norm | None:
+def _known(arrays: Arrays, kind: Kind) -> Norm | None:
     """The norm of nothing, or one that a wrapper shares."""
     if not arrays:
         return Norm(jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32))
@@ -280,7 +277,7 @@ def shared(flat: Flat, rule: Measure, norm: Norm | None = None) -> Generator[Nor
 
     Arrays are compared by identity, also tracers: an array that changed on the way is measured.
     """
-    (arrays,), (kind,), _ = rule.plan(flat)
+    (arrays,), (kind,) = rule.plan(flat)
     if norm is None:
         ((norm,), _) = _norms([arrays], [kind])
     token = _KNOWN.set((*_KNOWN.get(), (arrays, kind, norm)))
@@ -296,4 +293,5 @@ def together(numbers: list[jax.Array], power: float) -> jax.Array:
         return numbers[0]
     outside = jax.sharding.get_abstract_mesh().empty
     mesh = None if outside else tuple(map(collectives.varying_axes, numbers))
-    return _norms([tuple(numbers)], [Kind(power, None, mesh)])[0][0].number
+    own = tuple(numbers)
+    return _norms([own], [Kind(power, None, mesh, _elements(own, None, mesh))])[0][0].number

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxclip._core.state import Record
-from jaxclip._numerics import collectives, joining, total_order
+from jaxclip._numerics import collectives, power_sums, total_order
 from jaxclip._numerics.collectives import MeshAxes
-from jaxclip._numerics.joining import Table
 from jaxclip._numerics.scaled_float import (
     Norm,
     Scale,
@@ -29,7 +28,7 @@ from jaxclip._numerics.scaled_float import (
 def of_scales(norms: list[Norm], limits: Sequence[Any], scales: list[Scale]) -> Record:
     """The record of one update whose scales are known; those that are not 1 count as clipped."""
     numbers = [n.number for n in norms]
-    columns = map(Table(numbers).vectors, (numbers, limits, scales))
+    columns = map(power_sums.table_of(numbers).vectors, (numbers, limits, scales))
     return of_rows([(n, c, scale, scale.over) for n, c, scale in zip(*columns, strict=True)])
 
 
@@ -90,7 +89,7 @@ def all_elements_finite(arrays: list[jax.Array], axis_name: MeshAxes | None = No
     if not parts:
         return jnp.ones((), bool)
     mesh = tuple([collectives.differing_axes(part, axis_name) for part in parts])
-    return joining.sum_of(parts, mesh) == 0
+    return power_sums.sum_of(parts, mesh) == 0
 
 
 def largest(
@@ -109,7 +108,7 @@ def largest(
     if not parts:
         return [jnp.full((), default, jnp.float32) for default in defaults]
     mesh = tuple([collectives.differing_axes(part, axis_name) for part in parts])
-    most = joining.largest_of(parts, mesh)
+    most = power_sums.largest_of(parts, mesh)
     return [most[i] for i in range(len(defaults))]
 
 
@@ -125,7 +124,7 @@ def _clipped(clipped: list[jax.Array], axis_name: MeshAxes | None) -> tuple[jax.
         return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
     parts = [jnp.sum(c, dtype=jnp.float32) for c in clipped]
     mesh = [collectives.differing_axes(part, axis_name) for part in parts]
-    number = joining.sum_of(parts, tuple(mesh))
+    number = power_sums.sum_of(parts, tuple(mesh))
     sizes = zip(clipped, mesh, strict=True)
     return number, number / float(max(sum(c.size * collectives.shards(m) for c, m in sizes), 1))
 

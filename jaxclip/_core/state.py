@@ -168,11 +168,11 @@ def checked(
     and these shapes, makes one where a stateless rule of Optax was replaced, and raises for any
     other: a ring of another length would often work, and record falsehoods.
     """
-    made: dict[Any, dict[Any, tuple[int, ...]]] = {}
+    made: dict[Any, dict[Any, tuple[int, ...]]] = {}  # by the shapes of the parameters
 
     def init(params: PyTree) -> Any:
         state = first(params)
-        made[_key(params)] = _shapes(state)
+        made[tuple(map(jnp.shape, jax.tree.leaves(params)))] = _shapes(state)
         return state
 
     def check(state: Any, updates: PyTree) -> Any:
@@ -180,7 +180,7 @@ def checked(
             return first(updates)
         if not isinstance(state, kind):
             raise other_type(state, kind)
-        key, own = _key(updates), _shapes(state)
+        key, own = tuple(map(jnp.shape, jax.tree.leaves(updates))), _shapes(state)
         if key not in made:
             try:
                 made[key] = _shapes(jax.eval_shape(first, updates))
@@ -241,11 +241,6 @@ def other_type(state: Any, kind: type[Any]) -> TypeError:
         f"state is a {type(state).__name__}, but {kind.rule} needs its own {kind.__name__}; "
         "make one with init(params), or move the old one with jaxclip.adopt(tx, params, old_state)"
     )
-
-
-def _key(tree: Any) -> Any:
-    """The shapes of a tree, to look up."""
-    return tuple(map(jnp.shape, jax.tree.leaves(tree)))
 
 
 def _shapes(tree: Any) -> dict[Any, tuple[int, ...]]:

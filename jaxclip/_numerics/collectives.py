@@ -135,13 +135,10 @@ def sum_over(parts: Mapping[MeshAxes, jax.Array], every: MeshAxes = ()) -> jax.A
 
 
 def max_over(parts: Mapping[MeshAxes, jax.Array]) -> jax.Array:
-    """The largest of the parts, each over its mesh axes, by one `pmax`; NaN if one is NaN."""
-    every = union(parts)
-    ranks = [total_order.rank(part) for axes, part in parts.items() if axes]
-    most = jax.lax.pmax(jnp.max(jnp.stack(ranks), 0), every)
-    if () in parts:
-        most = jnp.maximum(most, total_order.rank(parts[()]))
-    return total_order.from_rank(most, next(iter(parts.values())).dtype)
+    """The largest of the parts, integers each over its mesh axes, by one `pmax`."""
+    crossing = [part for axes, part in parts.items() if axes]
+    most = jax.lax.pmax(functools.reduce(jnp.maximum, crossing), union(parts))
+    return jnp.maximum(most, parts[()]) if () in parts else most
 
 
 def sums(tree: Any, axes: MeshAxes) -> Any:

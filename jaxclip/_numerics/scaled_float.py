@@ -104,9 +104,8 @@ def quotient(
     """
     one, finite = jnp.ones_like(number), jnp.isfinite(norm.value)
     over = changes & finite
-    value, unit = _select(over, norm.value, one), _select(over, norm.unit, one)
-    down = reciprocal(power_of_two_near(value * unit))
-    divisor = value * (unit * down)
+    down = 1 / power_of_two_near(_select(over, number, one))
+    divisor = _select(over, norm.value * (norm.unit * down), one)
     if eps is not None:
         divisor = divisor + jnp.asarray(eps).astype(one.dtype) * down
     if floor is not None:
@@ -142,17 +141,12 @@ def unlimited(dtype: Any) -> float:
     return float(jnp.finfo(dtype).max) if config.jax_debug_infs else math.inf
 
 
-def narrowed(x: jax.Array, dtype: Any) -> jax.Array:
-    """`x` in another dtype; a finite number beyond its range becomes `unlimited`."""
-    return within(x, dtype).astype(dtype)
-
-
-def within(x: jax.Array, dtype: Any) -> jax.Array:
-    """`x`; under `jax.debug_infs` its finite numbers are brought into the range of a dtype."""
-    most = unlimited(dtype)
+def narrowed(x: jax.Array, dtype: Any, range_of: Any = None) -> jax.Array:
+    """`x` in another dtype; a finite number beyond its range, or another's, becomes `unlimited`."""
+    most = unlimited(dtype if range_of is None else range_of)
     if jnp.issubdtype(x.dtype, jnp.floating) and most < float(jnp.finfo(x.dtype).max):
         x = jnp.where(jnp.isfinite(x), jnp.clip(x, -most, most), x)
-    return x
+    return x.astype(dtype)
 
 
 def accumulator(*arrays: jax.Array) -> Any:
@@ -169,14 +163,6 @@ def power_of_two_near(x: jax.Array) -> jax.Array:
     power = jax.lax.reduce_precision(x, info.nexp, 0)
     most = jnp.asarray(2.0 ** (info.maxexp - 2), x.dtype)
     return jax.lax.stop_gradient(jax.lax.clamp(jnp.asarray(info.tiny, x.dtype), power, most))
-
-
-def reciprocal(power: jax.Array) -> jax.Array:
-    """The reciprocal of a power of two, by its exponent: XLA makes a kernel of each division."""
-    wide = power.dtype.itemsize == 8
-    bits = jax.lax.bitcast_convert_type(power, jnp.int64 if wide else jnp.int32)
-    exponents = 2046 << 52 if wide else 254 << 23
-    return jax.lax.bitcast_convert_type(jnp.asarray(exponents, bits.dtype) - bits, power.dtype)
 
 
 def magnitude(x: jax.Array) -> Norm:

@@ -19,7 +19,6 @@ from jaxclip._numerics.scaled_float import (
     Norm,
     accumulator,
     power_of_two_near,
-    reciprocal,
     times,
     unlimited,
     widened,
@@ -204,7 +203,7 @@ def _divided(rule: Measure, memory: LossScale, updates: PyTree) -> tuple[PyTree,
     """
     flat = flatten(updates)
     (norm,) = rule.norms(flat)
-    inverse = reciprocal(memory.loss_scale)
+    inverse = 1 / memory.loss_scale
     arrays = []
     for x in flat.arrays:
         wide = accumulator(x)

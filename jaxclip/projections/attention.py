@@ -196,7 +196,7 @@ def _over_batch(
                 "heads cannot be known. Pass axis_name= with the mesh axes over which the batch is "
                 "split, or axis_name=() if it is not"
             )
-    return _across(logits, mesh, collectives.max_over)
+    return _across(logits, mesh, collectives.maxima)
 
 
 def _scaled(
@@ -241,8 +241,8 @@ def _by_layer(
     ignored = [~(jnp.isfinite(s) & (s > 0)) for s in logits]
     heads = [jnp.stack([c.over, i]) for c, i in zip(scales, ignored, strict=True)]
     numbers = [jnp.sum(x, -1, dtype=jnp.float32) for x in heads]
-    most = _across(most, mesh, collectives.max_over)
-    numbers = _across(numbers, mesh, collectives.sum_over)
+    most = _across(most, mesh, collectives.maxima)
+    numbers = _across(numbers, mesh, collectives.sums)
     memory: dict[str, dict[str, jax.Array]] = {key: {} for key in _RECORDS}
     for (_, name), top, number in zip(named, most, numbers, strict=True):
         values = (narrowed(top, jnp.float32), *number.astype(jnp.int32))
@@ -254,7 +254,7 @@ def _by_layer(
 def _across(
     arrays: list[jax.Array],
     mesh: Sequence[MeshAxes],
-    reduce: Callable[[dict[MeshAxes, jax.Array]], jax.Array],
+    reduce: Callable[[jax.Array, MeshAxes], jax.Array],
 ) -> list[jax.Array]:
     """Each array reduced over its mesh axes, those with the same axes by one collective."""
     found, groups = list(arrays), dict[MeshAxes, list[int]]()
@@ -263,7 +263,7 @@ def _across(
     for axes, members in groups.items():
         if axes:
             own = [arrays[i] for i in members]
-            whole = reduce({axes: jnp.concatenate([x.ravel() for x in own])})
+            whole = reduce(jnp.concatenate([x.ravel() for x in own]), axes)
             ends = np.cumsum([x.size for x in own])[:-1].tolist()
             for i, part in zip(members, jnp.split(whole, ends), strict=True):
                 found[i] = part.reshape(arrays[i].shape)

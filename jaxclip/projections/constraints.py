@@ -31,7 +31,6 @@ from jaxclip._numerics.scaled_float import (
     hypot,
     narrowed,
     quotient,
-    within,
 )
 
 
@@ -151,9 +150,11 @@ def elements_between(low: LimitTree, high: LimitTree, names: tuple[str, str]) ->
                     "complex numbers have no order; exclude it, in a transformation by mask="
                 )
             least, most = (
-                within(
-                    _validate.fitted(c, x.shape, name, f"the leaf {weights.path(i)}"), dtype
-                ).astype(x.dtype)
+                narrowed(
+                    _validate.fitted(c, x.shape, name, f"the leaf {weights.path(i)}"),
+                    x.dtype,
+                    range_of=dtype,
+                )
                 for c, name in (
                     (-jnp.inf if lows[i] is None else lows[i], names[0]),
                     (jnp.inf if highs[i] is None else highs[i], names[1]),

@@ -68,9 +68,11 @@ def given(value: LimitTree, name: str = "threshold", scope: Scope | None = None)
     def update(memory: Any, measured: Measured) -> tuple[list[jax.Array], Any]:
         if number is not None:
             same: dict[Any, jax.Array] = {}  # one array for all norms, which are joined then
+            limits: list[jax.Array] = []
             for n in measured.norms:
-                same.setdefault(n.dtype, jnp.asarray(min(number, unlimited(n.dtype)), n.dtype))
-            return [same[n.dtype] for n in measured.norms], memory
+                limit = jnp.asarray(min(number, unlimited(n.dtype)), n.dtype)
+                limits.append(same.setdefault(n.dtype, limit))
+            return limits, memory
         values = measured.spread(at_step(value, measured.count), name)
         limits = []
         for i, (v, n) in enumerate(zip(values, measured.norms, strict=True)):

@@ -36,8 +36,8 @@ from jaxclip._core.types import (
     UnitAxes,
 )
 from jaxclip._numerics.bounds import BOUNDS
-from jaxclip._numerics.joining import Table
-from jaxclip._numerics.scaled_float import Norm, Scale, apply
+from jaxclip._numerics.power_sums import AnyTable, table_of
+from jaxclip._numerics.scaled_float import Factors, Norm, Scale, apply
 from jaxclip._validate import short
 from jaxclip.thresholds.base import Measured, Threshold
 from jaxclip.thresholds.fixed import given
@@ -198,16 +198,16 @@ class Rule(NamedTuple):
 
     def step(self, flat: Flat, state: ClipState, params: PyTree) -> tuple[PyTree, ClipState]:
         """The clipped updates and the next state."""
-        is_grouped = self.measure.labels is not None
-        flat = self.measure.labeled(flat)
-        before = state.memory.memory if is_grouped else state.memory
+        before, is_grouped = state.memory, self.measure.labels is not None
+        if is_grouped:
+            flat, before = self.measure.labeled(flat), state.memory.memory
         measured_by: _Norms = self.measure.norms
         if self.relative is None:
             norms, table = self.measure.tabled(flat)
         else:
             measured_by = functools.partial(self.relative, params)
             norms = measured_by(flat)
-            table = Table([n.value for n in norms])
+            table = table_of([n.value for n in norms])
         finite: Any = None
         if self.nonfinite != "propagate":
             finite = record.all_finite(table.vectors(norms), self.measure.differing)
@@ -217,10 +217,12 @@ class Rule(NamedTuple):
         seen = measured(self.measure, flat, numbers, table, state.update_count, params)
         limits, memory = self.limit.update(before, seen) if norms else ([], before)
         rows: list[tuple[Any, Any, Scale, Any]] = []
+        factors: list[Factors] = []
         for norm, number, c in zip(*map(table.vectors, (norms, numbers, limits)), strict=True):
-            rows.append((number, c, *self.scaled(norm, number, c, finite)))
-        factors = table.arrays([scale.factors for _, _, scale, _ in rows])
-        arrays = list(map(apply, flat.arrays, self.measure.per_leaf(flat, factors)))
+            scale, over = self.scaled(norm, number, c, finite)
+            rows.append((number, c, scale, over))
+            factors.append(scale.factors)
+        arrays = list(map(apply, flat.arrays, self.measure.per_leaf(flat, table.arrays(factors))))
         if self.scale_mask is not None:
             chosen = flat.chosen(self.scale_mask, "scale_mask")
             arrays = [y if c else x for x, y, c in zip(flat.arrays, arrays, chosen, strict=True)]
@@ -252,7 +254,7 @@ class Rule(NamedTuple):
 
 
 def measured(
-    rule: Measure, flat: Flat, numbers: list[jax.Array], table: Table, count: Any, params: PyTree
+    rule: Measure, flat: Flat, numbers: list[jax.Array], table: AnyTable, count: Any, params: PyTree
 ) -> Measured:
     """The input of a threshold."""
 
@@ -273,7 +275,7 @@ def measured(
 
 
 def _dropped(
-    flat: Flat, norms: list[Norm], table: Table, finite: jax.Array, measured_by: _Norms
+    flat: Flat, norms: list[Norm], table: AnyTable, finite: jax.Array, measured_by: _Norms
 ) -> tuple[Flat, list[Norm]]:
     """The leaves without their non-finite elements, and the norms of the rest."""
 

@@ -15,9 +15,8 @@ from jaxclip._core import state as states
 from jaxclip._core.flat_tree import Flat, alike, at_step, flatten
 from jaxclip._core.measure import Measure, measure
 from jaxclip._core.types import AxisName, LimitTree, Mask, PyTree, ScalarOrSchedule, Stacked
-from jaxclip._numerics import collectives, joining
-from jaxclip._numerics.joining import Table
-from jaxclip._numerics.power_sums import reduced
+from jaxclip._numerics import collectives
+from jaxclip._numerics.power_sums import reduced, sum_of, table_of
 from jaxclip._numerics.rounding import is_narrow, rounded
 from jaxclip._numerics.scaled_float import (
     Norm,
@@ -218,8 +217,8 @@ def _turns(
         r = jnp.asarray(radius).astype(dtype)
         units.append(power_of_two_near(jnp.where((r > 0) & jnp.isfinite(r), r, jnp.ones_like(r))))
         x, y = times(widened(w, dtype), 1 / units[-1]), widened(u, dtype)
-        sums.append(tuple(joining.sum_of([_sums(x, y, kind.axes)], kind.mesh, every)))
-    table = Table([own[0] for own in sums])
+        sums.append(tuple(sum_of([_sums(x, y, kind.axes)], kind.mesh, every)))
+    table = table_of([own[0] for own in sums])
     return table.map(functools.partial(_turn, rate), sums, radii, units)
 
 

@@ -1,10 +1,17 @@
-"""The architecture: the table of layers on its page holds for the imports, and its example runs."""
+"""The architecture: the table of layers on its page holds for the imports, and its example runs.
+
+So does its list of the files that an update goes through.
+"""
 
 import ast
 import functools
+import itertools
 import re
+import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import jaxclip
@@ -116,6 +123,42 @@ def test_top_level_is_small():
 @pytest.mark.parametrize("file", FILES)
 def test_file_has_at_most_300_lines(file):
     assert len((PACKAGE / file).read_text().splitlines()) <= 300
+
+
+@pytest.fixture(scope="module")
+def calls():
+    """The functions of the package that one update of a small tree calls, in order."""
+    tree, found = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}, []
+    rule = jaxclip.clip_by_global_norm(1.0)
+    state = rule.init(tree)
+
+    def profile(frame, event, _):
+        file = Path(frame.f_code.co_filename)
+        if event == "call" and PACKAGE in file.parents:
+            found.append((file.relative_to(PACKAGE).as_posix(), frame.f_code.co_qualname))
+
+    jax.clear_caches()
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        jax.make_jaxpr(rule.update)(tree, state)
+    finally:
+        sys.setprofile(before)
+    return found
+
+
+@needs_page
+def test_an_update_goes_through_the_listed_files(calls):
+    section = PAGE.read_text().split("\n## One update\n")[1].split("\nThese decisions")[0]
+    listed = set(re.findall(r"`(\S+\.py)`", section)) - {"_core/record.py"}
+    assert {file for file, _ in calls} == listed
+    assert len(listed) == 7
+
+
+def test_an_update_is_short_to_read(calls):
+    """At most 50 functions, and 50 steps from one file to another."""
+    assert len(set(calls)) <= 50
+    assert sum(one[0] != other[0] for one, other in itertools.pairwise(calls)) <= 50
 
 
 @needs_page

@@ -88,7 +88,7 @@ CHANGES = {
         ],
         "_over_batch": [
             ("each device scales by its part of the batch",
-             "return _across(logits, mesh, collectives.max_over)", "return logits",
+             "return _across(logits, mesh, collectives.maxima)", "return logits",
              f"{_MESHES}::test_shard_map"),
             ("heads are taken for parts of the batch",
              "if both := [name for name in mesh[-1] if name in collectives.union(own)]:",
@@ -123,7 +123,7 @@ CHANGES = {
              "jnp.isfinite(s) & (s > 0)", "jnp.isfinite(s)",
              f"{_VALUES}::test_odd_logits_change_nothing_and_are_counted"),
             ("each device records its own heads",
-             "numbers = _across(numbers, mesh, collectives.sum_over)", "",
+             "numbers = _across(numbers, mesh, collectives.sums)", "",
              f"{_MESHES}::test_shard_map"),
         ],
     },

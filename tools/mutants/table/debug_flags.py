@@ -25,7 +25,7 @@ CHANGES = {
              "jnp.where(known, factor, 1)", "factor",
              f"{TESTS}::test_without_jit_everywhere[adaptive_grad_clip_None]"),
         ],
-        "within": [
+        "narrowed": [
             ("a norm beyond float32 is recorded as inf under debug_infs",
              "jnp.clip(x, -most, most)", "x", f"{BEYOND}[float64]"),
         ],

@@ -1,8 +1,4 @@
-"""Numbers of many leaves as one: sums, the largest, and vectors of them, on one device or a mesh.
-
-Without a barrier XLA would make one kernel of a thousand scalars, and compile it for seconds. So
-they are joined in chunks.
-"""
+"""Numbers of many leaves in a few vectors, on one device."""
 
 from __future__ import annotations
 
@@ -15,62 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclip._numerics import collectives, total_order
-from jaxclip._numerics.collectives import MeshAxes
-
 _STACKED = 64  # arrays in one kernel
 _SMALL = 4096  # elements of an array that is joined with others
-
-
-def largest_of(parts: list[jax.Array], mesh: tuple[MeshAxes, ...] | None) -> jax.Array:
-    """The largest of some arrays of one shape, each over its mesh axes; NaN if one is NaN."""
-
-    def largest(x: jax.Array, axis: int) -> jax.Array:
-        return total_order.largest(x, (axis,))
-
-    return _over_mesh(parts, mesh, largest, collectives.max_over)
-
-
-def sum_of(
-    parts: list[jax.Array], mesh: tuple[MeshAxes, ...] | None, every: MeshAxes = ()
-) -> jax.Array:
-    """The sum of some arrays of one shape, each over its mesh axes."""
-    if mesh is None:
-        return joined(parts, jnp.sum)
-    return _over_mesh(parts, mesh, jnp.sum, lambda sums: collectives.sum_over(sums, every))
-
-
-def _over_mesh(parts: Any, mesh: Any, reduce: Any, across: Any) -> jax.Array:
-    """Reduces the parts of each mesh axes on their device, and then the results across devices."""
-    if mesh is None or not any(mesh):
-        return joined(parts, reduce)
-    groups: dict[MeshAxes, list[jax.Array]] = {}
-    for part, axes in zip(parts, mesh, strict=True):
-        groups.setdefault(axes, []).append(part)
-    return across({axes: joined(own, reduce) for axes, own in groups.items()})
-
-
-def joined(parts: list[jax.Array], reduce: Callable[[jax.Array, int], jax.Array]) -> jax.Array:
-    """Small arrays of one shape, reduced to one."""
-    while len(parts) > 1:
-        chunks = [parts[i : i + _STACKED] for i in range(0, len(parts), _STACKED)]
-        parts = [reduce(jax.lax.optimization_barrier(jnp.stack(chunk)), 0) for chunk in chunks]
-    return parts[0]
 
 
 class Table:
     """Small arrays of many leaves as a few vectors: few instructions for many leaves.
 
-    A vector has the arrays of one dtype, or one array that is large. On meshes, where devices may
-    have numbers of their own, each array is a vector. A column is an array for each leaf. A table
-    knows the columns that it has made, so nothing is read from a vector to be joined again.
+    A vector has the arrays of one dtype, or one array that is large. A column is an array for each
+    leaf. A table knows the columns that it has made, so nothing is read from a vector to be joined
+    again.
     """
 
     def __init__(self, like: Sequence[Any]) -> None:
-        alone = not jax.sharding.get_abstract_mesh().empty
         groups: dict[Any, list[int]] = {}
         for i, x in enumerate(like):
-            apart = i if alone or x.size > _SMALL else None
+            apart = i if x.size > _SMALL else None
             groups.setdefault((x.dtype, apart), []).append(i)
         self._groups, self._number = list(groups.values()), len(like)
         self._shapes = [tuple([tuple(like[i].shape) for i in own]) for own in self._groups]
@@ -95,7 +51,7 @@ class Table:
             column: for each leaf a tree of arrays of its shape, or of numbers.
         """
         if len(column) != self._number:
-            raise ValueError(f"{len(column)} values for {self._number} norms: each needs one")
+            raise wrong_number(column, self._number)
         found: list[Any] = []
         for k, group in enumerate(self._groups):
             own = [column[i] for i in group]
@@ -132,6 +88,11 @@ class Table:
         if vector is not None and all(v is vector and p == i for i, (v, p) in enumerate(made)):
             return vector
         return _together(tuple(column), self._shapes[k], self._dtypes[k])
+
+
+def wrong_number(column: Sequence[Any], number: int) -> ValueError:
+    """The error for a column that does not have a value for each norm."""
+    return ValueError(f"{len(column)} values for {number} norms: each needs one")
 
 
 _Shapes = tuple[tuple[int, ...], ...]
