@@ -8,11 +8,13 @@ import itertools
 import os
 import pathlib
 
-# Most programs run once, so XLA is to compile them fast: LLVM optimizes nothing, and kernels do not
-# go through MLIR, which takes three quarters of the time. The XLA of JAX 0.12 ignores the latter.
+# Most programs run once, so XLA is to compile them fast: LLVM optimizes nothing and compiles a
+# program in one part, and kernels do not go through MLIR, which takes three quarters of the time.
+# The XLA of JAX 0.12 ignores the latter.
 for _flag, _value in (
     ("--xla_force_host_platform_device_count", 8),
     ("--xla_backend_optimization_level", 0),
+    ("--xla_cpu_parallel_codegen_split_count", 1),
     ("--xla_backend_extra_options", "xla_cpu_disable_new_fusion_emitters"),
 ):
     if _flag not in os.environ.get("XLA_FLAGS", ""):

@@ -32,7 +32,7 @@ ON_CPU = {
     "CUDA_VISIBLE_DEVICES": "",
 }
 FAST = (
-    "--xla_backend_optimization_level=0 "
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "
     "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 )
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}

@@ -32,7 +32,7 @@ sys.exit(__main__.main())
 
 
 def start(*arguments, devices, program=("-m", "jaxclip"), errors=subprocess.STDOUT, **variables):
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, *program, *arguments],
         env=os.environ | {"XLA_FLAGS": flags} | variables,
