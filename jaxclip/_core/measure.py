@@ -48,6 +48,7 @@ class Measure(NamedTuple):
     Attributes:
         scope: `"element"`, `"unit"`, `"leaf"`, `"group"` or `"global"`.
         order: a float >= 1, `"rms"` or `"average"`.
+        power: the p of the norm; 2 for means.
         axis: the axes that a unit reduces.
         axis_name: the mesh axes that shard the leaves, or `None` to find them.
         mask: the leaves that are measured; scopes `"global"` and `"group"` only.
@@ -57,6 +58,7 @@ class Measure(NamedTuple):
 
     scope: Scope
     order: float | str
+    power: float
     axis: Any
     axis_name: MeshAxes | None
     mask: Mask
@@ -67,11 +69,6 @@ class Measure(NamedTuple):
     def differing(self) -> MeshAxes | None:
         """The mesh axes on which norms differ between devices, if the user named them."""
         return self.axis_name if self.scope == "element" else None
-
-    @property
-    def power(self) -> float:
-        """The p of the norm that means are made from."""
-        return 2.0 if isinstance(self.order, str) else self.order
 
     def groups(self, flat: Flat) -> list[Group]:
         """The groups of the floating leaves, in their order."""
@@ -112,14 +109,13 @@ class Measure(NamedTuple):
         if self.axis_name is not None or not jax.sharding.get_abstract_mesh().empty:
             mesh = self._mesh(flat, groups)
         arrays, kinds = [], []
-        power = 2.0 if isinstance(self.order, str) else self.order
+        power = math.inf if self.scope == "element" else self.power
         for group in groups:
             own = tuple(map(flat.arrays.__getitem__, group.members))
             axes = None if mesh is None else tuple(map(mesh.__getitem__, group.members))
-            p = math.inf if self.scope == "element" else power
             elements = _elements(own, group.axes, axes)
             arrays.append(own)
-            kinds.append(Kind(p, group.axes, axes, elements, self.order == "rms"))
+            kinds.append(Kind(power, group.axes, axes, elements, self.order == "rms"))
         return arrays, kinds
 
     def _mesh(self, flat: Flat, groups: list[Group]) -> list[MeshAxes]:
@@ -226,7 +222,8 @@ def measure(
         )
     order, names = _validate.norm_order(ord), _validate.mesh_axes(axis_name)
     stack = stacked if callable(stacked) else _validate.stack_axis(stacked)
-    return Measure(scope, order, _validate.axes(axis), names, mask, stack, groups)
+    power = 2.0 if isinstance(order, str) else order
+    return Measure(scope, order, power, _validate.axes(axis), names, mask, stack, groups)
 
 
 def _elements(

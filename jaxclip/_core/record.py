@@ -108,7 +108,9 @@ def largest(
     if not parts:
         return [jnp.full((), default, jnp.float32) for default in defaults]
     mesh = tuple([collectives.differing_axes(part, axis_name) for part in parts])
-    most = power_sums.largest_of(parts, mesh)
+    most = parts[0]
+    if len(parts) > 1 or mesh[0]:
+        most = power_sums.largest_of(list(map(total_order.rank, parts)), mesh, jnp.float32)
     return [most[i] for i in range(len(defaults))]
 
 

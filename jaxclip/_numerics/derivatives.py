@@ -24,11 +24,12 @@ def _norms_jvp(kinds: tuple[Kind, ...], primals: Any, tangents: Any) -> Any:
 
 
 def _tangent(arrays: Arrays, dots: Arrays, out: Norm, kind: Kind) -> Norm:
-    """Dn = sum of slope * dx; 0 where n is 0 or infinite."""
+    """Dn = sum of slope * dx; 0 where n is 0 or not finite."""
     good = (out.value > 0) & jnp.isfinite(out.value)
     value = jnp.where(good, out.value, jnp.ones_like(out.value))
     unit = jnp.where(good, out.unit, jnp.ones_like(out.unit))
-    slopes = [_slope(in_unit(x, unit), value, kind.power) for x in arrays]
+    inside = [jnp.where(good, in_unit(x, unit), 0) for x in arrays]
+    slopes = [_slope(x, value, kind.power) for x in inside]
     pairs = zip(slopes, dots, strict=True)
     terms = [reduced(jnp.real(jnp.conj(s) * in_unit(dx, unit)), kind.axes) for s, dx in pairs]
     change = sum_of(terms, kind.mesh) / (float(kind.elements) if kind.mean else 1)

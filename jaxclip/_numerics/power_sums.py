@@ -27,18 +27,15 @@ from jaxclip._numerics.scaled_float import (
     times,
     widened,
 )
-from jaxclip._numerics.table import Table, wrong_number
+from jaxclip._numerics.table import SMALL, STACKED, Table, wrong_number
 
 # Rescaling by 2**k or 2**-k keeps the squares, and sums of up to 2**37 of them, in range.
 _RESCALE = {4: 96, 8: 700}  # by bytes of the accumulator
-_SUMMED = 2**37
 _ROOT_LAST = (1, 2)  # powers whose root follows the branches
-_SMALL = 4096  # elements of arrays that are stacked before they are rescaled
-_STACKED = 64  # arrays in one kernel
 
 Arrays = tuple[jax.Array, ...]
-AnyTable: TypeAlias = "Apart | Table"
-_Sum: TypeAlias = "tuple[Arrays, Kind, MeshAxes, jax.Array]"  # the mesh axes are those of all sums
+AnyTable: TypeAlias = "Unjoined | Table"
+_Sum: TypeAlias = "tuple[Arrays, Kind, jax.Array]"  # the plain sum of the powers of some arrays
 
 
 class Kind(NamedTuple):
@@ -46,8 +43,7 @@ class Kind(NamedTuple):
 
     Attributes:
         power: p, with 1 <= p <= inf.
-        axes: the axes reduced in the group's only array, which stay with size 1; `None` to reduce
-            all arrays of the group to a scalar.
+        axes: the axes reduced in the group's only array, which stay with size 1; `None` for all.
         mesh: the mesh axes over which each array is summed; `None` outside of meshes.
         elements: the elements that one norm is of, on all devices.
         mean: whether the sum is divided by them before the root; only for p = 2.
@@ -70,7 +66,8 @@ def norms(groups: tuple[Arrays, ...], kinds: tuple[Kind, ...]) -> list[Norm]:
 
     Returns:
         The vectors of the table of these groups, whose column is for each group a scalar in the
-        accumulator's dtype, or an array if its kind has axes.
+        accumulator's dtype, or an array if its kind has axes. `derivatives.norms` is this function
+        with its derivative.
     """
     every: MeshAxes = ()
     found: list[Any] = [None] * len(groups)
@@ -88,9 +85,9 @@ def norms(groups: tuple[Arrays, ...], kinds: tuple[Kind, ...]) -> list[Norm]:
             continue
         # Devices that differ in a sum take branches of their own.
         varying = () if kind.mesh is None else collectives.varying_axes(total)
-        sums.setdefault((varying, kind.power), {})[i] = arrays, kind, every, total
+        sums.setdefault((varying, kind.power, kind.mean), {})[i] = arrays, kind, total
     for alike in sums.values():
-        own, vectors = _exact_norms(list(alike.values()))
+        own, vectors = _exact_norms(list(alike.values()), every)
         if len(alike) == len(groups):
             return vectors
         for i, norm in zip(alike, own.arrays(vectors), strict=True):
@@ -106,13 +103,13 @@ def type_of(arrays: Arrays, kind: Kind) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, accumulator(*arrays))
 
 
-class Apart(NamedTuple):
-    """The table of one number, or of numbers on a mesh, each of which is a vector of its own."""
+class Unjoined(NamedTuple):
+    """The table of one number, or of numbers on a mesh: each is a vector of its own."""
 
     number: int
 
     def vectors(self, column: Sequence[Any]) -> list[Any]:
-        """As of `Table`."""
+        """As `Table.vectors`."""
         if len(column) != self.number:
             raise wrong_number(column, self.number)
         return list(column)
@@ -120,27 +117,27 @@ class Apart(NamedTuple):
     arrays = vectors
 
     def map(self, function: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
-        """As of `Table`."""
+        """As `Table.map`."""
         return list(map(function, *map(self.vectors, columns)))
 
 
 def table_of(like: Sequence[Any]) -> AnyTable:
     """The table of arrays of these shapes and dtypes."""
-    is_apart = len(like) == 1 or not jax.sharding.get_abstract_mesh().empty
-    return Apart(len(like)) if is_apart else Table(like)
+    unjoined = len(like) == 1 or not jax.sharding.get_abstract_mesh().empty
+    return Unjoined(len(like)) if unjoined else Table(like)
 
 
-def _exact_norms(sums: list[_Sum]) -> tuple[AnyTable, list[Norm]]:
+def _exact_norms(sums: list[_Sum], every: MeshAxes) -> tuple[AnyTable, list[Norm]]:
     """A table of norms; where a plain sum overflowed or underflowed, of rescaled arrays.
 
-    All sums are of one power.
+    All sums are of one power, and all or none of them for means.
     """
-    groups, kinds, every, totals = zip(*sums, strict=True)
+    groups, kinds, totals = zip(*sums, strict=True)
     kind, own = kinds[0], table_of(totals)
     values, counts = own.vectors(totals), list(map(operator.attrgetter("elements"), kinds))
-    least = 0 if kind.power == 1 else min(max(counts), _SUMMED)
-    divisors = own.vectors(list(map(float, counts))) if kind.mean else counts[:1] * len(values)
-    exact, downs = zip(*map(functools.partial(_down, least), values), strict=True)
+    elements = 0 if kind.power == 1 else min(max(counts), 2**37)
+    divisors = own.vectors(list(map(float, counts))) if kind.mean else [1] * len(values)
+    wrong, scales = zip(*map(functools.partial(_checked, elements), values), strict=True)
     root, root_last = functools.partial(_root, kind), kind.power in _ROOT_LAST
 
     def plain() -> tuple[list[jax.Array], list[jax.Array]]:
@@ -149,28 +146,29 @@ def _exact_norms(sums: list[_Sum]) -> tuple[AnyTable, list[Norm]]:
 
     def rescaled() -> tuple[list[jax.Array], list[jax.Array]]:
         if not root_last:
-            again = own.vectors(list(map(_relative_to_peak, groups, kinds, every)))
+            peaks = map(functools.partial(_relative_to_peak, every), groups, kinds)
+            again = own.vectors(list(peaks))
             return [n.value for n in again], [n.unit for n in again]
-        again = own.vectors(list(map(_stacked_sum, groups, kinds, own.arrays(downs), every)))
-        return again, list(map(jnp.reciprocal, downs))
+        again = map(functools.partial(_scaled_sum, every), groups, kinds, own.arrays(scales))
+        return own.vectors(list(again)), list(map(jnp.reciprocal, scales))
 
-    found, units = jax.lax.cond(joined(list(exact), jnp.logical_and), plain, rescaled)
+    found, units = jax.lax.cond(joined(list(wrong), jnp.logical_or), rescaled, plain)
     if root_last:
         found = list(map(root, found, divisors))
     return own, list(map(Norm, found, units))
 
 
-def _down(least: int, value: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Whether sums of so many elements are all exact, and the factor that keeps each in range.
+def _checked(elements: int, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Whether some of these sums are wrong, and the scale that each needs: 1 if it is right.
 
-    They are where no power that matters has overflowed or underflowed. The factor is 1 there.
+    In a wrong sum, of up to this many elements, powers that matter overflowed or underflowed.
     """
-    info, k = jnp.finfo(value.dtype), _RESCALE[value.dtype.itemsize]
-    lowest = jnp.full_like(value, least * (float(info.tiny) / float(info.eps)))
-    exact = value == jax.lax.clamp(lowest, value, jnp.full_like(value, info.max))
-    down = jax.lax.select(value < 1, jnp.full_like(value, 2.0**k), jnp.full_like(value, 2.0**-k))
-    down = jax.lax.select(exact, jnp.ones_like(value), down)
-    return jnp.all(exact) if exact.ndim else exact, down
+    info, up = jnp.finfo(value.dtype), 2.0 ** _RESCALE[value.dtype.itemsize]
+    least = jnp.full_like(value, elements * (float(info.tiny) / float(info.eps)))
+    wrong = value != jax.lax.clamp(least, value, jnp.full_like(value, info.max))
+    scale = jax.lax.select(value < 1, jnp.full_like(value, up), jnp.full_like(value, 1 / up))
+    scale = jax.lax.select(wrong, scale, jnp.ones_like(value))
+    return jnp.any(wrong) if wrong.ndim else wrong, scale
 
 
 def _is_always_exact(arrays: Arrays, kind: Kind, total: jax.Array) -> bool:
@@ -185,13 +183,13 @@ def _is_always_exact(arrays: Arrays, kind: Kind, total: jax.Array) -> bool:
     return True
 
 
-def _stacked_sum(arrays: Arrays, kind: Kind, scale: jax.Array, every: MeshAxes) -> jax.Array:
+def _scaled_sum(every: MeshAxes, arrays: Arrays, kind: Kind, scale: jax.Array) -> jax.Array:
     """The sum of the powers of scaled arrays; small ones are stacked, which compiles faster."""
     mesh = kind.mesh or ((),) * len(arrays)
     groups: dict[Any, list[jax.Array]] = {}
     for i, (x, axes) in enumerate(zip(arrays, mesh, strict=True)):
-        apart = i if x.size > _SMALL else None
-        groups.setdefault((axes, jax.typeof(x), apart), []).append(x)
+        alone = i if x.size > SMALL else None
+        groups.setdefault((axes, jax.typeof(x), alone), []).append(x)
     alike, axes_of = list[jax.Array](), list[MeshAxes]()
     for (axes, *_), own in groups.items():
         alike.append(own[0] if len(own) == 1 else jnp.stack(own))
@@ -200,10 +198,10 @@ def _stacked_sum(arrays: Arrays, kind: Kind, scale: jax.Array, every: MeshAxes) 
     return _power_sum(tuple(alike), kind, scale, every)
 
 
-def _relative_to_peak(arrays: Arrays, kind: Kind, every: MeshAxes) -> Norm:
+def _relative_to_peak(every: MeshAxes, arrays: Arrays, kind: Kind) -> Norm:
     """The norm and its unit, by powers of elements divided by the largest magnitude."""
     peak = _peak(arrays, kind)
-    unit = power_of_two_near(peak.value * peak.unit)
+    unit = power_of_two_near(jnp.nan_to_num(peak.value * peak.unit, nan=1.0))
     largest = peak.value * (peak.unit / unit)
     divisor = jnp.where((largest > 0) & jnp.isfinite(largest), largest, jnp.ones_like(largest))
     arrays = tuple([jnp.abs(in_unit(x, unit)) / divisor for x in arrays])
@@ -224,8 +222,8 @@ def _peak(arrays: Arrays, kind: Kind) -> Norm:
     unit = 2.0 if any(map(jnp.iscomplexobj, arrays)) else 1.0
     scale = jnp.asarray(1 / unit, dtype)
     sizes = [jnp.abs(times(widened(x, dtype), scale) if unit > 1 else x) for x in arrays]
-    parts = [total_order.magnitude(x.astype(dtype), kind.axes) for x in sizes]
-    most = largest_of(parts, kind.mesh)
+    ranks = [total_order.magnitude_rank(x.astype(dtype), kind.axes) for x in sizes]
+    most = largest_of(ranks, kind.mesh, dtype)
     return Norm(most, jnp.full_like(most, unit))
 
 
@@ -263,10 +261,10 @@ def _root(kind: Kind, total: jax.Array, elements: Any = 1) -> jax.Array:
     return jnp.where(good, root - (root - total / slope) / power, root)
 
 
-def largest_of(parts: list[jax.Array], mesh: tuple[MeshAxes, ...] | None) -> jax.Array:
-    """The largest of some arrays of one shape, each over its mesh axes; NaN if one is NaN."""
-    most = _over_mesh(list(map(total_order.rank, parts)), mesh, jnp.maximum, collectives.max_over)
-    return total_order.from_rank(most, parts[0].dtype)
+def largest_of(ranks: list[jax.Array], mesh: tuple[MeshAxes, ...] | None, dtype: Any) -> jax.Array:
+    """The largest float of some arrays of ranks of one shape, each over its mesh axes."""
+    most = _over_mesh(ranks, mesh, jnp.maximum, collectives.max_over)
+    return total_order.from_rank(most, dtype)
 
 
 def sum_of(
@@ -291,10 +289,10 @@ def _over_mesh(parts: Any, mesh: Any, join: Any, across: Any) -> jax.Array:
 def joined(parts: list[jax.Array], join: Any) -> jax.Array:
     """Small arrays of one shape, joined to one.
 
-    XLA compiles a kernel for each sum of two. So many are stacked and summed at once; the barrier
-    keeps XLA from taking that apart.
+    Up to 64 are joined one by one. Of more, each 64 are stacked and reduced in one kernel, which
+    compiles faster; the barrier keeps XLA from taking the stack apart.
     """
-    while len(parts) > _STACKED:
-        stack = jax.lax.optimization_barrier(jnp.stack(parts[:_STACKED]))
-        parts = [*parts[_STACKED:], join.reduce(stack)]
+    while len(parts) > STACKED:
+        stack = jax.lax.optimization_barrier(jnp.stack(parts[:STACKED]))
+        parts = [*parts[STACKED:], join.reduce(stack)]
     return functools.reduce(join, parts)

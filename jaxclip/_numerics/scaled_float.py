@@ -32,14 +32,14 @@ class Norm(NamedTuple):
         if most < math.inf:
             within = jnp.minimum(value, most * jnp.minimum(1 / self.unit, 1))
             value = jnp.where(jnp.isfinite(value), within, value)
-        return value * self.unit
+        return value * jax.lax.stop_gradient(self.unit)  # whose derivative, 0, times inf is NaN
 
     def times(self, factor: jax.Array) -> jax.Array:
         """A multiple of the norm as one float; `unlimited` of itself, and 0 of 0."""
-        value, unit = self.value.astype(factor.dtype), self.unit.astype(factor.dtype)
+        unit = jax.lax.stop_gradient(self.unit).astype(factor.dtype)
         most = unlimited(factor.dtype)
         known = (factor > 0) & (factor < most)
-        product = jnp.where(known, factor, 1) * value * unit
+        product = jnp.where(known, factor, 1) * self.value.astype(factor.dtype) * unit
         return jnp.where(known, product, jnp.where(factor <= 0, 0, most))
 
 
@@ -104,8 +104,9 @@ def quotient(
     """
     one, finite = jnp.ones_like(number), jnp.isfinite(norm.value)
     over = changes & finite
+    value, unit = _select(over, norm.value, one), _select(over, norm.unit, one)
     down = 1 / power_of_two_near(_select(over, number, one))
-    divisor = _select(over, norm.value * (norm.unit * down), one)
+    divisor = value * (unit * down)
     if eps is not None:
         divisor = divisor + jnp.asarray(eps).astype(one.dtype) * down
     if floor is not None:
@@ -160,9 +161,9 @@ def accumulator(*arrays: jax.Array) -> Any:
 def power_of_two_near(x: jax.Array) -> jax.Array:
     """A power of two near a positive x, a normal number with a normal reciprocal."""
     info = jnp.finfo(x.dtype)
-    power = jax.lax.reduce_precision(x, info.nexp, 0)
     most = jnp.asarray(2.0 ** (info.maxexp - 2), x.dtype)
-    return jax.lax.stop_gradient(jax.lax.clamp(jnp.asarray(info.tiny, x.dtype), power, most))
+    inside = jax.lax.clamp(jnp.asarray(info.tiny, x.dtype), x, most)
+    return jax.lax.stop_gradient(jax.lax.reduce_precision(inside, info.nexp, 0))
 
 
 def magnitude(x: jax.Array) -> Norm:

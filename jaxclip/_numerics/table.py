@@ -1,4 +1,4 @@
-"""Numbers of many leaves in a few vectors, on one device."""
+"""Numbers of many leaves in a few vectors, outside of meshes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_STACKED = 64  # arrays in one kernel
-_SMALL = 4096  # elements of an array that is joined with others
+STACKED = 64  # arrays in one kernel
+SMALL = 4096  # elements of an array that is joined with others
 
 
 class Table:
     """Small arrays of many leaves as a few vectors: few instructions for many leaves.
+
+    `power_sums.table_of` makes it.
 
     A vector has the arrays of one dtype, or one array that is large. A column is an array for each
     leaf. A table knows the columns that it has made, so nothing is read from a vector to be joined
@@ -26,7 +28,7 @@ class Table:
     def __init__(self, like: Sequence[Any]) -> None:
         groups: dict[Any, list[int]] = {}
         for i, x in enumerate(like):
-            apart = i if x.size > _SMALL else None
+            apart = i if x.size > SMALL else None
             groups.setdefault((x.dtype, apart), []).append(i)
         self._groups, self._number = list(groups.values()), len(like)
         self._shapes = [tuple([tuple(like[i].shape) for i in own]) for own in self._groups]
@@ -134,8 +136,11 @@ def _apart(vectors: list[jax.Array], shapes: _Shapes) -> list[list[jax.Array]]:
 
 
 def _concatenated(parts: list[jax.Array]) -> jax.Array:
-    """Vectors in one."""
+    """Vectors in one.
+
+    Without barriers XLA would make one kernel of a thousand vectors, and compile it for seconds.
+    """
     while len(parts) > 1:
-        chunks = [parts[i : i + _STACKED] for i in range(0, len(parts), _STACKED)]
+        chunks = [parts[i : i + STACKED] for i in range(0, len(parts), STACKED)]
         parts = [jax.lax.optimization_barrier(jnp.concatenate(chunk)) for chunk in chunks]
     return parts[0]

@@ -20,10 +20,14 @@ def magnitude(x: jax.Array, axis: tuple[int, ...] | None = None) -> jax.Array:
         x: a float32 or float64 array.
         axis: the axes reduced, which stay with size 1; `None` for all, to a scalar.
     """
+    return jax.lax.bitcast_convert_type(magnitude_rank(x, axis), x.dtype)
+
+
+def magnitude_rank(x: jax.Array, axis: tuple[int, ...] | None = None) -> jax.Array:
+    """The rank of the largest |x|: its bits, which need no mirroring."""
     integer = _integer(x)
     bits = jax.lax.bitcast_convert_type(jnp.abs(x), integer) & jnp.iinfo(integer).max
-    bits = jnp.max(bits, axis=axis, keepdims=axis is not None, initial=0)
-    return jax.lax.bitcast_convert_type(bits, x.dtype)
+    return jnp.max(bits, axis=axis, keepdims=axis is not None, initial=0)
 
 
 def largest(x: jax.Array, axis: tuple[int, ...]) -> jax.Array:

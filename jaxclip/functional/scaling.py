@@ -69,9 +69,7 @@ def clip_by_group_norm(
     """
     given(max_norm, "max_norm", "group")
     rule = measure("group", ord, axis_name=axis_name, groups=groups)
-    flat = flatten(tree)
-    if rule.labels is not None:
-        flat = rule.labeled(flat)
+    flat = rule.labeled(flatten(tree))
     names, limits, found = rule.names(flat), [], []
     for limit in labels.values(max_norm, names, "max_norm"):
         _validate.without_schedules(max_norm=limit)

@@ -20,7 +20,7 @@ from jaxclip._core.flat_tree import difference, flatten
 from jaxclip._core.measure import Measure
 from jaxclip._core.types import AxisName, PyTree
 from jaxclip._numerics import collectives
-from jaxclip._numerics.power_sums import Apart
+from jaxclip._numerics.power_sums import table_of
 from jaxclip._numerics.scaled_float import Norm, accumulator, narrowed, unlimited
 from jaxclip._validate import short
 from jaxclip.thresholds.base import Measured
@@ -177,7 +177,7 @@ def guard(
             finite = jnp.isfinite(norm.value)
             finite = finite if loss is None else finite & jnp.isfinite(loss)
             number = norm.number
-            seen = measured(rule, flat, [number], Apart(1), own.update_count, params)
+            seen = measured(rule, flat, [number], table_of([number]), own.update_count, params)
             verdict = judge.judged(state, Seen(number, loss, finite, seen), params)
             inner_state = verdict.guarded_state
 

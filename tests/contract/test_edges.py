@@ -48,6 +48,15 @@ def test_below_the_threshold_every_bit_is_kept(rule):
             registry.assert_same_bits(out, cases[name][1])
 
 
+@pytest.mark.parametrize("size", [1e-30, 2e38])
+def test_the_scale_of_a_kept_norm_is_one(size):
+    """Also where its squares leave the range, so that it has a unit."""
+    u = jnp.full(9, size)
+    out, state = once(jaxclip.clip_by_global_norm(1e38 if size < 1 else None), u)
+    assert float(state.smallest_scale) == 1.0
+    registry.assert_same_bits(out, u)
+
+
 @by_any_rule
 def test_at_the_threshold_every_bit_is_kept(rule):
     """Eight equal powers of two; the limit is their norm, rounded up where float32 must."""

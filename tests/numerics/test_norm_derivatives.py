@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxclip
 from jaxclip import norms
 from tests.support import modes, registry
 from tests.support import oracles as o
@@ -82,6 +83,25 @@ def test_derivatives_at_zero():
             assert np.isfinite(hessian).all()
             assert all(np.isfinite(x).all() for x in jax.tree.leaves(leafwise))
             assert not np.any(leafwise["a"]["a"])
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_derivatives_where_a_norm_is_not_finite(bad):
+    """They are 0 in both modes; so is that of a multiple, as of parameters for a threshold."""
+    x, dots = jnp.array([bad, 1.0, 3e38]), jnp.ones(3)
+
+    @jax.jit
+    def run(x):
+        found = []
+        for ord in ORDS:
+            f = functools.partial(norms.global_norm, ord=ord)
+            found += [jax.grad(f)(x), jax.jvp(f, (x,), (dots,))[1]]
+        agc = jaxclip.adaptive_grad_clip(0.1)
+        clipped = jax.jvp(lambda p: agc.update(dots, agc.init(p), p)[0], (x,), (dots,))[1]
+        return [*found, clipped]
+
+    for got in run(x):
+        np.testing.assert_array_equal(got, np.zeros(got.shape))
 
 
 def test_gradient_of_the_empty_tree():

@@ -153,7 +153,7 @@ def test_bad_order_type(ord):
 
 
 def test_norm_does_not_depend_on_the_split():
-    x = registry.build((6, 2))
+    x = registry.build((6, 12))
 
     @jax.jit
     def run(x):

@@ -7,11 +7,6 @@ CHANGES = {
              'return self.axis_name if self.scope == "element" else None', "return None",
              "tests/sharding/test_records.py::test_records_with_axis_name"),
         ],
-        "Measure.power": [
-            ("the global norm is a 2-norm for every order",
-             "2.0 if isinstance(self.order, str) else self.order", "2.0",
-             "tests/thresholds/test_learned_edges.py::test_adagc_warmup_with_a_nonfinite_leaf[1]"),
-        ],
         "Measure.groups": [
             ("the memory of units has the shape of the reduced axes",
              "tuple(1 if d in (axes or ()) else n", "tuple(n if d in (axes or ()) else 1",
@@ -54,6 +49,9 @@ CHANGES = {
              "tests/thresholds/test_learned_edges.py::test_adagc_warmup_with_a_norm_near_float32_max"),
         ],
         "measure": [
+            ("the global norm is a 2-norm for every order",
+             "2.0 if isinstance(order, str) else order", "2.0",
+             "tests/thresholds/test_learned_edges.py::test_adagc_warmup_with_a_nonfinite_leaf[1]"),
             ("axis is ignored at other scopes",
              'if axis is not None and scope != "unit":', "if False:",
              "tests/contract/test_errors.py::test_scope"),
