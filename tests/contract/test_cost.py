@@ -133,13 +133,13 @@ def _instructions(tx, leaves):
 
 @pytest.mark.slow
 def test_program_length_against_optax():
-    """XLA compiles for as long as a program has instructions: twice as many, 2.1 in JAX 0.7.
+    """XLA compiles for as long as a program has instructions: 1.4 times as many.
 
-    They are 1.7 times as many without the flags of tests/conftest.py. The extra instructions
+    With the flags of tests/conftest.py they are fewer, and 1.65 times as many. The extra ones
     compute the exact factor, scalars that XLA repeats in each leaf's kernel.
     """
-    most = 2.2 if jax.__version_info__ < (0, 8) else 1.8 if modes.DEFAULT_KERNELS else 2.0
     own = _instructions(jaxclip.clip_by_global_norm(1.0), 100)
+    most = 1.4 if modes.DEFAULT_KERNELS else 1.65
     assert own <= most * _instructions(optax.clip_by_global_norm(1.0), 100)
 
 
@@ -147,21 +147,21 @@ def test_program_length_against_optax():
 # `clip_by_block_rms` adds 50.
 PER_LEAF = {
     "clip": (1.0, 20),
-    "clip_by_global_norm": (1.0, 85),
-    "clip_by_norm": (1.0, 125),
-    "clip_by_block_rms": (1.0, 125),
-    "adaptive_grad_clip": (0.1, 145),
-    "zclip": (None, 85),
-    "autoclip": (None, 85),
-    "clip_by_history": (None, 85),
-    "adagc": (None, 170),
-    "normalize_by_norm": (None, 85),
-    "clip_by_growth": (None, 140),
-    "stabilize_gradient": (None, 180),
-    "clippy": (None, 176),
-    "monitor": (None, 118),
-    "project_max_norm": (1.0, 65),
-    "scale_by_stable_adam": (None, 325),
+    "clip_by_global_norm": (1.0, 65),
+    "clip_by_norm": (1.0, 120),
+    "clip_by_block_rms": (1.0, 120),
+    "adaptive_grad_clip": (0.1, 138),
+    "zclip": (None, 65),
+    "autoclip": (None, 65),
+    "clip_by_history": (None, 65),
+    "adagc": (None, 152),
+    "normalize_by_norm": (None, 65),
+    "clip_by_growth": (None, 132),
+    "stabilize_gradient": (None, 170),
+    "clippy": (None, 165),
+    "monitor": (None, 112),
+    "project_max_norm": (1.0, 66),
+    "scale_by_stable_adam": (None, 296),
 }
 
 
@@ -191,11 +191,11 @@ def test_a_norm_for_each_of_four_labels_costs_as_one():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["adaptive_grad_clip", "adagc", "autoclip"])
 def test_program_length_is_linear_in_leaves(name):
-    """No instruction exists for each pair of leaves."""
+    """No instruction exists for each pair of leaves: those would be four times as many."""
     make = {"adagc": jaxclip.adagc, "autoclip": jaxclip.autoclip}.get(name)
     rule = make() if make else getattr(jaxclip, name)(1.0)
     small, middle, large = (_instructions(rule, leaves) for leaves in (8, 16, 32))
-    assert large - middle <= 2.2 * (middle - small)
+    assert large - middle <= 2.5 * (middle - small)
 
 
 @by_rule
