@@ -66,8 +66,7 @@ def norms(groups: tuple[Arrays, ...], kinds: tuple[Kind, ...]) -> list[Norm]:
 
     Returns:
         The vectors of the table of these groups, whose column is for each group a scalar in the
-        accumulator's dtype, or an array if its kind has axes. `derivatives.norms` is this function
-        with its derivative.
+        accumulator's dtype, or an array if its kind has axes. Differentiate `derivatives.norms`.
     """
     every: MeshAxes = ()
     found: list[Any] = [None] * len(groups)
@@ -201,7 +200,10 @@ def _scaled_sum(every: MeshAxes, arrays: Arrays, kind: Kind, scale: jax.Array) -
 def _relative_to_peak(every: MeshAxes, arrays: Arrays, kind: Kind) -> Norm:
     """The norm and its unit, by powers of elements divided by the largest magnitude."""
     peak = _peak(arrays, kind)
-    unit = power_of_two_near(jnp.nan_to_num(peak.value * peak.unit, nan=1.0))
+    # Not beyond these units: a tangent in units of 2**126 would underflow.
+    most = 2.0 ** _RESCALE[peak.value.dtype.itemsize]
+    size = jnp.nan_to_num(peak.value * peak.unit, nan=1.0)
+    unit = power_of_two_near(jnp.clip(size, 1 / most, most))
     largest = peak.value * (peak.unit / unit)
     divisor = jnp.where((largest > 0) & jnp.isfinite(largest), largest, jnp.ones_like(largest))
     arrays = tuple([jnp.abs(in_unit(x, unit)) / divisor for x in arrays])

@@ -70,8 +70,9 @@ def given(value: LimitTree, name: str = "threshold", scope: Scope | None = None)
             same: dict[Any, jax.Array] = {}  # one array for all norms, which are joined then
             limits: list[jax.Array] = []
             for n in measured.norms:
-                limit = jnp.asarray(min(number, unlimited(n.dtype)), n.dtype)
-                limits.append(same.setdefault(n.dtype, limit))
+                if n.dtype not in same:
+                    same[n.dtype] = jnp.asarray(min(number, unlimited(n.dtype)), n.dtype)
+                limits.append(same[n.dtype])
             return limits, memory
         values = measured.spread(at_step(value, measured.count), name)
         limits = []

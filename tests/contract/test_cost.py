@@ -160,7 +160,7 @@ PER_LEAF = {
     "stabilize_gradient": (None, 170),
     "clippy": (None, 165),
     "monitor": (None, 112),
-    "project_max_norm": (1.0, 66),
+    "project_max_norm": (1.0, 60 if jax.__version_info__ < (0, 12) else 66),
     "scale_by_stable_adam": (None, 296),
 }
 
@@ -191,11 +191,11 @@ def test_a_norm_for_each_of_four_labels_costs_as_one():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["adaptive_grad_clip", "adagc", "autoclip"])
 def test_program_length_is_linear_in_leaves(name):
-    """No instruction exists for each pair of leaves: those would be four times as many."""
+    """No instruction exists for each pair of leaves."""
     make = {"adagc": jaxclip.adagc, "autoclip": jaxclip.autoclip}.get(name)
     rule = make() if make else getattr(jaxclip, name)(1.0)
-    small, middle, large = (_instructions(rule, leaves) for leaves in (8, 16, 32))
-    assert large - middle <= 2.5 * (middle - small)
+    small, middle, large = (_instructions(rule, leaves) for leaves in (16, 32, 64))
+    assert large - middle <= 2.1 * (middle - small)
 
 
 @by_rule

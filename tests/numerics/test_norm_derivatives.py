@@ -56,6 +56,9 @@ def test_gradient_of_extreme_values(k):
         want = np.sign(x) * (np.abs(x) / o.norm(x, ord).item()) ** (ord - 1)
         got = slope_of(ord)(jnp.asarray(x * k, jnp.float32))
         np.testing.assert_allclose(got, want, rtol=2e-6)
+        norm = functools.partial(norms.global_norm, ord=ord)
+        _, dot = jax.jvp(norm, (jnp.asarray(x * k, jnp.float32),), (jnp.ones(3),))
+        np.testing.assert_allclose(dot, want.sum(), rtol=2e-5)
 
 
 @pytest.mark.slow

@@ -87,6 +87,18 @@ def test_extremes():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("limit", [None, 1.0])
+def test_weights_near_the_largest_float_under_debug_infs(limit):
+    """Outside of jit no infinity arises from a norm of 9e38."""
+    w = jnp.full((9, 1), 3e38)
+    project = jaxclip.project_max_norm(limit)
+    with jax.debug_infs(True), jax.debug_nans(True):
+        step, _ = project.update(jnp.zeros_like(w), project.init(w), w)
+    want = np.zeros((9, 1)) if limit is None else 1 / 3 - np.float64(w)
+    np.testing.assert_allclose(step, want, rtol=1e-6)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda: jaxclip.project_box(-1.0, 0.7),
                                   jaxclip.project_non_negative])  # fmt: skip
 def test_derivative_of_a_bound(make):

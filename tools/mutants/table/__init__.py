@@ -6,6 +6,7 @@ A row is `(fault, old, new, tests)`: see `tools.mutants.mutant.Mutant`.
 from tools.mutants.mutant import Mutant
 from tools.mutants.table import (
     adoption,
+    arithmetic,
     attention,
     backward,
     core,
@@ -30,6 +31,7 @@ MUTANTS = [
     Mutant(module, function, *row)
     for part in (
         numerics,
+        arithmetic,
         core,
         thresholds,
         transforms,
